@@ -1,4 +1,4 @@
-"""The commands `unfool analyze ...`. They parse and print, as those of `cli`."""
+"""The commands `unfool analyze ...`. Like all commands, they only parse and print."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _above_zero(value: float) -> float:
-    """The value of an option, if it is in the range that `typer.Option` has no word for."""
+    """Return the value of an option if it is above 0, which `typer.Option` cannot express."""
     from unfool.ranges import Positive, complaint
 
     if wrong := complaint(Positive, value):
@@ -22,7 +22,7 @@ def _above_zero(value: float) -> float:
 
 
 def _all_above_zero(values: list[float] | None) -> list[float] | None:
-    """The values of an option that may be repeated, each above 0."""
+    """Return the values of a repeatable option if each is above 0."""
     return [_above_zero(value) for value in values] if values else values
 
 
@@ -213,8 +213,8 @@ def compression(
 ) -> None:
     """Measure how much purifiers contract perturbations, and compare that with runs' accuracies.
 
-    No classifier is attacked. A defense that is done is kept in the output folder; to go on after a stop,
-    run the same command again.
+    No classifier is attacked. The measurements of each defense are saved in the output folder. To
+    resume, run it again.
     """
     from unfool.analysis.compression import SIZES
     from unfool.cli.compression import measure_all
@@ -318,7 +318,7 @@ def samples(
 
 
 def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[str, list[str]]:
-    """The changes of the spec that make each model, by what a report calls it."""
+    """Return the changes to the spec for each model, by its name in the report."""
     models = {"the model": changes or []}
     return models | ({"beside": [*(changes or []), *compare_with]} if compare_with else {})
 
@@ -333,7 +333,7 @@ def _write(
     about: dict[str, Any],
     device: str,
 ) -> None:
-    """Write a report, and print it without its figures, and where it is."""
+    """Write a report, and print it without its figures, and the path of its page."""
     from unfool.report.render_terminal import print_document
     from unfool.runtime.device import pick_device
     from unfool.runtime.provenance import describe_made

@@ -1,4 +1,4 @@
-"""The command `compare`, and the bounds that it and `evaluate` hold results against."""
+"""The command `compare`, and the bounds on results that it and `evaluate` check."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ def compare(
     ] = None,
     strict: Strict = False,
 ) -> None:
-    """Compare two runs of `evaluate`, image by image, on the same images and draws."""
+    """Compare two runs of `evaluate` image by image, on the same images and draws."""
     from unfool.report import comparison
     from unfool.report.render_terminal import print_document
     from unfool.results import compare as comparing
@@ -60,11 +60,11 @@ def compare(
 def check_gate(
     min_robust: float | None, strict: bool, junit: Path | None, attacked: bool, shards: int
 ) -> None:
-    """Refuse a bound on an evaluation that cannot be held, before the work.
+    """Refuse, before the evaluation runs, a bound that cannot be checked.
 
     Raises:
-        ValueError: It is no share, nothing is attacked, or this is a shard; or there is none, and an
-            option asks for one.
+        ValueError: The bound is not a share, nothing is attacked, or the run is a shard; or there
+            is no bound, and `--strict` or `--junit` needs one.
     """
     from unfool.results.gates import check_bound
 
@@ -84,7 +84,7 @@ def check_gate(
 
 
 def hold_gate(run: Any, min_robust: float, strict: bool, junit: Path | None = None) -> None:
-    """Say whether a run keeps a bound, also in a JUnit file; exit with 1 if it does not."""
+    """Print, and write to a JUnit file, whether a run meets a bound; exit with 1 if it does not."""
     from unfool.report import comparison
     from unfool.report.comparison import describe_gate
     from unfool.results.gates import gate_of_run

@@ -1,4 +1,4 @@
-"""The defenses of `unfool analyze compression`, measured one by one, and kept as they are done."""
+"""The measurements of `unfool analyze compression`: one defense at a time, each saved when done."""
 
 import zlib
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from unfool.runtime.files import hash_of_json, npz_bytes, write_bytes
 
 
 class Found(NamedTuple):
-    """What became of all sources.
+    """The measurements of all sources.
 
     Attributes:
-        measured: Of each defense with a purifier, what was measured.
+        measured: The measurement of each defense with a purifier.
         specs: Their checked specs, by name.
-        indices: By name, which images of the data set.
-        skipped: The names of those without a purifier.
+        indices: The indices of their images in the data set, by name.
+        skipped: Names of sources without a purifier.
     """
 
     measured: list[Measured]
@@ -46,7 +46,7 @@ def measure_all(
     options: dict[str, Any],
     quiet: bool,
 ) -> Found:
-    """Measure the purifier of each spec or run folder, or read what was measured before.
+    """Measure the purifier of each spec or run folder, or read its saved measurement.
 
     Raises:
         SpecError: A spec is wrong, or no source has a purifier.
@@ -75,7 +75,7 @@ def measure_all(
 
 
 def _names(sources: Sequence[str]) -> list[str]:
-    """What the report calls each: the last part of its path, numbered where two are alike."""
+    """Return each source's name in the report: the end of its path, numbered if not unique."""
     names: list[str] = []
     for source in sources:
         path = Path(source)
@@ -86,13 +86,13 @@ def _names(sources: Sequence[str]) -> list[str]:
 
 
 def _key(at: AnalysisInputs, options: dict[str, Any]) -> str:
-    """A name for what is measured of which images of a defense."""
+    """Return a hash of everything that a measurement depends on."""
     asked = [specs.identity(at.spec), at.indices, options, __version__]
     return hash_of_json(asked)[:10]
 
 
 def _kept(file: Path) -> Compression | None:
-    """What was measured before; None if it was not, or the file is damaged."""
+    """Return the saved measurement, or None if the file is missing or damaged."""
     try:
         with np.load(file) as arrays:
             return Compression.from_arrays(arrays)

@@ -1,4 +1,4 @@
-"""What is installed, and whether a model keeps its contract."""
+"""Checks what is installed, and whether a model works as a classifier."""
 
 import platform
 import shutil
@@ -32,14 +32,14 @@ from unfool.noise import Noise
 from unfool.runtime.device import pick_device
 from unfool.statistics import percent
 
-VOTES = 8  # as `classify` and `evaluate` take by default
-STATISTICS = 256  # images that tell the mean and the variance of each pixel
-EXAMINED = 32  # images on which a classifier is tried
-SECONDS = 20.0  # for which an answer is timed again
+VOTES = 8  # the default of `classify` and `evaluate`
+STATISTICS = 256  # images for the mean and variance of each pixel
+EXAMINED = 32  # images on which a classifier is tested
+SECONDS = 20.0  # a call is not timed again after this much time
 
 
 def installed() -> list[Finding]:
-    """The package, Python, the libraries and the device."""
+    """Check the package, Python, the libraries, the device, and the disk space."""
     found = [Finding("ok", f"unfool {__version__}, Python {platform.python_version()}")]
     needed = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "safetensors", "matplotlib")
     for name in needed:
@@ -79,7 +79,7 @@ def installed() -> list[Finding]:
 def model(
     spec: str | Mapping[str, Any], changes: Sequence[str], folder: str | None, device: str
 ) -> list[Finding]:
-    """Whether the classifier of a spec, and its defense, keep the contract of a classifier.
+    """Examine the classifier of a spec, with its defense, and the denoisers in it.
 
     Raises:
         SpecError: The spec is wrong.
@@ -108,13 +108,13 @@ def model(
 
 
 def some(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Up to 32 images and their labels, from all over: data sets may be sorted by class."""
+    """Return up to 32 evenly spaced images and labels, because data may be sorted by class."""
     places = torch.linspace(0, len(x) - 1, min(EXAMINED, len(x))).round().long().to(x.device)
     return x[places], y[places]
 
 
 def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[Finding]:
-    """Look at a classifier with a few images (B, C, H, W) of [0, 1] and their labels (B,)."""
+    """Test a classifier on a few images (B, C, H, W) in [0, 1] and their labels (B,)."""
     noise, found = Noise.of(0, range(len(x))), []
 
     def say(fine: bool, good: str, bad: str, mark: Literal["note", "FAIL"] = "FAIL") -> None:
@@ -183,7 +183,7 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
 
 
 def options(checked: Mapping[str, Any]) -> list[Finding]:
-    """Each part of a checked spec with its options, those that were left out, too."""
+    """List each part of a checked spec with its options, including defaults."""
     found: list[Finding] = []
     for kind in ("data", "classifier", "denoiser", "purifier"):
         if kind in checked:
@@ -197,9 +197,9 @@ def options(checked: Mapping[str, Any]) -> list[Finding]:
 
 @torch.no_grad()
 def latency(model: Any, x: torch.Tensor) -> Finding:
-    """How long an answer for one image (1, C, H, W) takes, and the vote of several.
+    """Measure how long one answer and a vote take for one image (1, C, H, W).
 
-    On a CPU also with one thread, which is often faster for a small network.
+    On a CPU, the vote is also timed with one thread, which is often faster for a small network.
     """
     noise, threads = Noise.of(0, [0]), torch.get_num_threads()
 
@@ -222,7 +222,7 @@ def latency(model: Any, x: torch.Tensor) -> Finding:
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """The median of three calls after a first one; of a slow call, the first alone."""
+    """Return the median seconds of three calls after a first, or of the last if calls are slow."""
     taken: list[float] = []
     for _ in range(4):
         began = time.perf_counter()
@@ -236,7 +236,7 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def _denoisers(model: Any) -> Iterator[Denoiser]:
-    """The denoisers in a model, each once."""
+    """Yield each denoiser in a model once."""
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, Denoiser):
             yield module

@@ -1,4 +1,4 @@
-"""The command that says what is installed, and what a model or a file of weights is."""
+"""The command `doctor`, which checks the installation, a spec's models, or a file of weights."""
 
 from typing import Annotated
 
@@ -22,7 +22,8 @@ def doctor(
 ) -> None:
     """Check the installation, a spec's models, or a file of weights.
 
-    Of a file: its format, what it holds, the line of a spec that loads it, and whether it denoises.
+    For a file, print its format, its contents, the line of a spec that loads it, and whether it
+    works.
     """
     from unfool.cli import doctor as examine
     from unfool.cli.doctor_weights import weights

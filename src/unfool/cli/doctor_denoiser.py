@@ -1,4 +1,4 @@
-"""Whether a denoiser denoises, in the doctor's words."""
+"""Checks, for the doctor, whether a denoiser denoises."""
 
 import math
 from collections.abc import Sequence
@@ -16,22 +16,23 @@ from unfool.diffusion.denoising_error import (
     ratios,
 )
 
-DOUBTFUL = 0.7  # of the linear estimate's error: from there on, other settings are tried, too
-_IMAGES = ((32, 32), (64, 8))  # up to that height, so many images are noised
-_LARGE = 2
+DOUBTFUL = 0.7  # above this share of the linear estimate's error, other settings are tried
+_IMAGES = ((32, 32), (64, 8))  # (height, n): up to this height, n images are noised
+_LARGE = 2  # the number for larger images
 
 
 def denoises(
     denoiser: Denoiser, x: Tensor, y: Tensor, classes: int, times: Sequence[float] = TIMES
 ) -> list[Finding]:
-    """Look at a denoiser with images (B, C, H, W) of [0, 1], which tell mean and variance of each pixel.
+    """Test a denoiser on images, and compare it with the best pixelwise linear estimate.
 
     Args:
         denoiser: In evaluation mode.
-        x: The images, on its device.
-        y: Their labels (B,). A denoiser that knows as many classes is also asked with them.
-        classes: Of the data set.
-        times: To look at.
+        x: Images (B, C, H, W) in [0, 1], on its device. The first few are noised; all give
+            the mean and variance of each pixel.
+        y: Their labels (B,). A denoiser with as many classes is also tested with them.
+        classes: Number of classes in the data.
+        times: Times to test.
     """
     shape = denoiser.shape
     if shape is not None and not denoiser.resizes and tuple(x.shape[1:]) != tuple(shape):
@@ -57,7 +58,7 @@ def denoises(
         if worst <= DOUBTFUL:
             findings.append(Finding("ok", told))
             continue
-        wrong = not worst <= 1  # NaN, too
+        wrong = not worst <= 1  # also true of NaN
         other = better_setting(denoiser, clean)
         if other is not None:
             setting, ratio = other
@@ -72,7 +73,7 @@ def denoises(
 
 
 def _listed(errors: Sequence[DenoisingError]) -> str:
-    """The errors at each time, beside those of what needs no network."""
+    """Describe the errors at each time, relative to those of estimates without a network."""
     times = ", ".join(f"{error.t:g}" for error in errors)
     linear = ", ".join(f"{ratio:.2f}" for ratio in ratios(errors))
     nothing = ", ".join(f"{error.x_hat / error.nothing:.2f}" for error in errors)

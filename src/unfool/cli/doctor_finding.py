@@ -1,10 +1,10 @@
-"""What the doctor says."""
+"""A finding of `unfool doctor`."""
 
 from typing import Literal, NamedTuple
 
 
 class Finding(NamedTuple):
-    """Something the doctor saw: fine, worth knowing, or wrong."""
+    """An observation of the doctor: fine (ok), worth knowing (note), or wrong (FAIL)."""
 
     mark: Literal["ok", "note", "FAIL"]
     what: str

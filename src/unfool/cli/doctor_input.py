@@ -1,4 +1,4 @@
-"""Whether a classifier gets the input that it was trained with, in the doctor's words."""
+"""Checks, for the doctor, whether a classifier gets the input that it was trained on."""
 
 from typing import Any
 
@@ -12,22 +12,22 @@ from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise
 from unfool.statistics import percent, wilson
 
-BETTER = 0.2  # of the images, by which another input must be better
-FAR_BELOW = 0.03  # a stated accuracy, by so much above the whole interval of the measured one
+BETTER = 0.2  # gain in accuracy at which another input format is reported
+FAR_BELOW = 0.03  # a stated accuracy this far above the measured interval is reported
 _OTHERS = (IMAGENET, CIFAR10, PYTORCH_CIFAR, ((0.5,), (0.5,)), NOTHING, ((0.0,), (1 / 255,)))
 _BGR = "with their channels in the order BGR"
 
 
 @torch.no_grad()
 def takes(model: Any, x: Tensor, y: Tensor, noise: Noise, classes: int) -> Finding:
-    """Whether another range, order of channels, mean, or std of the input serves a classifier better.
+    """Check whether another input range, channel order, mean, or std makes a classifier better.
 
     Args:
         model: The classifier, without its defense.
-        x: Images (B, C, H, W) of [0, 1].
+        x: Images (B, C, H, W) in [0, 1].
         y: Their labels (B,).
-        noise: For models that draw.
-        classes: Of the data set.
+        noise: Noise for random models.
+        classes: Number of classes in the data.
     """
     with images_of_any_range():
         ours = _right(model, x, y, noise)
@@ -61,7 +61,7 @@ def takes(model: Any, x: Tensor, y: Tensor, noise: Noise, classes: int) -> Findi
 
 
 def _normalized(model: NormalizedClassifier, x: Tensor, y: Tensor) -> dict[str, float]:
-    """How often the network is right with each common mean and std, by these in words."""
+    """Return the network's accuracy with each common mean and std, by a phrase that names them."""
     found = {}
     for mean, std in _OTHERS:
         if len(mean) in (1, x.shape[1]):
@@ -73,6 +73,6 @@ def _normalized(model: NormalizedClassifier, x: Tensor, y: Tensor) -> dict[str, 
 
 
 def _right(model: Any, x: Tensor, y: Tensor, noise: Noise | None) -> float:
-    """The share of the images on which a classifier is right."""
+    """Return the accuracy of a classifier on the images."""
     logits = model(x) if noise is None else model(x, noise)
     return float((logits.argmax(1) == y).float().mean())

@@ -1,4 +1,4 @@
-"""What a file of weights is, which line of a spec loads it, and whether it works."""
+"""Examines a file of weights: what it is, which line of a spec loads it, and whether it works."""
 
 import re
 from collections.abc import Sequence
@@ -21,22 +21,22 @@ from unfool.runtime.device import pick_device
 from unfool.spec import Part, RawSpec
 from unfool.spec.menu import find, options_of
 
-_SAMPLES = {(3, 32, 32): "cifar10-sample", (1, 8, 8): "digits"}  # which come with the package
+_SAMPLES = {(3, 32, 32): "cifar10-sample", (1, 8, 8): "digits"}  # shipped with the package
 
 
 def weights(given: str, changes: Sequence[str], folder: str | None, device: str) -> list[Finding]:
-    """Say what a file or folder of weights is.
+    """Identify a file or folder of weights, load it, and test it on images.
 
     Args:
         given: The file or folder, or the name of a shipped model.
-        changes: `data=...` names images to try it on, `denoiser.size=64` and the like tell what the file
-            does not.
-        folder: Where data sets are read from.
+        changes: `data=...` names the images to test it on; `denoiser.size=64` and the like give
+            what the file does not state.
+        folder: The folder with the data sets.
         device: Where to compute.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It cannot be read, or holds no weights.
+        ValueError: The file cannot be read, or contains no weights.
         SpecError: A change does not fit.
     """
     known = identify(Path(given))
@@ -63,7 +63,7 @@ def weights(given: str, changes: Sequence[str], folder: str | None, device: str)
 
 
 def _with_change(kind: str, name: str, error: Exception) -> str:
-    """What an error says; if it asks for an option of the part, with how to give it here."""
+    """Return an error's message; if it asks for an option of the part, add the `--set` for it."""
     told = " ".join(str(error).split())
     options = "|".join(options_of(kind, find(kind, name)))
     asked = re.search(rf"\bset ({options}): (\w+)", told)
@@ -95,7 +95,7 @@ def _numbers(value: Any) -> str:
 def _tried(
     known: Identified, model: nn.Module, table: RawSpec, folder: str | None, device: str
 ) -> list[Finding]:
-    """What images say of a model, if there are any that fit it."""
+    """Test a model on images that fit it, or say why it was not tested."""
     part: Any = table.get("data") or _images_for(model, folder)
     if part is None:
         what = (
@@ -117,7 +117,7 @@ def _tried(
 
 
 def _images_for(model: nn.Module, folder: str | None) -> Part | None:
-    """Images that a user named without a word of what they are, or those of the package."""
+    """Choose images that fit a model: from the folder if one is named, else a shipped sample."""
     shape = model.shape if isinstance(model, Denoiser) else (3, 32, 32)
     if shape is None:
         return None

@@ -1,4 +1,4 @@
-"""The commands that carry results and models elsewhere: `export` and `publish`."""
+"""The commands `export` and `publish`, which make results and models usable elsewhere."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +21,8 @@ def export(
 ) -> None:
     """Convert a run to another format, in its own folder or in --out.
 
-    csv and parquet: every answer (image x condition x draw). eee: records of Every Eval Ever, with the
-    instance-level file. robustbench: its model-info JSON. badge: SVG, and JSON for shields.io.
+    csv and parquet: every answer (image x condition x draw). eee: records of Every Eval Ever, with
+    the instance-level file. robustbench: the model-info JSON. badge: SVG, and JSON for shields.io.
     """
     from unfool.results.export.write import export as write
     from unfool.results.run_folder import Run
@@ -54,7 +54,7 @@ def publish(
         bool, typer.Option("--private", help="Make the repository private.")
     ] = False,
 ) -> None:
-    """Publish a trained model and its model card on the Hugging Face hub. A dry run without --push."""
+    """Publish a trained model and its card on the Hugging Face hub; a dry run without --push."""
     from unfool.report.formatting import memory
     from unfool.results.export import publish as publishing
     from unfool.results.run_folder import Run

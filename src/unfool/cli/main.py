@@ -1,4 +1,4 @@
-"""The command line. It parses and prints; what a command does is a public function of the package."""
+"""The command line. It only parses and prints; public functions of the package do the work."""
 
 import io
 import os
@@ -47,7 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(analyze, name="analyze")
 app.callback()(start)
-# How long threads spin while they wait: turns of a loop in GNU's OpenMP, milliseconds in LLVM's.
+# How long waiting threads spin: loop iterations in GNU's OpenMP, milliseconds in LLVM's.
 WAIT_POLICY = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 
@@ -192,7 +192,7 @@ def sweep(
         if summary["attacks"]:
             result += f", robust {percent(summary['robust']['per_draw']['accuracy'])}"
         typer.echo(f"{number}/{len(cells)}  {cell.name}: {result}")
-        if new and number < len(cells):  # for who looks while it runs
+        if new and number < len(cells):  # to be read while the sweep runs
             write_report(folder, sweeps.finished(cells, folder), len(cells), command)
     done = sweeps.finished(cells, folder)
     document = write_report(folder, done, len(cells), command, failed)
@@ -290,7 +290,7 @@ def selftest(
 
     began, where = time.perf_counter(), pick_device(device)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # before the work, if it cannot be
+        out.mkdir(parents=True, exist_ok=True)  # now, so that a failure comes before the work
     checks = known.run(where, quiet)
     if out is not None:
         took = round(time.perf_counter() - began)
@@ -301,9 +301,9 @@ def selftest(
 
 
 def main() -> None:
-    """The command `unfool`: mistakes are told in one sentence, with exit code 2."""
+    """Run the command `unfool`; mistakes are reported in one sentence, with exit code 2."""
     set_wait_policy()
-    # A path or label may hold what the terminal cannot show.
+    # A path or label may contain characters that the terminal cannot show.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -311,10 +311,10 @@ def main() -> None:
 
 
 def set_wait_policy() -> None:
-    """Let threads that wait for others sleep after a moment, unless the user has a policy of their own.
+    """Make waiting threads sleep after a moment, unless the user has set a policy.
 
-    By default those of OpenMP spin for milliseconds, and beside other work the same run then takes
-    several times its CPU time. The policy is read once, when torch is imported.
+    By default, waiting threads of OpenMP spin for milliseconds. On a busy machine, a run then takes
+    several times as much CPU time. The policy is read once, when torch is imported.
     """
     if not os.environ.keys() & {"OMP_WAIT_POLICY", *WAIT_POLICY}:
         os.environ.update(WAIT_POLICY)
@@ -328,7 +328,7 @@ def run(arguments: list[str]) -> int:
         with asking(), started_by(arguments):
             code = command(args=arguments, prog_name="unfool", standalone_mode=False)
         sys.stdout.flush()
-        if code == 130:  # what typer makes of Ctrl-C
+        if code == 130:  # typer turns Ctrl-C into this code
             return _exit_with("stopped; run the same command again to continue", 130)
         return code if isinstance(code, int) else 0
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
@@ -336,7 +336,7 @@ def run(arguments: list[str]) -> int:
             raise
         return _exit_with(sentence_of(error), 2)
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's own: a wrong option or argument
+        if hasattr(error, "format_message"):  # an error of click: a wrong option or argument
             return _exit_with(wrong_option(error), 2)
         raise
 
@@ -354,7 +354,7 @@ def _print_forecast(
     budget: str | None = None,
     judged: bool = True,
 ) -> None:
-    """Print what a run will cost, and how much of it is done in its folder."""
+    """Print the expected cost of a run, and how much of it is already done."""
     from unfool.report import forecast
     from unfool.report.render_terminal import print_document
 
@@ -364,7 +364,7 @@ def _print_forecast(
 
 
 def _report(run: Any) -> None:
-    """Write the report of a run of any kind, and print what it says."""
+    """Write the report of a run of any kind, and print its summary."""
     if run.kind == "collection":
         from unfool.evaluation.keep_attacked_images import write_images
 

@@ -1,4 +1,4 @@
-"""The commands `menu`, which lists what a spec may hold, and `init`, which starts one."""
+"""The commands `menu`, which lists what a spec may contain, and `init`, which writes a new spec."""
 
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ def menu(
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("unfool.yaml"),
 ) -> None:
-    """Write a starter spec with comments, which runs as it stands."""
+    """Write a commented starter spec that runs without changes."""
     from unfool.errors import SpecError
 
     text = resources.files("unfool.cli").joinpath("starter.yaml").read_text("utf-8")
@@ -44,7 +44,7 @@ def init(
 
 
 def menu_lines() -> Iterator[str]:
-    """All that a spec may name, and the specs and models that are shipped."""
+    """Yield the lines of the menu: all names that a spec may use, with shipped specs and models."""
     from unfool.models.card import shipped
     from unfool.spec import menu as menus
 
@@ -62,10 +62,10 @@ def menu_lines() -> Iterator[str]:
 
 
 def about(name: str) -> Iterator[str]:
-    """What a part takes, which parts there are of a kind, and the text of a shipped spec.
+    """Describe a name: the options of a part or section, the parts of a kind, or a spec's text.
 
     Raises:
-        SpecError: It is none of these.
+        SpecError: No part, kind, section, or shipped spec has this name.
     """
     from unfool.errors import SpecError
     from unfool.spec import menu as menus
@@ -91,7 +91,7 @@ def about(name: str) -> Iterator[str]:
 
 
 def sections() -> dict[str, list[tuple[Any, Mapping[str, Any]]]]:
-    """The sections of specs that are not parts, by name: their types and defaults."""
+    """Return the sections of specs that are not parts: name to their types and defaults."""
     from unfool.evaluation import spec as evaluation
     from unfool.training import spec as training
 
@@ -103,7 +103,7 @@ def sections() -> dict[str, list[tuple[Any, Mapping[str, Any]]]]:
 
 
 def _near(name: str) -> str:
-    """Half a sentence: what `name` may have meant, and what that is."""
+    """Return half a sentence that suggests the closest name, and says what it is."""
     from unfool.spec import menu as menus
     from unfool.spec.describe import kinds_with
 
@@ -112,7 +112,7 @@ def _near(name: str) -> str:
         word: " and ".join(kinds_with(word)) for names in menus.MENU.values() for word in names
     }
     what |= dict.fromkeys(sections(), "section") | dict.fromkeys(menus.MENU, "kind of parts")
-    of_python = {"Purified": "purifier"}  # and the class of each part
+    of_python = {"Purified": "purifier"}  # Python names to names of the menu
     for names in menus.MENU.values():
         of_python |= {target.partition(":")[2]: word for word, target in names.items()}
     near = [of_python[name]] if name in of_python else get_close_matches(name.lower(), what, 1)
@@ -122,7 +122,7 @@ def _near(name: str) -> str:
 
 
 def download_lines() -> Iterator[str]:
-    """The published files of weights that have a name here, where they go, and which are there."""
+    """List the published files of weights, their folder, and which of them are in it."""
     from unfool.runtime.downloads import cache_folder
     from unfool.runtime.published_files import FILES
 
@@ -139,7 +139,7 @@ def download_lines() -> Iterator[str]:
 
 
 def kind_lines(kind: str) -> Iterator[str]:
-    """The parts of a kind, one line each."""
+    """List the parts of a kind, each with its description."""
     from unfool.spec import menu as menus
     from unfool.spec.describe import describe
 
@@ -150,14 +150,14 @@ def kind_lines(kind: str) -> Iterator[str]:
 
 
 def part_lines(kind: str, name: str) -> Iterator[str]:
-    """The options of a part, with their types, ranges, and defaults."""
+    """List the options of a part, with their types, ranges, and defaults."""
     from unfool.spec.describe import describe
 
     yield from option_lines(describe(kind, name))
 
 
 def option_lines(part: "Description") -> Iterator[str]:
-    """The options of a part or a section that was described."""
+    """List the options of a described part or section."""
     from unfool.spec.describe import REQUIRED
 
     kind, name = part.kind, part.name

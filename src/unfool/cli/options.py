@@ -1,4 +1,4 @@
-"""Options that the commands share, and the command line that a result records."""
+"""Options and helpers that the commands share."""
 
 import errno
 import os
@@ -72,7 +72,7 @@ def start(
 
 
 def help_if_alone(context: typer.Context) -> None:
-    """Print the help of a group of commands that was called without one."""
+    """Print the help of a group of commands that was called without a command."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -84,7 +84,7 @@ def command_line(
     compare_with: list[str] | None = None,
     **options: Any,
 ) -> str:
-    """What made a result, to be written beside it."""
+    """Return the command line that makes a result, to be recorded with it."""
     words = [*name.split(), *([given] if isinstance(given, str) else given)]
     for flag, values in (("--set", changes), ("--compare-with", compare_with)):
         words += [word for value in values or [] for word in (flag, value)]
@@ -98,10 +98,10 @@ def command_line(
 
 
 def shard_of(text: str | None) -> tuple[int, int]:
-    """The part of a run, and of how many, that `--shard` or the environment names.
+    """Return (i, n), the shard i of n that `--shard` or the environment names; (0, 1) by default.
 
     Raises:
-        SpecError: It is not such a part.
+        SpecError: The text is not i/n with i < n, or only one of RANK and WORLD_SIZE is set.
     """
     from unfool.errors import SpecError
 
@@ -127,18 +127,18 @@ def checked_spec(
     out: Path | None,
     suffix: str = "",
 ) -> tuple[Any, Path]:
-    """A spec, read and checked, and the run folder: `out`, or one named by what the spec asks."""
+    """Read and check a spec; return it and the run folder (`out`, or one named by its identity)."""
     from unfool import spec as specs
 
     loaded = specs.load(spec, changes or [])
     specs.refuse_unread_folder(loaded, data)
     checked = check(loaded, data)
-    _fetch_missing(checked)  # before the identity, which is that of the contents
+    _fetch_missing(checked)  # first, because the identity is a hash of file contents
     return checked, out or Path("runs") / f"{Path(spec).stem}-{specs.identity(checked)}{suffix}"
 
 
 def _fetch_missing(value: Any) -> None:
-    """Fetch the published files that a checked spec names, if the user asked for it."""
+    """Download the published files that a checked spec names, if the user asked for it."""
     from unfool.runtime.downloads import allowed
     from unfool.runtime.published_files import find_file
 
@@ -152,7 +152,7 @@ def _fetch_missing(value: Any) -> None:
 
 
 def at_home(argument: str) -> str:
-    """An argument with the home folder for `~`, which shells leave alone behind `=` and in quotes."""
+    """Expand a leading `~` in an argument, which shells do not do after `=` or in quotes."""
     flag, equals, value = argument.partition("=")
     if equals and flag.startswith("--") and value.startswith("~"):
         return f"{flag}={os.path.expanduser(value)}"
@@ -160,7 +160,7 @@ def at_home(argument: str) -> str:
 
 
 def sentence_of(error: Exception) -> str:
-    """What an error says in a sentence: what happened, and what to do next."""
+    """Return one sentence on an error: what happened, and what to do next."""
     if isinstance(error, OSError) and error.strerror:
         unnamed = " (writing to standard output)" if error.errno == errno.ENOSPC else ""
         where = f": {error.filename}" if error.filename else unnamed
@@ -176,7 +176,7 @@ def sentence_of(error: Exception) -> str:
 
 
 def wrong_option(error: Any) -> str:
-    """What an error of the command line says; of a value that does not fit, what it must be."""
+    """Return the message of a command-line error; for an invalid value, what it must be."""
     from pydantic import ValidationError
 
     from unfool.runtime.validate import explain

@@ -1,4 +1,4 @@
-"""Defenses applied to files: pictures and arrays in, purified ones or predictions out."""
+"""Applies defenses to files: image files and arrays in, purified images or predictions out."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -61,29 +61,30 @@ def purify_files(
     batch_size: int = 64,
     force: bool = False,
 ) -> Iterator[Path]:
-    """Purify pictures (to PNG, of their own size) and npz files (to npz), one after the other.
+    """Purify image files (to PNG, at their own size) and npz files (to npz), one file at a time.
 
-    An image of another size than the denoiser's is resized to it and back, which stretches it if its
-    sides are in another proportion; one far larger is refused, for little of it would remain. The noise
-    of an image depends on the seed and its place among all images given. The first images are also on a
-    sheet: before, noised, purified, and the difference.
+    An image whose size differs from the denoiser's is resized to it and back, which stretches the
+    image if the aspect ratios differ. A far larger image is refused, because little of it would
+    remain. The noise of an image depends on the seed and on its place among all images. The first
+    images are also shown on a sheet: before, noised, purified, and the difference.
 
     Args:
         files: PNG, JPEG, WebP, BMP or npz files, or folders of them.
         spec: The spec with the denoiser and the purifier.
-        changes: Changes to it, `path.to.key=value`.
-        out: The folder for what is made; it must not be where the files are.
-        seed: Of the noise.
+        changes: Changes to the spec, `path.to.key=value`.
+        out: The output folder; it must not be the folder of the files.
+        seed: Seed of the noise.
         device: Where to compute.
-        batch_size: Images in one call of the model.
-        force: Purify images that are far larger than the denoiser's, too.
+        batch_size: Most images in one call of the model.
+        force: Also purify images that are far larger than the denoiser's.
 
     Yields:
-        The path of each file made, the sheet last.
+        The path of each written file, the sheet last.
 
     Raises:
         SpecError: The spec has no purifier, or something in it is wrong.
-        ValueError: A file is no picture, holds values that are no images, or is far too large.
+        ValueError: A file is not an image file, contains no valid images, is far too large, or
+            would be overwritten.
     """
     purifier, place = _purifier(spec, changes, device), 0
     shape, rows = image_shape(purifier), list[SheetRow]()
@@ -120,25 +121,26 @@ def classify_files(
     out: Path | None = None,
     force: bool = False,
 ) -> Iterator[str]:
-    """Predict the classes of pictures and of npz files, one line per image: file, class, votes.
+    """Classify the images of files, and yield a line for each: file, class, votes.
 
     Args:
         files: PNG, JPEG, WebP, BMP or npz files, or folders of them.
         spec: The spec with the classifier, and its defense if any.
-        changes: Changes to it, `path.to.key=value`.
-        draws: Passes that vote.
-        seed: Of the noise.
-        folder: Where data sets lie: the class names are the data set's, numbers without it; and so is
-            the size that pictures get, if no purifier has one. Where the data are a `folder` with a
-            `size`, pictures are resized and cut as its own are; else they are stretched, which is told.
+        changes: Changes to the spec, `path.to.key=value`.
+        draws: Number of draws that vote on each image.
+        seed: Seed of the noise.
+        folder: The folder with the data sets. The data set provides the class names (without it,
+            classes are numbers) and, if no purifier does, the image size. If the data are a
+            `folder` with a `size`, image files are resized and cropped like its images; otherwise
+            they are stretched, with a message.
         device: Where to compute.
-        batch_size: Images in one call of the model.
-        out: The folder for a sheet of the first images; there is none without it.
-        force: Classify pictures that are far larger than the model's images, too.
+        batch_size: Most images in one call of the model.
+        out: The folder for a sheet of the first images; None writes no sheet.
+        force: Also classify images that are far larger than the model's.
 
     Raises:
         SpecError: Something in the spec is wrong.
-        ValueError: A file is no picture, holds values that are no images, or is far too large.
+        ValueError: A file is not an image file, contains no valid images, or is far too large.
     """
     if draws < 1:
         raise SpecError(f"votes must be 1 or more, not {draws}")
@@ -180,12 +182,12 @@ def classify_files(
 
 
 def _names(path: Path, count: int) -> list[str]:
-    """What each image of a file is called."""
+    """Return a name for each image of a file."""
     return [f"{path}[{i}]" for i in range(count)] if count > 1 else [str(path)]
 
 
 def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
-    """The purifier of a spec; the classifier is built only for one that is guided by it."""
+    """Build the purifier of a spec, and the classifier only if it guides the purifier."""
     table = specs.load(spec, changes)
     if table.get("purifier") is None:
         raise SpecError(f"the spec {spec} has no purifier to purify with: name a spec that has one")
@@ -198,7 +200,7 @@ def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
 
 
 def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
-    """Where each file's result goes: a folder keeps its shape below `out`."""
+    """Return the output path of each file; a folder keeps its structure below `out`."""
     targets: dict[Path, Path] = {}
     for path, inside in _list_files(files, out):
         target = out / inside.with_suffix(".npz" if path.suffix.lower() == ".npz" else ".png")
@@ -215,9 +217,9 @@ def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
 
 
 def _list_files(files: Sequence[Path], besides: Path | None = None) -> list[tuple[Path, Path]]:
-    """The files named, and those in the folders named, each with its place below `files`.
+    """List the given files and the files in the given folders, each with its relative path.
 
-    What lies in the folder `besides` is left out where it is inside one of them.
+    If the folder `besides` is inside a given folder, its files are left out.
     """
     found: list[tuple[Path, Path]] = []
     for file in files:
@@ -243,7 +245,7 @@ def _list_files(files: Sequence[Path], besides: Path | None = None) -> list[tupl
 
 
 def _taken(path: Path, folder: Path) -> bool:
-    """Whether a file in a folder is taken: none that is hidden, a broken link, or a pipe."""
+    """Return whether to use a folder's file: image or npz, not hidden, no broken link or pipe."""
     if path.suffix.lower() not in _ENDINGS:
         return False
     around = path.relative_to(folder)
@@ -251,17 +253,17 @@ def _taken(path: Path, folder: Path) -> bool:
         return False
     try:
         return path.is_file()
-    except (OSError, RuntimeError):  # of a link that leads back to itself
+    except (OSError, RuntimeError):  # a link that leads back to itself
         return False
 
 
 class Stored(TypedDict):
-    """How the images of an npz are stored.
+    """How the images of an npz file are stored.
 
     Attributes:
-        arrays: All that is in it.
-        key: Which of them the images are.
-        last: Whether their channels come last.
+        arrays: All arrays of the file.
+        key: The name of the array with the images.
+        last: Whether the channels come last.
     """
 
     arrays: dict[str, np.ndarray]
@@ -273,7 +275,7 @@ _ENDINGS = (*image_files.ENDINGS, ".npz")
 
 
 def _open_npz(path: Path) -> tuple[Tensor, Stored]:
-    """The images of an npz file, (B, C, H, W), and how they were stored."""
+    """Read the images (B, C, H, W) of an npz file, and how they are stored."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -289,7 +291,7 @@ def _open_npz(path: Path) -> tuple[Tensor, Stored]:
 def _purified(
     purifier: Purifier, x: Tensor, noise: Noise, device: str, rows: int, shape: torch.Size
 ) -> Tensor:
-    """Images as the denoiser takes them, purified, in the shape that they came in."""
+    """Purify images that fit the denoiser, and return them in the given shape."""
     parts = []
     for first in range(0, len(x), rows):
         which = range(first, min(first + rows, len(x)))

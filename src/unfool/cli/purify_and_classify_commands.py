@@ -1,4 +1,4 @@
-"""The commands that put a user's own images through a defense: `unfool purify` and `unfool classify`."""
+"""The commands `unfool purify` and `unfool classify`, which apply a defense to a user's images."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,7 @@ def purify(
     batch_size: BatchSize = 64,
     force: Force = False,
 ) -> None:
-    """Purify images (PNG to PNG, npz to npz), and write a before-and-after sheet.
+    """Purify images (image files to PNG, npz to npz), and write a before-and-after sheet.
 
     The noise of an image depends on the seed and on its place among all images given.
     """

@@ -66,9 +66,9 @@ def serve(
 ) -> None:
     """Serve a defended classifier over HTTP, without authentication (see docs/serve.md).
 
-    POST /classify and /purify take pictures (multipart) or arrays (JSON). /v2 speaks the Open Inference
-    Protocol. See also /health, /ready, /metrics and /openapi.json. --playground adds a page at / that
-    shows the defense at work. Ctrl-C or SIGTERM finishes what was accepted.
+    POST /classify and /purify take image files (multipart) or arrays (JSON). /v2 speaks the Open
+    Inference Protocol. See also /health, /ready, /metrics and /openapi.json. --playground adds a
+    page at / that shows the defense at work. On Ctrl-C or SIGTERM, accepted requests are finished.
     """
     from unfool.runtime.optional import require
 

@@ -1,1 +1,1 @@
-"""Devices, memory, files and progress."""
+"""Devices, memory, files, downloads and progress."""

@@ -1,4 +1,4 @@
-"""The machine that does the work: its device, and the versions of what runs on it."""
+"""The device that computes, and the versions of the libraries."""
 
 import os
 import platform
@@ -13,14 +13,14 @@ from unfool.errors import SpecError
 
 
 def pick_device(name: str) -> str:
-    """The device of that name, made ready; `"auto"` is the GPU where there is one.
+    """Return the device of this name, ready for use; `"auto"` is a GPU if there is one.
 
-    `"cuda"` and `"auto"` are, under torchrun, the GPU of this process.
+    Under torchrun, `"cuda"` and `"auto"` are the GPU of this process.
 
-    Convolutions and products are computed in full float32, not in TF32.
+    It also turns off TF32, so that convolutions and matrix products use full float32.
 
     Raises:
-        SpecError: There is no such device here, or it has no float64.
+        SpecError: The device is not available, or does not support float64.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if name == "auto" and not torch.cuda.is_available():
@@ -30,7 +30,7 @@ def pick_device(name: str) -> str:
     if name.partition(":")[0] == "mps":
         raise SpecError(f"device: {name!r} does not support float64, which unfool needs: use cpu")
     try:
-        float(torch.zeros(1, device=name))  # a meta device has no numbers
+        float(torch.zeros(1, device=name))  # fails on a meta device, which stores no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SpecError(f"device: {name!r} is not available on this machine: use cpu") from error
     return name
@@ -38,9 +38,9 @@ def pick_device(name: str) -> str:
 
 @lru_cache
 def bfloat16_costs(device: str) -> float:
-    """How many times as long a convolution takes in bfloat16 as in float32 here, by trial.
+    """Measure how many times as long a convolution takes in bfloat16 as in float32 on a device.
 
-    Without instructions for it, as on many CPUs, tens of times.
+    Without hardware support, as on many CPUs, it takes tens of times as long.
     """
     seconds = {kind: _convolve(device, kind) for kind in (torch.bfloat16, torch.float32)}
     return seconds[torch.bfloat16] / seconds[torch.float32]
@@ -48,7 +48,7 @@ def bfloat16_costs(device: str) -> float:
 
 @torch.inference_mode()
 def _convolve(device: str, kind: torch.dtype) -> float:
-    """The seconds of a convolution, the least of three after one to warm up."""
+    """Measure the seconds of a convolution: the least of three, after one to warm up."""
     x = torch.ones(8, 64, 32, 32, device=device, dtype=kind)
     weight = torch.ones(64, 64, 3, 3, device=device, dtype=kind)
     took = []
@@ -60,7 +60,7 @@ def _convolve(device: str, kind: torch.dtype) -> float:
 
 
 def versions() -> dict[str, str]:
-    """What made a result: the versions of this package, Python and the libraries."""
+    """Return the versions of this package, Python and the libraries that are installed."""
     found = {"python": platform.python_version()}
     for name in ("unfool", "torch", "diffusers", "numpy", "transformers", "peft", "torchsde"):
         try:

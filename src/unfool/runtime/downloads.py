@@ -1,4 +1,4 @@
-"""Downloads: only when asked for, resumable, whole or not at all, into one folder that can be moved."""
+"""Downloads: only on request, resumable, never incomplete, into one configurable folder."""
 
 import hashlib
 import os
@@ -13,26 +13,26 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 CACHE = "UNFOOL_CACHE"
-TRIES = 5  # in a row that bring nothing new
+TRIES = 5  # attempts in a row without new bytes, after which a download fails
 _CHUNK = 1 << 20
-_TIMEOUT = 60  # seconds without a byte
+_TIMEOUT = 60  # seconds without data
 _allowed: ContextVar[bool] = ContextVar("downloads_allowed", default=False)
 
 
 def cache_folder() -> Path:
-    """Where downloads go: `UNFOOL_CACHE`, or `unfool` in the user's folder for caches."""
+    """Return the folder for downloads: `UNFOOL_CACHE`, or `unfool` in the user's cache folder."""
     if named := os.environ.get(CACHE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unfool"
 
 
 def allowed() -> bool:
-    """Whether the user asked for downloads (`--download`)."""
+    """Return whether the user asked for downloads (`--download`)."""
     return _allowed.get()
 
 
 def allow(asked: bool = True) -> bool:
-    """Let everything inside `asking` fetch what it lacks, if `asked`; returns `asked`."""
+    """Allow downloads until the enclosing `asking` block ends, if `asked`; return `asked`."""
     if asked:
         _allowed.set(True)
     return asked
@@ -40,7 +40,7 @@ def allow(asked: bool = True) -> bool:
 
 @contextmanager
 def asking() -> Iterator[None]:
-    """Downloads that are allowed inside are not allowed after."""
+    """Limit the effect of `allow` to this block."""
     token = _allowed.set(_allowed.get())
     try:
         yield
@@ -57,22 +57,23 @@ def fetch(
     sha256: str | None = None,
     instead: str = "",
 ) -> Path:
-    """Fetch `url` to `target`, from where an earlier try was broken off, and check it.
+    """Download `url` to `target`, continuing an interrupted attempt, and verify the file.
 
     Args:
-        url: Of a file.
-        target: The file to write. Until it is whole, its beginning lies beside it, in a hidden file.
-        size: Its bytes, if they are known.
-        md5: Its MD5, if it is known.
-        sha256: Its SHA-256 or, as some publish it, how that begins.
+        url: The URL of a file.
+        target: The file to write. A partial download is kept next to it in a hidden file.
+        size: Its size in bytes, if known.
+        md5: Its MD5, if known.
+        sha256: Its SHA-256, or a published prefix of it, if known.
         instead: What a user without a network can do.
 
     Returns:
         `target`.
 
     Raises:
-        FileNotFoundError: It could not be fetched.
-        ValueError: What came is not the expected file.
+        FileNotFoundError: The download failed.
+        OSError: The file cannot be written.
+        ValueError: The downloaded file is not the expected one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
@@ -99,7 +100,7 @@ def fetch(
 
 
 def _complete(url: str, part: Path, target: Path, instead: str) -> None:
-    """Bring all bytes of `url` to `part`; after a broken connection it goes on where it was."""
+    """Download all bytes of `url` to `part`, and continue after a broken connection."""
     vain = 0
     while True:
         before = _size(part)
@@ -107,7 +108,7 @@ def _complete(url: str, part: Path, target: Path, instead: str) -> None:
             return _go_on(url, part)
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, OSError) and error.filename and not isinstance(error, URLError):
-                raise  # of the disk
+                raise  # an error of the disk, not of the network
             vain = 0 if _size(part) > before else vain + 1
             final = isinstance(error, HTTPError | ValueError) and not _passing(error)
             if vain < TRIES and not final and _size(part) > 0:
@@ -121,7 +122,7 @@ def _complete(url: str, part: Path, target: Path, instead: str) -> None:
 
 
 def _go_on(url: str, part: Path) -> None:
-    """Ask for the bytes that `part` lacks; for all of them if the server cannot, or the file changed."""
+    """Download what `part` lacks; everything if the server cannot resume or the file changed."""
     have, told = _size(part), _tag(part)
     mark = told.read_text("utf-8") if have and told.is_file() else ""
     headers = {"Range": f"bytes={have}-", "If-Range": mark} if mark else {}
@@ -130,7 +131,7 @@ def _go_on(url: str, part: Path) -> None:
     except HTTPError as error:
         if error.code != 416 or not headers:
             raise
-        _forget(part)  # the server has no byte from there on
+        _forget(part)  # the server's file is not longer than `part`
         return _go_on(url, part)
     with source:
         resumed = source.status == 206
@@ -159,7 +160,7 @@ def _copy(source: BinaryIO, sink: BinaryIO) -> int:
 
 
 def _passing(error: Exception) -> bool:
-    """Whether an answer of a server may be another one in a moment."""
+    """Return whether an error of the server may be temporary."""
     return isinstance(error, HTTPError) and (error.code in (408, 429) or error.code >= 500)
 
 
@@ -173,7 +174,7 @@ def _size(path: Path) -> int:
 
 
 def _tag(part: Path) -> Path:
-    """Where it stands by what the server knows the file that `part` is the beginning of."""
+    """Return where the server's ETag or date for a partial download is stored."""
     return part.with_name(f"{part.name}.tag")
 
 
@@ -184,7 +185,7 @@ def _forget(part: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time, where the system has locks; they end with the process."""
+    """Admit one process at a time, if the system has file locks; a lock ends with its process."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -194,7 +195,7 @@ def _locked(path: Path) -> Iterator[None]:
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                continue  # who had it before removed it
+                continue  # the previous holder removed the file
             try:
                 yield
             finally:
@@ -203,5 +204,5 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def say(sentence: str) -> None:
-    """Tell on stderr what is fetched."""
+    """Print a sentence about a download on stderr."""
     print(sentence, file=sys.stderr, flush=True)

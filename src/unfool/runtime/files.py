@@ -1,6 +1,6 @@
-"""Files that are written whole or not at all: to a temporary file beside, to disk, then renamed.
+"""Atomic writing of files: to a temporary file in the same folder, flushed to disk, then renamed.
 
-And which files of a folder in the diffusers layout are read.
+Also lists which files are read from a folder in the layout of diffusers.
 """
 
 import errno
@@ -16,13 +16,13 @@ from typing import Any
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace what `path` holds, or leave it as it was.
+    """Replace the contents of `path` atomically.
 
     Raises:
-        OSError: The folder cannot be written, or the disk is full; `path` is as it was.
+        OSError: The folder cannot be written, or the disk is full; `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not named by the process: containers that share a folder have processes of the same number.
+    # A random name, not the process ID: containers that share a folder may have equal process IDs.
     draft = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
     try:
         with open(draft, "xb") as file:
@@ -31,14 +31,14 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        # Of a full disk, Python does not say which file; else it names the draft, which nobody knows.
+        # Python names no file if the disk is full, and otherwise the draft, unknown to the user.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         draft.unlink(missing_ok=True)
 
 
 def write_if_other(path: Path, content: bytes) -> None:
-    """Write a file unless it holds just that: a finished report may lie in a folder that is read-only.
+    """Write a file unless it has this content: a finished report may be in a read-only folder.
 
     Raises:
         OSError: As `write_bytes`.
@@ -48,24 +48,24 @@ def write_if_other(path: Path, content: bytes) -> None:
 
 
 def raise_system_error(error: BaseException) -> None:
-    """Raise an error of the operating system, or of memory, again: it says nothing of the file.
+    """Re-raise an error of the operating system or of memory: the file may be intact.
 
-    Whoever reads a file that may be damaged calls it first on whatever was raised. No permission, a
-    failing disk or too many open files would otherwise be told as damage.
+    Code that reads a file that may be damaged calls this first on any exception. Otherwise, missing
+    permissions, a failing disk, or too many open files would be reported as damage.
     """
     told = isinstance(error, OSError) and error.errno is not None and error.strerror is not None
     if isinstance(error, OSError) and error.errno == errno.EINVAL:
-        return  # a damaged archive names a place before its beginning
+        return  # reading a damaged archive may seek to a position before its beginning
     if told or isinstance(error, MemoryError):
         raise error
 
 
 def load_pickle(reader: pickle.Unpickler) -> Any:
-    """What a pickle holds.
+    """Load a pickle.
 
     Raises:
-        pickle.UnpicklingError: It says of a part that it is larger than all memory: as a rule, damage.
-        Exception: It is damaged otherwise.
+        pickle.UnpicklingError: A part claims to be larger than the memory, usually due to damage.
+        Exception: The pickle is damaged in another way.
     """
     try:
         return reader.load()
@@ -74,12 +74,12 @@ def load_pickle(reader: pickle.Unpickler) -> Any:
 
 
 def hash_of_json(value: Any) -> str:
-    """The sha256 of a value as JSON, whatever the order of its keys, in hexadecimal digits."""
+    """Return the SHA-256 of a value as JSON with sorted keys, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
-    """What an .npz file of `arrays` holds."""
+    """Return the contents of a compressed .npz file of `arrays`."""
     import numpy as np
 
     buffer = io.BytesIO()
@@ -88,7 +88,7 @@ def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
 
 
 def write_torch(path: Path, content: Any) -> None:
-    """Save tensors and plain values by `torch.save`, whole or not at all."""
+    """Save tensors and plain values by `torch.save`, atomically."""
     import torch
 
     buffer = io.BytesIO()
@@ -106,14 +106,15 @@ _WEIGHTS = tuple(
 
 
 def weights_in(part: Path) -> Path | None:
-    """The file of weights that is read of a part (unet, vae, ...) of a diffusers folder, if any."""
+    """Return the file of weights of a part (unet, vae, ...) of a diffusers folder, if any."""
     return next((part / name for name in _WEIGHTS if (part / name).is_file()), None)
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files that are read of a folder of diffusers or transformers.
+    """List the files that are read from a folder of diffusers or transformers.
 
-    They are in order: settings, vocabularies, weights. A single network has them in the folder itself.
+    For each part, settings and vocabularies (.json, .txt) come first, then the weights. The folder
+    of a single network contains these files itself.
     """
     found = []
     for part in (folder / name for name in (*PARTS, *([""] if weights_in(folder) else []))):

@@ -1,4 +1,4 @@
-"""How much memory the graphs of autograd keep, on any device, and how much is free."""
+"""Measures the memory that autograd graphs keep, on any device, and the memory that is free."""
 
 import contextvars
 import os
@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-_processes = contextvars.ContextVar("processes", default=1)  # that share a CPU's memory
+_processes = contextvars.ContextVar("processes", default=1)  # how many share a CPU's memory
 
 
 class Kept:
-    """The bytes that graphs keep.
+    """The number of bytes that autograd graphs keep.
 
     Attributes:
-        peak: The most at one time, beyond the weights.
+        peak: The most at one time, without the weights.
     """
 
     def __init__(self, weights: set[int]):
@@ -27,7 +27,7 @@ class Kept:
         self._weights, self._users, self._now = weights, Counter[int](), 0
 
     def add(self, tensor: Tensor) -> "_Held":
-        """Count a tensor that a graph saves, until that graph is gone."""
+        """Count a tensor that a graph saves, until the graph is freed."""
         storage = tensor.untyped_storage()
         place = storage.data_ptr()
         size = 0 if place in self._weights else storage.nbytes()
@@ -53,7 +53,7 @@ class _Held:
 
 @contextmanager
 def kept_by_graphs(model: object) -> Iterator[Kept]:
-    """Count what the graphs made inside this block keep, without the weights of `model`."""
+    """Count the bytes that graphs made in this block keep, without the weights of `model`."""
     weights = model.parameters() if isinstance(model, nn.Module) else ()
     kept = Kept({p.untyped_storage().data_ptr() for p in weights})
     with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda held: held.tensor):
@@ -62,7 +62,7 @@ def kept_by_graphs(model: object) -> Iterator[Kept]:
 
 @contextmanager
 def shared_by(processes: int) -> Iterator[None]:
-    """Inside this block, of a CPU's free memory each of so many processes like this one has its part."""
+    """Inside this block, divide a CPU's free memory among this many equal processes."""
     token = _processes.set(processes)
     try:
         yield
@@ -71,9 +71,9 @@ def shared_by(processes: int) -> Iterator[None]:
 
 
 def lack_of_memory(error: BaseException) -> str:
-    """What an error says if it is a lack of memory, "out of memory (745.1 GiB ...)"; else "".
+    """Return "out of memory (745.1 GiB ...)" if an error is due to a lack of memory; else "".
 
-    On a CPU, torch tells it as a RuntimeError, which has no class of its own.
+    On a CPU, torch raises a plain RuntimeError for it, so the message of the error is checked.
     """
     said = " ".join(str(error).split())
     asked = re.search(r"tried to allocate (\d+) bytes", said)
@@ -85,9 +85,10 @@ def lack_of_memory(error: BaseException) -> str:
 
 
 def free_bytes(device: str) -> int | None:
-    """The memory that is free on a device; None if it cannot be told.
+    """Return the free memory of a device in bytes; None if unknown.
 
-    Of a CPU's, what the machine has and what the limits of the process leave (containers, SLURM).
+    For a CPU, this is what the machine has and the limits of the process leave (containers, SLURM),
+    divided by the processes of `shared_by`.
     """
     if torch.device(device).type == "cuda":
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -109,11 +110,11 @@ def free_bytes(device: str) -> int | None:
 def left_by_groups(
     told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> Iterator[int]:
-    """What each control group of this process that has a limit of memory leaves, in bytes.
+    """Yield the bytes that each control group with a memory limit leaves to this process.
 
     Args:
-        told: Names the groups.
-        root: Where their files are.
+        told: The file that lists the groups.
+        root: The folder of the groups' files.
     """
     try:
         lines = told.read_text().splitlines()
@@ -128,10 +129,10 @@ def left_by_groups(
         else:
             continue
         group = base / place.lstrip("/")
-        for folder in (group, *group.parents):  # each within the limits of those above
-            with suppress(OSError, ValueError):  # no limit ("max"), or not seen from here
+        for folder in (group, *group.parents):  # the limits of parent groups apply, too
+            with suppress(OSError, ValueError):  # no limit ("max"), or not visible from here
                 most = int((folder / limit).read_text())
-                if most < 2**60:  # of version 1 such a number says that there is none
+                if most < 2**60:  # in version 1, a larger number means that there is no limit
                     stat = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
                     taken = int((folder / used).read_text()) - int(stat.get(spare, 0))
                     yield max(0, most - taken)

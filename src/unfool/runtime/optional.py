@@ -1,18 +1,18 @@
-"""Libraries that are optional, imported where a spec names something of theirs."""
+"""Imports optional libraries when they are needed."""
 
 from importlib import import_module
 from typing import Any
 
 
 def require(library: str, extra: str | None) -> Any:
-    """The module of an optional library.
+    """Import an optional library.
 
     Args:
         library: Its import name.
-        extra: The extra of unfool that installs it; None if it must fit the torch at hand.
+        extra: The extra of unfool that installs it; None if it must match the installed torch.
 
     Raises:
-        ValueError: It is not installed, or broken.
+        ValueError: The library is not installed, or is broken.
     """
     try:
         return import_module(library)
@@ -30,7 +30,7 @@ def require(library: str, extra: str | None) -> Any:
 
 
 def _advice(library: str, extra: str | None) -> str:
-    """How to get a library; torchvision, which timm imports, must fit the torch at hand."""
+    """Say how to install a library; torchvision, which timm imports, must match the torch."""
     if extra is not None and library != "torchvision":
         return f"pip install 'unfool[{extra}]'"
     return f"install the {library} that was built for your torch (see pytorch.org)"

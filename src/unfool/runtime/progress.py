@@ -1,4 +1,4 @@
-"""Progress of long work, on the error stream: a bar on a terminal, else a line now and then."""
+"""The progress of long work, on stderr: a bar on a terminal, otherwise a line now and then."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 Update = Callable[[float, str], None]
 EVERY = 20.0  # seconds between two lines
-# What was expected counts as much as work of so many seconds, but at most of this share of all work.
+# The expected speed weighs as much as TRUST seconds of work, at most the share MOST of all work.
 TRUST, MOST = 5.0, 0.02
 
 _TICKS: ContextVar[Callable[[float], None] | None] = ContextVar("ticks", default=None)
@@ -17,7 +17,7 @@ _TICKS: ContextVar[Callable[[float], None] | None] = ContextVar("ticks", default
 
 @contextmanager
 def ticking(tell: Callable[[float], None]) -> Iterator[None]:
-    """Inside the `with`, `tell` learns of every `tick`, so that long work need not know who watches."""
+    """Call `tell` on every `tick` in this block, so that long work need not know its observer."""
     token = _TICKS.set(tell)
     try:
         yield
@@ -26,20 +26,20 @@ def ticking(tell: Callable[[float], None]) -> Iterator[None]:
 
 
 def tick(work: float) -> None:
-    """Tell whoever is `ticking` of a piece of work that is done."""
+    """Report finished work to the enclosing `ticking` block, if any."""
     if (tell := _TICKS.get()) is not None:
         tell(work)
 
 
 @dataclass
 class TimeLeft:
-    """The time left of some work, by what was expected at first, and more and more by what it took.
+    """The time left: by the expected speed at first, more and more by the measured one.
 
     Attributes:
-        total: How much there is to do.
-        done: How much was done before.
-        each: Seconds expected for 1 of these; None if nothing is known.
-        began: When it began, by `time.monotonic`.
+        total: Units of work.
+        done: Units that were done before.
+        each: Expected seconds per unit; None if unknown.
+        began: The start time, by `time.monotonic`.
     """
 
     total: float
@@ -48,7 +48,7 @@ class TimeLeft:
     began: float = field(default_factory=time.monotonic)
 
     def after(self, now: float) -> float | None:
-        """Seconds left when `now` of them are done; None if nobody can tell yet."""
+        """Return the seconds left when `now` units are done; None if unknown yet."""
         took, made = time.monotonic() - self.began, now - self.done
         if self.each:
             prior = min(TRUST / self.each, MOST * (self.total - self.done))
@@ -60,18 +60,18 @@ class TimeLeft:
 def progress(
     what: str, total: int, done: int = 0, quiet: bool = False, each: float | None = None
 ) -> Iterator[Update]:
-    """Show how far `what` has come, and the time left.
+    """Show the progress of some work, and the time left.
 
     Args:
-        what: What is done, in words.
-        total: How much there is to do.
-        done: How much was done before.
+        what: The name of the work.
+        total: Units of work.
+        done: Units that were done before.
         quiet: Show nothing.
-        each: Seconds expected for 1 of these, if that is known; then the time left is shown at once.
+        each: Expected seconds per unit; if given, the time left is shown from the start.
 
     Yields:
-        A function to call with how many are done now, parts of one included, and a few words to show
-        beside it.
+        A function to call with the units that are done, which may be fractional, and a few words to
+        show beside them.
     """
     left = TimeLeft(total, done, each)
     if quiet:
@@ -124,7 +124,7 @@ def _lines(what: str, left: TimeLeft) -> Update:
 
 
 def _said(seconds: float | None) -> str:
-    """The time left in words."""
+    """Return the time left in words."""
     if seconds is None:
         return ""
     if seconds < 120:

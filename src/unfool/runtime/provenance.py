@@ -1,4 +1,4 @@
-"""Where a result comes from: the date, the command, the hardware, and the commit of this package."""
+"""The provenance of a result: the date, the command, the hardware, and the package's commit."""
 
 import contextvars
 import json
@@ -17,18 +17,18 @@ from typing import NotRequired
 from typing_extensions import TypedDict
 
 PACKAGE = Path(__file__).parents[1]
-SECONDS = 5  # until git is taken for stuck
+SECONDS = 5  # after which git is considered stuck
 _command = contextvars.ContextVar[tuple[str, float]]("command")
 
 
 class Start(TypedDict):
-    """What is known of a process that worked on a result.
+    """Facts about a process that worked on a result.
 
     Attributes:
-        date: When it began, UTC, as ISO 8601.
-        hardware: What it computed on.
-        command: The command line; none from Python.
-        commit: Of this package, with `-dirty` if its files were changed since; none if unknown.
+        date: The start time in UTC, as ISO 8601.
+        hardware: The hardware that it used.
+        command: The command line; absent if called from Python.
+        commit: The package's commit, with `-dirty` if its files have changed; absent if unknown.
     """
 
     date: str
@@ -38,10 +38,10 @@ class Start(TypedDict):
 
 
 class Made(Start):
-    """As `Start`, of a result that one process made.
+    """Facts about a process that made a result alone.
 
     Attributes:
-        seconds: From the start of the command to its result.
+        seconds: Seconds from the start of the command to its result.
     """
 
     seconds: float
@@ -49,7 +49,7 @@ class Made(Start):
 
 @contextmanager
 def started_by(arguments: Sequence[str]) -> Iterator[None]:
-    """Remember what command line works inside this block, and since when."""
+    """Record the command line that runs in this block, and its start time."""
     token = _command.set((shlex.join(["unfool", *arguments]), time.time()))
     try:
         yield
@@ -58,12 +58,12 @@ def started_by(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def command_line() -> str:
-    """The command line that works (`started_by`); empty from Python."""
+    """Return the running command line (see `started_by`); empty if called from Python."""
     return _command.get(("", 0.0))[0]
 
 
 def describe_start(device: str) -> Start:
-    """What is known of this process, which computes on `device`."""
+    """Return the facts about this process, which computes on `device`."""
     command, began = _command.get(("", time.time()))
     date = datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     start: Start = {"date": date, "hardware": hardware(device)}
@@ -75,20 +75,20 @@ def describe_start(device: str) -> Start:
 
 
 def describe_made(device: str) -> Made:
-    """What is known of this process, which computed a result on `device` just now."""
+    """Return the facts about this process, which has just computed a result on `device`."""
     _, began = _command.get(("", time.time()))
     return {**describe_start(device), "seconds": round(time.time() - began, 2)}
 
 
 def hardware(device: str) -> str:
-    """The processor, its cores, the memory, and the GPU if `device` is one, in words."""
+    """Describe the processor, its cores, the memory, and the GPU if `device` is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     said = f"{_processor()}, {cores} core{'' if cores == 1 else 's'}"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         said += f", {memory / 2**30:.0f} GiB of memory"
     if device.startswith("cuda"):
-        import torch  # which the command line imports late
+        import torch  # slow to import, so only when it is needed
 
         gpu = torch.cuda.get_device_properties(device)
         said = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB; {said}"
@@ -96,14 +96,14 @@ def hardware(device: str) -> str:
 
 
 def commit() -> str | None:
-    """The commit that this package is of; None if it is not from git, or git is not here."""
+    """Return the commit of this package; None if it is not from git, or git is not available."""
     try:
         told = metadata.distribution("unfool").read_text("direct_url.json") or "{}"
         if found := json.loads(told).get("vcs_info", {}).get("commit_id"):
             return str(found)
     except (metadata.PackageNotFoundError, ValueError):
         pass
-    # A package that lies in an environment below another project's repository is not of its commit.
+    # An environment inside another project's repository does not belong to that project's commit.
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")

@@ -1,7 +1,7 @@
-"""Published files of weights by name: where they are, how large, under which license, and their hashes.
+"""Published files of weights by name: their addresses, sizes, licenses, and hashes.
 
-A hash stands here only if whoever publishes the file states it, in a list or in the file's name. Files
-that are given away by pages alone have no address; what to do is told instead.
+A hash is listed only if the publisher states it, in a list or in the file's name. Files that can be
+downloaded only through a web page have no address; a message then says how to get them.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ class Remote:
     """A file that its authors published.
 
     Attributes:
-        page: Where its authors tell of it.
-        license: As they state it.
-        megabytes: About how large it is.
-        url: Its address; None if it has none that a program can fetch.
-        size: Its exact bytes, where they are known.
-        sha256: Its SHA-256, or how that begins, where it was published.
-        md5: Its MD5, where that was published.
+        page: The authors' web page for it.
+        license: The license, as they state it.
+        megabytes: The approximate size.
+        url: Its address; None if a program cannot download it.
+        size: The exact size in bytes, if known.
+        sha256: Its SHA-256 or a prefix of it, if published.
+        md5: Its MD5, if published.
     """
 
     page: str
@@ -51,7 +51,7 @@ def _nvidia(name: str, megabytes: int) -> Remote:
 
 
 def _chen(kind: str, name: str, megabytes: int) -> Remote:
-    """Of a collection whose names end with the first 8 digits of the SHA-256."""
+    """Describe a file of a collection whose names end with the first 8 digits of the SHA-256."""
     page = "https://github.com/chenyaofo/pytorch-cifar-models"
     begins = Path(name).stem.rpartition("-")[2]
     return Remote(page, "BSD-3-Clause", megabytes, f"{_CHEN}/{kind}/{name}", sha256=begins)
@@ -153,21 +153,23 @@ FILES: dict[str, Remote] = {
 
 
 def kept_file(path: Path) -> Path:
-    """A file where it was named or, of the name of a published one, in the cache, if it is there."""
+    """Return the path; for a published file that is only in the cache, its path there."""
     kept = cache_folder() / path.as_posix()
     return kept if path.as_posix() in FILES and not path.exists() and kept.is_file() else path
 
 
 def find_file(path: Path, download: bool = False) -> Path:
-    """A file of weights: where it was named, or in the cache, or fetched into it if that was asked for.
+    """Find a file of weights at its path or in the cache, or download it if that was asked for.
+
+    A path that names no published file is returned unchanged.
 
     Args:
         path: The file, or the name of a published one.
-        download: Whether it may be fetched; `--download` allows it, too.
+        download: Whether it may be downloaded; `--download` allows it, too.
 
     Raises:
-        FileNotFoundError: There is no such file, and it is not to be fetched, or could not be.
-        ValueError: What was fetched is not the published file.
+        FileNotFoundError: A published file is missing, and may not or cannot be downloaded.
+        ValueError: The downloaded file is not the published one.
     """
     name = path.as_posix()
     if (path := kept_file(path)).exists() or name not in FILES:

@@ -1,4 +1,4 @@
-"""Objects in a line of text, and as a table for notebooks."""
+"""Objects as a line of text, and as a table for notebooks."""
 
 import inspect
 from dataclasses import fields, is_dataclass
@@ -13,18 +13,18 @@ WIDEST = 40  # characters of one value
 
 
 def short_repr(self: object) -> str:
-    """An object in a line: its class, and those of its options that are not the defaults.
+    """Describe an object in a line: its class, and the options that differ from their defaults.
 
-    Networks are told by their class and their number of weights. It serves as a `__repr__`.
+    A network is shown as its class and its number of weights. Use it as a `__repr__`.
     """
     options = [f"{name}={_value(value)}" for name, value in kept_options(self).items()]
     return f"{type(self).__name__}({', '.join(options)})"
 
 
 def html_repr(self: object) -> str:
-    """An object as a table of its options, nested where an option has options of its own.
+    """Describe an object as an HTML table of its options, nested if an option has options itself.
 
-    It serves as a `_repr_html_`.
+    Use it as a `_repr_html_`.
     """
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{_cell(value)}</td></tr>"
@@ -38,11 +38,11 @@ def _cell(value: Any) -> str:
 
 
 def kept_options(thing: object, defaults: bool = False) -> dict[str, Any]:
-    """The arguments that an object was made with, as far as it keeps them as attributes.
+    """Return the arguments that an object was made with, if it keeps them as attributes.
 
     Args:
-        thing: An object with a `__init__`.
-        defaults: Take those that are the defaults, too.
+        thing: The object.
+        defaults: Also return arguments that equal their defaults.
     """
     if is_dataclass(thing):
         known = {field.name: field.default for field in fields(thing)}

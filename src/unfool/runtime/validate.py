@@ -1,7 +1,7 @@
-"""What comes from outside, checked against a type: an option of a spec, or a file of JSON.
+"""Validation of external values against types: an option of a spec, or a JSON file.
 
-pydantic does the checking; what is wrong is said here, in one sentence with the place, what it must
-be, and what it is.
+Pydantic checks the values; this module describes a mistake in one sentence: where it is, what the
+value must be, and what it is.
 """
 
 import json
@@ -48,19 +48,19 @@ MUST_BE = {
 
 
 def fitted(kind: Any, value: Any, where: str) -> Any:
-    """A value as a type has it: a list as a tuple, "3" as 3.
+    """Convert a value to a type: for example, a list to a tuple, or "3" to 3.
 
     Args:
         kind: The type.
-        value: What should fit it.
-        where: What a message calls the value.
+        value: The value.
+        where: Its name in messages.
 
     Raises:
-        ValueError: It does not fit.
+        ValueError: The value does not fit the type.
     """
     try:
         adapter = _adapter(kind)
-    except Exception:  # a type that pydantic cannot describe takes what it is given
+    except Exception:  # a type that pydantic cannot describe accepts any value
         return value
     try:
         return adapter.validate_python(value)
@@ -69,17 +69,17 @@ def fitted(kind: Any, value: Any, where: str) -> Any:
 
 
 def from_json(kind: type[T], text: str | bytes, where: str) -> T:
-    """What JSON holds: a dataclass made of it, or a table just as it was written.
+    """Parse and validate JSON: return a dataclass, or for a TypedDict the table as written.
 
-    No value is taken for one of another type: neither "3" for a number, nor true, nor 3.0 for 3.
+    Values are not converted: "3" and true are not numbers, and 3.0 is not an integer.
 
     Args:
         kind: A dataclass or a TypedDict.
         text: The JSON.
-        where: What a message calls it, such as the name of the file.
+        where: Its name in messages, such as the name of the file.
 
     Raises:
-        ValueError: It is not JSON, or does not fit.
+        ValueError: The text is not JSON, or does not fit.
     """
     try:
         table = json.loads(text)
@@ -93,20 +93,20 @@ def from_json(kind: type[T], text: str | bytes, where: str) -> T:
 
 
 def read_json(kind: type[T], path: Path) -> T:
-    """What a file of JSON holds (`from_json`).
+    """Parse and validate a JSON file by `from_json`.
 
     Raises:
-        ValueError: It is not JSON, or does not fit; the message names the file.
-        OSError: It cannot be read.
+        ValueError: The file is not JSON, or does not fit; the message names the file.
+        OSError: The file cannot be read.
     """
     return from_json(kind, path.read_bytes(), str(path))
 
 
 def explain(error: ValidationError, value: Any, before: str) -> str:
-    """The first mistake in a value: "run.json: indices.3 must be a whole number, not 'x'".
+    """Describe the first mistake in a value: "run.json: indices.3 must be a whole number, not 'x'".
 
-    Before the place stands what names the whole, with a full stop or a colon at its end. A value
-    that may be of several types has several mistakes in one place, which are told together.
+    `before` names the whole value and ends with a period or a colon. A value that may have several
+    types has several mistakes in one place, which are described together.
     """
     first, *others = error.errors(include_url=False)
     place, given = _place(first["loc"], value)
@@ -118,14 +118,14 @@ def explain(error: ValidationError, value: Any, before: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it, cut short."""
+    """Return a value as text for a message, truncated if long."""
     words = {None: "null", True: "true", False: "false"}
     text = words[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _place(steps: Sequence[int | str], value: Any) -> tuple[list[int | str], Any]:
-    """The keys that lead to a mistake, without the types that pydantic puts between them."""
+    """Return the keys that lead to a mistake, without pydantic's types, and the value there."""
     place: list[int | str] = []
     for step in steps:
         inside = isinstance(value, Mapping) and step in value
@@ -137,7 +137,7 @@ def _place(steps: Sequence[int | str], value: Any) -> tuple[list[int | str], Any
 
 
 def _must_be(mistake: Any, absent: Sequence[str]) -> str:
-    """What a value must be; `absent` are all the keys that it should have and does not."""
+    """Describe what a value must be; `absent` are all required keys that it lacks."""
     told = {
         k: f"{v:.12g}" if isinstance(v, float) else v for k, v in mistake.get("ctx", {}).items()
     }

@@ -1,4 +1,4 @@
-"""The routes of the service, and how a mistake is answered: a status and one sentence."""
+"""The routes of the service, and its responses to mistakes: a status and one sentence."""
 
 import asyncio
 import base64
@@ -39,19 +39,19 @@ ABOUT = "Classify and purify images with a classifier behind a diffusion defense
 
 
 class _Route(APIRoute):
-    """A route that FastAPI describes, but whose function reads the request and answers by itself."""
+    """A route that FastAPI only documents: its function reads the request and responds itself."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         return self.endpoint
 
 
 def make_app(defense: Defense, metrics: Metrics, votes: int) -> FastAPI:
-    """The service as an ASGI application; closing it finishes what was accepted.
+    """Make the service as an ASGI application; closing it finishes the accepted requests.
 
     Args:
         defense: The model.
-        metrics: Where it is counted.
-        votes: Passes per image of a request that names no number.
+        metrics: The metrics to update.
+        votes: Passes per image if a request does not choose a number.
     """
 
     @asynccontextmanager
@@ -215,7 +215,7 @@ def _check_size(images: Images, votes: int, most: int) -> None:
 async def _in_time(
     request: Request, held: Held, answer: Callable[[bytes], Awaitable[Response]]
 ) -> Response:
-    """The answer to the body of a request, or why there is none."""
+    """Answer a request's body in time; a timeout, full queue, or failed model raises `Refused`."""
     seconds = held.limits.seconds
     try:
         async with asyncio.timeout(seconds), body_of(request, held) as content:
@@ -231,7 +231,7 @@ async def _in_time(
 
 
 async def _told(_: Request, error: Exception) -> Response:
-    """An error as JSON, with nothing of the server in it."""
+    """Return an error as JSON, without details of the server."""
     if isinstance(error, Refused):
         wait = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
         return JSONResponse({"error": error.why}, error.status, wait)
@@ -278,7 +278,7 @@ def _told_votes(
 def _told_pure(
     told: dict[str, Any], body: Body, images: Images, pure: list[Tensor], json_: bool
 ) -> Response:
-    """Purified arrays as arrays; one picture as PNG; several, or where JSON is asked for, as base64."""
+    """Return purified images: an array as an array, one file as PNG, others as base64 in JSON."""
     made = [purified_like(x, shape) for x, shape in zip(pure, images.shapes, strict=True)]
     if body.array is not None:
         last = body.array.ndim == 4 and images.shapes[0][1:] != body.array.shape[1:]

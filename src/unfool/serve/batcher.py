@@ -1,4 +1,4 @@
-"""One thread that runs the model, in calls shared by all who wait."""
+"""One thread that runs the model, in calls shared by the waiting requests."""
 
 import logging
 import math
@@ -19,8 +19,8 @@ Outputs = tuple[Tensor, ...]  # each with one row per row of the call
 Call = Callable[[Tensor, Noise], Outputs]
 Observe = Callable[[int, float], None]
 Task = Callable[[], Any]
-LINGER = 0.005  # seconds that a call which is not full waits for more rows
-MAX_BYTES = 2**30  # of the images that wait
+LINGER = 0.005  # seconds for which a call that is not full waits for more rows
+MAX_BYTES = 2**30  # largest total size of the queued images
 log = logging.getLogger("unfool.serve")
 
 
@@ -33,7 +33,7 @@ class Overloaded(RuntimeError):
 
 
 class ModelFailed(RuntimeError):
-    """The model raised an error, which the log has."""
+    """The model raised an error, which is in the log."""
 
 
 @dataclass(eq=False)
@@ -42,7 +42,9 @@ class Part:
 
     Attributes:
         x: Images (B, C, H, W).
-        noise: Of each row; a multiple of B rows.
+        noise: Noise of each row; a multiple of B rows.
+        taken: Number of rows that were put into calls.
+        outputs: Outputs of each finished call.
     """
 
     x: Tensor
@@ -59,12 +61,12 @@ class _Job:
     future: "Future[Any]"
     rows: int
     bytes: int
-    left: int  # rows that have no output yet
-    task: Task | None = None  # instead of parts
+    left: int  # rows without an output
+    task: Task | None = None  # run instead of parts
 
 
 class _Slice(NamedTuple):
-    """Rows `first` to `last` of a part, to be computed in the next call."""
+    """Rows `first` to `last` (exclusive) of a part, to be computed in the next call."""
 
     job: _Job
     part: Part
@@ -72,7 +74,7 @@ class _Slice(NamedTuple):
     last: int
 
     def images(self) -> Tensor:
-        """The image of each row."""
+        """Return the image of each row."""
         x = self.part.x
         if len(x) == 1:
             return x.expand(self.last - self.first, -1, -1, -1)
@@ -80,16 +82,16 @@ class _Slice(NamedTuple):
 
 
 class Batcher:
-    """A bounded queue before one worker thread, which fills each call of the model from several jobs.
+    """A bounded queue with one worker thread, which combines several jobs in one call of the model.
 
-    A job that must be repeatable to the last bit goes `alone`: kernels round differently in calls of
-    another size, so each of its parts is computed in calls of its own, `batch_size` rows at a time.
+    A job that must be repeatable to the last bit runs `alone`: kernels round differently in calls
+    of different sizes, so each of its parts gets its own calls of at most `batch_size` rows.
 
     Args:
         calls: The functions that compute rows, by kind.
-        batch_size: The most rows of one call.
-        max_rows: The most rows that are accepted and not done.
-        observe: Told the rows and the seconds of each call.
+        batch_size: Most rows in one call.
+        max_rows: Most rows that are accepted but not done.
+        observe: Called with the rows and the seconds of each call.
     """
 
     def __init__(self, calls: Mapping[str, Call], batch_size: int, max_rows: int, observe: Observe):
@@ -102,7 +104,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, kind: str, parts: Sequence[Part], alone: bool) -> "Future[list[Outputs]]":
-        """Accept a job; the future gives the outputs of each part, or ModelFailed.
+        """Accept a job; the future holds the outputs of each part, or ModelFailed.
 
         Raises:
             Overloaded: There is no room for it, or the service is stopping.
@@ -112,11 +114,11 @@ class Batcher:
         return self._accept(_Job(kind, parts, alone, Future(), rows, size, rows))
 
     def run(self, task: Task, rows: int) -> "Future[Any]":
-        """Accept a function to run between calls of the model; the future gives what it returns.
+        """Accept a function to run between calls of the model; the future holds what it returns.
 
         Args:
-            task: It may take gradients.
-            rows: How many passes it counts for in the queue.
+            task: The function, which may compute gradients.
+            rows: Passes that it counts as in the queue.
 
         Raises:
             Overloaded: There is no room for it, or the service is stopping.
@@ -142,16 +144,16 @@ class Batcher:
         return job.future
 
     def retry_after(self) -> int:
-        """In how many seconds what waits now should be done, from 1 to 60."""
+        """Estimate in how many seconds the accepted work will be done, from 1 to 60."""
         return max(1, min(60, math.ceil(self.rows * self._seconds_per_row)))
 
     @property
     def accepting(self) -> bool:
-        """Whether the worker runs and no stop was asked for."""
+        """Whether the worker runs and `close` was not called."""
         return not self._closed and self._thread.is_alive()
 
     def close(self) -> None:
-        """Accept nothing more, finish what was accepted, and stop the thread."""
+        """Accept no more jobs, finish the accepted ones, and stop the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -166,7 +168,7 @@ class Batcher:
                 self._compute(found)
 
     def _next(self) -> _Job | list[_Slice]:
-        """A task, or the rows of the next call; none when all is done and the service stops."""
+        """Wait for a task or the rows of the next call; no rows if closed and all work is done."""
         with self._changed:
             until = None
             while True:
@@ -191,7 +193,7 @@ class Batcher:
             self._forget(job)
 
     def _full(self) -> bool:
-        """Whether waiting gains nothing for the next call."""
+        """Return whether the next call cannot gain rows by waiting."""
         if self._waiting[0].alone:
             return True
         rows = 0
@@ -202,7 +204,7 @@ class Batcher:
         return False
 
     def _fitting(self) -> Iterator[tuple[_Job, Part, int]]:
-        """The parts that may share the next call, oldest first, with the rows that they lack."""
+        """Yield the parts that may share the next call, oldest first, and their remaining rows."""
         head = self._waiting[0]
         first = next(part for part in head.parts if part.taken < len(part.noise))
         for job in self._waiting if not head.alone else (head,):
@@ -226,7 +228,7 @@ class Batcher:
         return slices
 
     def _compute(self, slices: Sequence[_Slice]) -> None:
-        """Compute rows; if that fails, those of each job apart, so that one spoils no other's."""
+        """Compute rows; on an error, compute each job separately, so that only a bad one fails."""
         jobs = {id(piece.job): piece.job for piece in slices}
         x = torch.cat([piece.images() for piece in slices])
         noise = Noise.join([s.part.noise.take(range(s.first, s.last)) for s in slices])
@@ -291,7 +293,7 @@ class Batcher:
 
 
 def _joined(outputs: Sequence[Outputs]) -> Outputs:
-    """The outputs of all calls that a part was in."""
+    """Concatenate the outputs of all calls that computed a part."""
     if len(outputs) == 1:
         return outputs[0]
     return tuple(map(torch.cat, zip(*outputs, strict=True)))

@@ -34,11 +34,11 @@ class Prediction(NamedTuple):
     """The vote on one image.
 
     Attributes:
-        tally: The class that won.
-        label: Its name.
+        tally: The winning class, and the votes of each class.
+        label: The name of the winning class.
         share: Its share of the votes, with Wilson's 95 % interval.
-        probabilities: The mean over the passes of the softmax of the logits; None for a model that
-            tells its class without logits.
+        probabilities: The mean softmax of the logits over the passes; None for a model that
+            chooses a class without logits.
     """
 
     tally: Tally
@@ -49,12 +49,12 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """Images to work on, in groups: each picture is one, and so is an array of images.
+    """Images to work on, in groups: an image file is a group, and so is an array of images.
 
     Attributes:
-        groups: Images (B, C, H, W), as the model takes them.
+        groups: Images (B, C, H, W) of each group, shaped for the model.
         votes: Passes per image.
-        seed: Of the noise; None for fresh noise.
+        seed: Seed of the noise; None for fresh noise.
     """
 
     groups: Sequence[Tensor]
@@ -63,18 +63,18 @@ class Work:
 
 
 class Defense:
-    """A model that is loaded once, and answers through the queue.
+    """A model that is loaded once, and computes answers through a queue.
 
-    A request with a seed has the noise that the commands `classify` and `purify` give its images, and
-    calls of its own, so that its answer is theirs to the last bit.
+    A request with a seed uses the noise that the commands `classify` and `purify` use for the same
+    images, and shares no call with other requests, so its answer equals theirs to the last bit.
 
     Args:
         loaded: The model.
-        name: What clients call it.
-        device: Where it is.
-        batch_size: The most images in one call.
-        limits: What is accepted.
-        observe: Told the rows and the seconds of each call.
+        name: Its name for clients.
+        device: Its device.
+        batch_size: Most images in one call.
+        limits: What the service accepts.
+        observe: Called with the rows and the seconds of each call.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class Defense:
 
     @property
     def labels(self) -> list[str]:
-        """The names of the classes as far as they are known before the first answer."""
+        """The class names known before the first answer; a class without a name is a number."""
         known = len(self.loaded.classes) if self.logits is None else self.logits
         return [self.loaded.label(index) for index in range(known)]
 
     async def classify(self, work: Work) -> list[Prediction]:
-        """The vote on each image."""
+        """Return the vote on each image."""
         parts, place = [], 0
         for x in work.groups:
             noise = noise_to_classify(work.seed, place, len(x))
@@ -116,7 +116,7 @@ class Defense:
         return found
 
     async def purify(self, work: Work) -> list[Tensor]:
-        """The purified images of each group, in the size that the denoiser takes."""
+        """Return the purified images of each group, in the size that the denoiser takes."""
         parts, place = [], 0
         for x in work.groups:
             parts.append(Part(x, noise_to_purify(work.seed, place, len(x))))
@@ -124,7 +124,7 @@ class Defense:
         return [pure for (pure,) in await self._answer("purify", parts, work)]
 
     async def run(self, task: Callable[[], Answer], rows: int) -> Answer:
-        """What a function gives that the thread of the model runs, as `rows` passes of its queue."""
+        """Run a function in the model's thread, counted as `rows` passes, and return its result."""
         return await asyncio.wrap_future(self.batcher.run(task, rows))
 
     async def _answer(self, kind: str, parts: Sequence[Part], work: Work) -> list[Outputs]:
@@ -154,7 +154,7 @@ class Defense:
 
     @torch.no_grad()
     def _count_logits(self) -> int | None:
-        """How many classes the model tells apart, by trial, which warms it up; None if unknown."""
+        """Return the number of logits, by a call that also warms up the model; None if unknown."""
         if self.loaded.shape is None:
             return None
         x = torch.full((1, *self.loaded.shape), 0.5, device=self.device)
@@ -173,7 +173,7 @@ def load_defense(
     limits: Limits,
     observe: Observe = lambda rows, seconds: None,
 ) -> Defense:
-    """The model of a spec, ready to answer.
+    """Load the model of a spec, ready to answer requests.
 
     Raises:
         SpecError: Something in the spec is wrong.
@@ -184,5 +184,5 @@ def load_defense(
 
 
 def _mean(probabilities: Tensor, images: int) -> Tensor:
-    """The mean over the passes (votes * B, K) of each image, (B, K)."""
+    """Average probabilities (votes * B, K) over the passes of each image, to (B, K)."""
     return probabilities.view(-1, images, probabilities.shape[1]).mean(0)

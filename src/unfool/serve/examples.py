@@ -1,4 +1,4 @@
-"""What the OpenAPI description says of the routes, with examples that can be sent as they are."""
+"""The OpenAPI descriptions of the routes, with examples that can be sent unchanged."""
 
 from typing import Any
 
@@ -76,11 +76,11 @@ ERROR = {
     "required": ["error"],
 }
 PNGS = {"type": "array", "items": {"type": "string", "contentEncoding": "base64"}}
-NULL_AS_WELL = ("seed", "probabilities")  # what an answer may not have
+NULL_AS_WELL = ("seed", "probabilities")  # fields of an answer that may be null
 
 
 def classify(model: str, limits: Limits) -> dict[str, Any]:
-    """Of `/classify`."""
+    """Describe `/classify`."""
     return {
         "summary": "Classify images by majority vote.",
         "responses": _answers(VOTED | {"model": model}, ERRORS | NO_SEEDS),
@@ -89,7 +89,7 @@ def classify(model: str, limits: Limits) -> dict[str, Any]:
 
 
 def purify(model: str, limits: Limits) -> dict[str, Any]:
-    """Of `/purify`."""
+    """Describe `/purify`."""
     example = {key: value for key, value in PLAIN.items() if key != "votes"}
     numbers = {key: value for key, value in _numbers(limits).items() if key != "votes"}
     answers = _answers(PURIFIED | {"model": model}, ERRORS | NO_SEEDS | NO_PURIFIER)
@@ -106,11 +106,11 @@ def purify(model: str, limits: Limits) -> dict[str, Any]:
 
 
 def infer(model: str, path: str, limits: Limits) -> dict[str, Any]:
-    """Of `infer` of the Open Inference Protocol."""
+    """Describe `infer` of the Open Inference Protocol."""
     example = TENSOR if limits.seeds else TENSOR | {"parameters": {"votes": 4}}
     content = {"application/json": {"schema": INFER, "example": example}}
     answers = _answers(INFERRED | {"model_name": model}, ERRORS | NO_SEEDS | NO_MODEL)
-    answers[200]["content"]["application/json"].pop("schema")  # each output has data of its own
+    answers[200]["content"]["application/json"].pop("schema")  # outputs have different data types
     return {
         "summary": "Classify images by majority vote.",
         "responses": answers,
@@ -120,7 +120,7 @@ def infer(model: str, path: str, limits: Limits) -> dict[str, Any]:
 
 
 def status(model: str, path: str, summary: str, waits: bool = False) -> dict[str, Any]:
-    """Of a route that tells a state; one that `waits` answers 503 until the service is ready."""
+    """Describe a status route; one that `waits` responds with 503 unless the service is ready."""
     named = _named(model, path)
     return {
         "summary": summary,
@@ -133,7 +133,7 @@ def status(model: str, path: str, summary: str, waits: bool = False) -> dict[str
 
 
 def _named(model: str, path: str) -> dict[str, Any]:
-    """The parameters of a path, each with the one value that the service has."""
+    """Describe the parameters of a path, each with the only value that the service accepts."""
     values = {"{name}": model, "{version}": VERSION}
     found = [
         {"name": part[1:-1], "in": "path", "required": True, "schema": {"enum": [values[part]]}}
@@ -154,7 +154,7 @@ def _numbers(limits: Limits) -> dict[str, Any]:
 
 
 def _body(fields: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
-    """A form with pictures, or JSON with an array."""
+    """Describe a body: a form with image files, or JSON with an array."""
     picture = {"type": "string", "contentMediaType": "image/png", "format": "binary"}
     files = {"image": {"type": "array", "items": picture, "minItems": 1}}
     array = {
@@ -203,7 +203,7 @@ def _errors(errors: dict[int, str]) -> dict[int, Any]:
 
 
 def _schema(example: object, name: str = "") -> dict[str, Any]:
-    """The schema of an answer like the example."""
+    """Derive the schema of an answer from an example."""
     if isinstance(example, dict):
         properties = {key: _schema(value, key) for key, value in example.items()}
         return {"type": "object", "properties": properties, "required": sorted(example)}

@@ -1,8 +1,8 @@
-"""What a request may ask for, and the errors that tell a client what it may not."""
+"""The limits of the service, and the error that refuses a request."""
 
 from dataclasses import dataclass
 
-BODIES = 16  # bodies of the largest size that are held at once
+BODIES = 16  # bodies of the largest size that may be held at once
 
 
 @dataclass(frozen=True)
@@ -11,13 +11,13 @@ class Limits:
 
     Attributes:
         body: Bytes of one request.
-        pixels: Pixels of all images of one request, before they are resized.
-        images: Images of one request.
+        pixels: Pixels in all images of one request, before resizing.
+        images: Images in one request.
         votes: Passes through the defense per image.
-        queue: Passes (images times votes) that are accepted and not done.
-        seconds: From the first byte of a request to its answer.
-        seeds: Whether a request may choose the noise.
-        steps: Of an attack in the playground.
+        queue: Passes (images times votes) that are accepted but not done.
+        seconds: Seconds from the first byte of a request to its answer.
+        seeds: Whether a request may choose the seed of the noise.
+        steps: Steps of an attack in the playground.
     """
 
     body: int = 16 * 2**20
@@ -31,16 +31,16 @@ class Limits:
 
 
 class Held:
-    """The bytes of all bodies that are not answered; they may take as much as `BODIES` of the largest."""
+    """The number of bytes of all unanswered requests, at most `BODIES` times the largest body."""
 
     def __init__(self, limits: Limits):
         self.limits, self.bytes = limits, 0
 
     def take(self, size: int) -> None:
-        """Make room for bytes that come.
+        """Count bytes that arrive.
 
         Raises:
-            Refused: There is none.
+            Refused: There is no room for them.
         """
         if self.bytes + size > BODIES * self.limits.body:
             raise Refused(
@@ -49,12 +49,12 @@ class Held:
         self.bytes += size
 
     def give_back(self, size: int) -> None:
-        """Free what an answered request took."""
+        """Release the bytes of a request that is answered."""
         self.bytes -= size
 
 
 class Refused(Exception):
-    """A request that is refused, with an HTTP status from 400 on and one sentence."""
+    """The refusal of a request, with an HTTP status of 400 or more and one sentence."""
 
     def __init__(self, status: int, why: str, retry_after: int | None = None):
         super().__init__(why)

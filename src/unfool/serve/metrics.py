@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus."""
+"""The metrics of the service, for Prometheus."""
 
 import time
 from typing import Any
@@ -13,7 +13,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """The counters of one service, in a registry of their own."""
+    """The metrics of one service, in their own registry."""
 
     def __init__(self):
         own = self.registry = CollectorRegistry()
@@ -32,32 +32,32 @@ class Metrics:
         self.info = Gauge("unfool_info", "Always 1.", ("model", "version"), registry=own)
 
     def observe_call(self, rows: int, seconds: float) -> None:
-        """Count a call of the model."""
+        """Record a call of the model."""
         self.batch.observe(rows)
         self.model_seconds.inc(seconds)
 
     def watch(self, batcher: Batcher, model: str) -> None:
-        """Read the queue whenever asked, and name the model."""
+        """Report the length of the queue at each scrape, and the name of the model."""
         self.queue.set_function(lambda: batcher.rows)
         self.info.labels(model, __version__).set(1)
 
     def text(self) -> bytes:
-        """All of it, in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
 class CountRequests:
     """ASGI middleware that counts requests by route and status.
 
-    A route is counted by its template, and an unknown path as `other`, so clients cannot make up
-    labels.
+    A route is counted by its path template and an unknown path as `other`, so that clients cannot
+    create labels.
     """
 
     def __init__(self, app: Any, metrics: Metrics):
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass the request on, and count its answer."""
+        """Pass the request on, and count its response."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         began, status = time.perf_counter(), 500

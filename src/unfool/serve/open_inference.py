@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2, with binary tensors: what KServe and Triton clients speak."""
+"""The Open Inference Protocol, version 2, with binary tensors, for clients of KServe and Triton."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from unfool.serve.defense import Defense, Prediction
 from unfool.serve.limits import Limits, Refused
 from unfool.serve.request import load_json, to_array, to_seed, to_votes, whole_number
 
-VERSION = "1"  # of a model: the service has one
+VERSION = "1"  # the only version of the model
 HEADER = "inference-header-content-length"
 INPUT = "images"
 DATATYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "UINT8": "u1"}
@@ -30,11 +30,11 @@ class Inference(NamedTuple):
     """A request for inference.
 
     Attributes:
-        id: What the client calls it, or None.
+        id: The client's name for the request, or None.
         array: The images.
-        votes: Passes per image, or None.
-        seed: Of the noise, or None.
-        outputs: The names asked for, each with whether it goes as binary data.
+        votes: Passes per image, or None for the default.
+        seed: Seed of the noise, or None for fresh noise.
+        outputs: The requested outputs, and whether each is sent as binary data.
     """
 
     id: str | None
@@ -45,12 +45,12 @@ class Inference(NamedTuple):
 
 
 def server() -> dict[str, Any]:
-    """What the service says of itself."""
+    """Return the metadata of the service."""
     return {"name": "unfool", "version": __version__, "extensions": ["binary_tensor_data"]}
 
 
 def metadata(defense: Defense) -> dict[str, Any]:
-    """What the service says of its model."""
+    """Return the metadata of the model."""
     shape = defense.loaded.shape or (-1, -1, -1)
     classes = -1 if defense.logits is None else defense.logits
     return {
@@ -71,16 +71,16 @@ def metadata(defense: Defense) -> dict[str, Any]:
 
 
 def read(content: bytes, header: str | None, defense: Defense, limits: Limits) -> Inference:
-    """A request for inference.
+    """Parse a request for inference.
 
     Args:
         content: The body.
-        header: The value of the header that says how long its JSON part is, if binary data follow.
+        header: The value of `HEADER`, the length of the JSON part, if binary data follow it.
         defense: The model.
-        limits: What is accepted.
+        limits: What the service accepts.
 
     Raises:
-        Refused: It is none.
+        Refused: The body is not a valid request.
     """
     size = len(content) if header is None else whole_number(header, HEADER, 1, len(content))
     asked, binary = load_json(content[:size]), content[size:]
@@ -116,7 +116,7 @@ def read(content: bytes, header: str | None, defense: Defense, limits: Limits) -
 
 
 def answer(asked: Inference, defense: Defense, found: Sequence[Prediction]) -> Response:
-    """The answer to a request for inference."""
+    """Return the response to a request for inference."""
     values: dict[str, list[Any]] = {
         "class": [each.tally.winner for each in found],
         "label": [each.label for each in found],
@@ -189,7 +189,7 @@ def _tensor(given: Mapping[str, Any], binary: bytes) -> np.ndarray:
 
 
 def _packed(values: list[Any], kind: str) -> bytes:
-    """A tensor as binary data; a text goes as its length in four bytes and its UTF-8."""
+    """Encode a tensor as binary data; a string becomes its length in four bytes and its UTF-8."""
     if kind == "BYTES":
         words = [word.encode() for word in values]
         return b"".join(len(word).to_bytes(4, "little") + word for word in words)

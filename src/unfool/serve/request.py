@@ -1,4 +1,4 @@
-"""From the body of a request to images: multipart pictures, or arrays in JSON, within the limits."""
+"""Turns the body of a request into images: multipart image files or JSON arrays, within limits."""
 
 import io
 import json
@@ -30,8 +30,8 @@ from unfool.api.apply import (
 from unfool.serve.limits import Held, Limits, Refused
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-DRAINED = 4  # times the limit of a body that is read and thrown away, so that the client hears why
-SMALL = 2**16  # bytes of JSON that are read in no time; a picture of so few may be a large one
+DRAINED = 4  # a body is read up to this many times its limit, so that the client gets the refusal
+SMALL = 2**16  # bytes of JSON that need no thread; an image file this small may have many pixels
 FIELDS = ("votes", "seed", "force")
 Found = TypeVar("Found")
 _THREADS: RunVar[CapacityLimiter | None] = RunVar("unfool_decoding", default=None)
@@ -39,10 +39,10 @@ DTYPES = {"float32": np.float32, "uint8": np.uint8}
 
 
 class Body(NamedTuple):
-    """A body as it came.
+    """A parsed body.
 
     Attributes:
-        files: What was uploaded.
+        files: The contents of the uploaded files.
         array: Images in an array, or None.
         fields: The other fields.
     """
@@ -53,7 +53,7 @@ class Body(NamedTuple):
 
     @property
     def small(self) -> bool:
-        """Whether it takes no time to make images of it."""
+        """Whether it can be turned into images without noticeable delay."""
         return self.array is not None and self.array.nbytes <= 4 * SMALL
 
 
@@ -62,9 +62,9 @@ class Images:
     """The images of a request.
 
     Attributes:
-        groups: Images (B, C, H, W) as the model takes them.
-        shapes: (B, C, H, W) as they came.
-        notes: What was done to them.
+        groups: Images (B, C, H, W) of each group, shaped for the model.
+        shapes: Shapes (B, C, H, W) before resizing, only for `/purify`.
+        notes: What was changed, such as the size.
     """
 
     groups: list[Tensor] = field(default_factory=list)
@@ -74,10 +74,10 @@ class Images:
 
 @asynccontextmanager
 async def body_of(request: Request, held: Held) -> AsyncIterator[bytes]:
-    """The body of a request, whose bytes count as held until the block ends.
+    """Read the body of a request; its bytes count as held until the block ends.
 
     Raises:
-        Refused: It is too large, or compressed, or too much is held.
+        Refused: The body is too large, compressed, or incomplete, or too many bytes are held.
     """
     size = 0
     try:
@@ -112,10 +112,10 @@ async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
 
 
 async def parse_body(request: Request, content: bytes, limits: Limits) -> Body:
-    """The parts of a multipart or JSON body.
+    """Parse a multipart or JSON body.
 
     Raises:
-        Refused: It is neither, is malformed, or names unknown fields.
+        Refused: The body is neither, is malformed, or has unknown fields.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -134,9 +134,9 @@ async def parse_body(request: Request, content: bytes, limits: Limits) -> Body:
 
 
 async def in_thread(call: Callable[..., Found], *arguments: object, small: bool = False) -> Found:
-    """Run what takes long, such as decoding, in one of a few threads, so that others are heard.
+    """Run slow work, such as decoding, in one of two threads, so that the event loop stays free.
 
-    What is `small` is done at once: a thread would take longer to get its turn.
+    Work that is `small` is done at once, because waiting for a thread would take longer.
     """
     if small:
         return call(*arguments)
@@ -146,10 +146,10 @@ async def in_thread(call: Callable[..., Found], *arguments: object, small: bool 
 
 
 def load_json(content: bytes) -> dict[str, Any]:
-    """An object in JSON.
+    """Parse a JSON object.
 
     Raises:
-        Refused: It is none.
+        Refused: The content is not a JSON object.
     """
     try:
         found = json.loads(content)
@@ -161,10 +161,10 @@ def load_json(content: bytes) -> dict[str, Any]:
 
 
 def whole_number(value: object, name: str, least: int, most: int) -> int:
-    """A whole number, from JSON or a form.
+    """Return an integer from JSON or a form.
 
     Raises:
-        Refused: It is none, or out of range.
+        Refused: The value is not an integer, or is out of range.
     """
     if isinstance(value, str) and value.strip().lstrip("-").isdecimal() and len(value) < 25:
         value = int(value)
@@ -174,10 +174,10 @@ def whole_number(value: object, name: str, least: int, most: int) -> int:
 
 
 def to_flag(value: object, name: str) -> bool:
-    """Yes or no, from JSON or a form.
+    """Return a boolean from JSON or a form.
 
     Raises:
-        Refused: It is neither.
+        Refused: The value is neither true (or 1) nor false (or 0).
     """
     for flag, words in ((True, ("true", "1")), (False, ("false", "0"))):
         if value is flag or value in words:
@@ -186,19 +186,19 @@ def to_flag(value: object, name: str) -> bool:
 
 
 def to_votes(value: object, limits: Limits) -> int:
-    """How many passes vote.
+    """Return the number of passes that vote.
 
     Raises:
-        Refused: It is no such number.
+        Refused: The value is not an integer from 1 to the limit.
     """
     return whole_number(value, "votes", 1, limits.votes)
 
 
 def to_seed(value: object, limits: Limits) -> int | None:
-    """The seed, or None for fresh noise.
+    """Return the seed, or None for fresh noise.
 
     Raises:
-        Refused: It is no such number.
+        Refused: The value is not a 64-bit integer, or the service accepts no seeds.
     """
     if value is not None and not limits.seeds:
         raise Refused(
@@ -212,10 +212,10 @@ def to_seed(value: object, limits: Limits) -> int | None:
 
 
 def images_to_classify(body: Body, loaded: Loaded, limits: Limits) -> Images:
-    """The images of a body as the classifier takes them.
+    """Return the images of a body, shaped for the classifier.
 
     Raises:
-        Refused: They are no images, or too many.
+        Refused: The body contains no valid images, or too many images or pixels.
     """
     found, room = Images(), _Room(limits)
     for number, content in enumerate(body.files, 1):
@@ -230,10 +230,10 @@ def images_to_classify(body: Body, loaded: Loaded, limits: Limits) -> Images:
 
 
 def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limits) -> Images:
-    """The images of a body as the denoiser takes them.
+    """Return the images of a body, shaped for the denoiser.
 
     Raises:
-        Refused: They are no images, or too many or too large.
+        Refused: The body contains no valid images, too many, or one that is too large.
     """
     found, room = Images(), _Room(limits)
 
@@ -256,7 +256,7 @@ def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limit
 
 
 class _Room:
-    """What is left of the limits of a request."""
+    """The images and pixels of a request, counted against the limits."""
 
     def __init__(self, limits: Limits):
         self.limits, self.images, self.pixels = limits, 0, 0
@@ -278,10 +278,10 @@ class _Room:
 
 
 def to_array(values: object, kind: type) -> np.ndarray:
-    """Nested lists as an array.
+    """Convert nested lists to an array.
 
     Raises:
-        Refused: They are ragged, no numbers, or out of range.
+        Refused: The lists are ragged, empty, not of numbers, or out of range for `kind`.
     """
     try:
         array = np.asarray(values)
@@ -309,7 +309,7 @@ def _checked_array(array: np.ndarray, room: _Room) -> Tensor:
 
 
 def _pixels(content: bytes, name: str) -> int:
-    """The pixels that the head of a picture promises; nothing is decompressed."""
+    """Return the pixels that the header of an image file states; nothing is decompressed."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             return opened.width * opened.height

@@ -1,4 +1,4 @@
-"""The server: it listens, answers, and on SIGTERM or Ctrl-C finishes what it accepted."""
+"""The server: it listens, answers, and on SIGTERM or Ctrl-C finishes the accepted requests."""
 
 import gc
 import logging
@@ -17,18 +17,18 @@ from unfool.serve.defense import load_defense
 from unfool.serve.limits import Limits
 from unfool.serve.metrics import Metrics
 
-BACKLOG = 2048  # connections that wait to be accepted
-# Seconds until a thread that wants the interpreter gets it. After each kernel the model waits so long
-# for a busy event loop, and Python's 5 ms would stall it.
+BACKLOG = 2048  # connections that may wait to be accepted
+# Seconds until a running thread must release the interpreter to a waiting one. After each kernel,
+# the model may wait this long for a busy event loop; Python's default of 5 ms would stall it.
 SWITCH = 1e-3
 
 
 class Server(uvicorn.Server):
-    """A server that does not wait for streams which end with it alone, such as those of open pages.
+    """A server whose shutdown ends the streams of open pages instead of waiting for them.
 
     Args:
-        config: As uvicorn takes it.
-        end_streams: What ends them, if there are any.
+        config: The configuration of uvicorn.
+        end_streams: Ends these streams; None if there are none.
     """
 
     def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None] | None = None):
@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
         self._end_streams = end_streams
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what was accepted, and stop."""
+        """Finish the accepted requests, and stop."""
         if self._end_streams is not None:
             self._end_streams()
         await super().shutdown(sockets)
@@ -54,10 +54,12 @@ def make_server(
     limits: Limits | None = None,
     playground: bool = False,
 ) -> uvicorn.Server:
-    """The service of a spec, its model loaded, not yet listening; with a page at `/` if asked for.
+    """Load the model of a spec and make its service, which does not listen yet.
+
+    With `playground`, it has a page at `/`.
 
     Raises:
-        SpecError: Something in the spec is wrong, or a number is out of range.
+        SpecError: Something in the spec is wrong, or `votes` is more than the limit.
     """
     limits = limits or Limits()
     if votes > limits.votes:
@@ -84,10 +86,10 @@ def make_server(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is any free one.
+    """Return a listening socket; port 0 takes any free port.
 
     Raises:
-        SpecError: The address cannot be had.
+        SpecError: The address is not available.
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -100,7 +102,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(server: uvicorn.Server, at: socket.socket, say: Callable[[], None]) -> None:
-    """Answer until SIGTERM or Ctrl-C; then finish what was accepted and return."""
+    """Answer requests until SIGTERM or Ctrl-C; then finish the accepted ones and return."""
     logging.basicConfig(format="unfool: %(levelname)s: %(message)s", level=logging.WARNING)
 
     def ignore(*_: Any) -> None:  # uvicorn raises the signal again when it is done
@@ -108,7 +110,7 @@ def serve(server: uvicorn.Server, at: socket.socket, say: Callable[[], None]) ->
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH)
-    gc.freeze()  # the libraries and the model stay: collections need not look at them again
+    gc.freeze()  # libraries and model stay, so garbage collection need not scan them
     before = {each: signal.signal(each, ignore) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         say()

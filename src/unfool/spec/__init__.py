@@ -1,4 +1,4 @@
-"""Specs: from YAML to checked options and the objects they name."""
+"""Specs: from YAML to checked options and the objects that they name."""
 
 from unfool.errors import SpecError
 from unfool.spec.check import (

@@ -1,7 +1,7 @@
-"""Parts of a spec: their options checked against what they name, and the objects built.
+"""Checks the options of a spec's parts, and builds the objects that the parts name.
 
-A part is a table with a `name` (see `menu`) and options, or the bare name. Options are checked
-against the signature of what is named, by pydantic, before anything heavy is loaded.
+A part is a table with a `name` (see `menu`) and options, or only the name. Pydantic checks options
+against the signature of the named class or function before anything large is loaded.
 """
 
 import inspect
@@ -34,15 +34,15 @@ from unfool.spec.tables import Part
 
 Section = TypeVar("Section")
 HAS = {"data": ("__len__", "__getitem__", "classes"), "denoiser": ("schedule", "encode", "decode")}
-INSTEAD = {"guide": "for_images"}  # what an object of the kind may have in place of a call
-PLAIN_TYPES = (bool, int, float, str)  # of an option that is no part, whatever it is called
+INSTEAD = {"guide": "for_images"}  # a method that an object may have instead of being callable
+PLAIN_TYPES = (bool, int, float, str)  # an option of such a type is not a part, whatever its name
 
 
 def part(kind: str, value: Any) -> Part:
-    """A part of a spec as a table with a name.
+    """Return a part of a spec as a table with a name.
 
     Raises:
-        SpecError: It is neither a name nor a table with one.
+        SpecError: The value is neither a name nor a table with a name.
     """
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
@@ -54,15 +54,15 @@ def part(kind: str, value: Any) -> Part:
 
 
 def check(kind: str, value: Any, where: str | None = None) -> Part:
-    """A part with its options checked and its defaults filled in; nothing is built.
+    """Check the options of a part and fill in its defaults; nothing is built.
 
     Args:
-        kind: A row of the menu.
-        value: The part, as it stands in the spec.
-        where: What a message calls the part; its kind by default.
+        kind: A kind of the menu.
+        value: The part, as written in the spec.
+        where: Its name in messages; the kind by default.
 
     Raises:
-        SpecError: An unknown name or option, or a value that does not fit.
+        SpecError: A name or option is unknown, an option is missing, or a value does not fit.
     """
     table, where = part(kind, value), where or kind
     factory = find(kind, table["name"])
@@ -87,7 +87,7 @@ def check(kind: str, value: Any, where: str | None = None) -> Part:
         elif key in options:
             filled[key] = _fit(f"{where}.{key}", types.get(key, Any), options[key])
         elif parameter.default is parameter.empty:
-            # Of a function that is to be called with others.
+            # A function whose first arguments are not those of a call.
             if key in CALL_ARGUMENTS.get(kind, ()):
                 ways = [
                     CALL_ARGUMENTS[kind],
@@ -106,7 +106,7 @@ def check(kind: str, value: Any, where: str | None = None) -> Part:
 
 
 def _check_inner(kind: str, value: Any) -> Part | str:
-    """A part inside a part, checked; of the kinds in `WORDS`, a short name stays the word it is."""
+    """Check a part inside a part; for the kinds in `WORDS`, a short name remains text."""
     table = part(kind, value)
     if kind not in WORDS or ":" in table["name"]:
         return check(kind, table)
@@ -120,16 +120,16 @@ def _check_inner(kind: str, value: Any) -> Part | str:
 
 
 def refuse_unread_folder(spec: Mapping[str, Any], folder: str | None) -> None:
-    """Refuse a folder that the user names beside data sets that do not read it.
+    """Refuse a folder that the user names for a data set that does not read it.
 
-    One that the environment names (UNFOOL_DATA) is for whoever needs it.
+    A folder from the environment (UNFOOL_DATA) is not refused: it serves all specs.
 
     Args:
-        spec: As `load` returned it.
-        folder: What `--data` says.
+        spec: The spec that `load` returned.
+        folder: The value of `--data`.
 
     Raises:
-        SpecError: The data set of the spec reads no folder, or names another.
+        SpecError: The data set of the spec reads no folder, or has another one.
     """
     named = folder and folder != os.environ.get("UNFOOL_DATA") and spec.get("data") is not None
     if not named or any(path.partition(".")[0] == "data" for path in spec.get("sweep") or ()):
@@ -148,10 +148,10 @@ def refuse_unread_folder(spec: Mapping[str, Any], folder: str | None) -> None:
 
 
 def check_data(value: Any, folder: str | None) -> Part:
-    """A `data` part, checked, with the folder that the user named where it needs one.
+    """Check a `data` part; if it needs a folder, fill in the user's, or else the cache.
 
     Raises:
-        SpecError: As `check`; or it needs a folder and none was named.
+        SpecError: As `check`; or the data set needs a folder and none was named.
     """
     table = part("data", value)
     takes = inspect.signature(find("data", table["name"])).parameters
@@ -171,10 +171,10 @@ def check_data(value: Any, folder: str | None) -> Part:
 
 
 def build(kind: str, table: Part, **given: Any) -> Any:
-    """Make the `kind` that a checked `table` names, from its options and what is `given`.
+    """Build the object that a checked part names, from its options and the objects in `given`.
 
     Raises:
-        SpecError: What it names refuses the options, in its own words.
+        SpecError: The class or function refuses the options, or its result does not fit the kind.
     """
     factory = find(kind, table["name"])
     options = {
@@ -196,7 +196,7 @@ def build(kind: str, table: Part, **given: Any) -> Any:
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"{kind} {table['name']}: {error}") from error
-    except (RuntimeError, MemoryError) as error:  # such as sizes for which there is no memory
+    except (RuntimeError, MemoryError) as error:  # such as sizes that do not fit into memory
         said = lack_of_memory(error) or " ".join(str(error).split())[:200]
         raise SpecError(
             f"{kind} {table['name']} cannot be built with these options ({said})"
@@ -218,16 +218,16 @@ def build(kind: str, table: Part, **given: Any) -> Any:
 def check_section(
     name: str, values: Any, kind: type[Section], defaults: Mapping[str, Any] | None = None
 ) -> Section:
-    """A plain section of a spec (no `name`), checked and filled in.
+    """Check a plain section of a spec (without a `name`), and fill in its defaults.
 
     Args:
-        name: What a message calls it.
-        values: The section, as it stands in the spec.
+        name: Its name in messages.
+        values: The section, as written in the spec.
         kind: Its type, a TypedDict.
-        defaults: Of the options that may be left out.
+        defaults: Defaults of the options that may be omitted.
 
     Raises:
-        SpecError: An unknown key, one that is missing, or a value that does not fit.
+        SpecError: A key is unknown or missing, or a value does not fit.
     """
     return cast(Section, check_options(name, values, option_types(kind), defaults or {}))
 
@@ -235,10 +235,10 @@ def check_section(
 def check_options(
     name: str, values: Any, types: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """As `check_section`, of options whose types are told one by one.
+    """Check a section as `check_section` does, given the type of each option.
 
     Raises:
-        SpecError: An unknown key, one that is missing, or a value that does not fit.
+        SpecError: A key is unknown or missing, or a value does not fit.
     """
     if not isinstance(values, dict):
         listed = ", ".join(types)
@@ -257,7 +257,7 @@ def check_options(
 
 
 def option_types(kind: Any) -> dict[str, Any]:
-    """The type of each option of a section, with its range."""
+    """Return the type of each option of a section, with its range."""
     types = get_type_hints(kind, include_extras=True)
     return {
         key: get_args(of)[0] if get_origin(of) is NotRequired else of for key, of in types.items()
@@ -265,9 +265,9 @@ def option_types(kind: Any) -> dict[str, Any]:
 
 
 def argument_names(kind: str, table: Part) -> list[str]:
-    """The names of the arguments of what a part names, and of such parts inside it.
+    """Return the argument names of what a part names, and of the parts inside it.
 
-    Of parts of another kind inside it, those alone that are provided (`menu.PROVIDED`).
+    For inner parts of another kind, only the names in `menu.PROVIDED` are included.
     """
     names = list(inspect.signature(find(kind, table["name"])).parameters)
     for key, value in table.items():
@@ -280,7 +280,7 @@ def argument_names(kind: str, table: Part) -> list[str]:
 
 
 def _fit(where: str, kind: Any, value: Any) -> Any:
-    """The value of an option as its type has it."""
+    """Convert the value of an option to its type."""
     if kind is inspect.Parameter.empty:
         return value
     if wrong := complaint(kind, value):

@@ -1,9 +1,9 @@
-"""The user's own code that a spec runs: every file of it counts, so that a run never mixes two.
+"""A hash of the user's own code that a spec runs, so that a run never mixes two versions of it.
 
-The files are found by reading the `import` statements of the modules that a spec (or the card of its
-weights) names, and of the modules those import. Nothing is imported for that; a module that was
-imported before counts with the file it came from. The standard library, installed packages, and unfool
-do not count.
+The files are found by reading the `import` statements of the modules that a spec (or the card of
+its weights) names, and of the modules that those import. Nothing is imported for this; a module
+that is already imported counts with the file it came from. The standard library, installed
+packages, and unfool do not count.
 """
 
 import ast
@@ -29,12 +29,12 @@ _HOMES = tuple(
 
 
 def code_hash(spec: Mapping[str, Any]) -> str:
-    """A hash of every file of the user's own code that a spec runs.
+    """Return a hash of every file of the user's own code that a spec runs.
 
-    These are the modules that the spec names as `module:attribute`, the packages they lie in, and
-    whatever those import, at the top or inside a function. A module that is named counts even if it
-    is an installed one; what an installed module imports does not count. Of a script that is run
-    itself (`__main__`), only what it imports counts.
+    These are the modules that the spec names as `module:attribute`, the packages that contain them,
+    and all that these import, at the top or inside a function. A named module counts even if it is
+    an installed one, but what an installed module imports does not. For the script that is being
+    run (`__main__`), only its imports count.
     """
     digest = hashlib.sha256()
     for name, file in sorted(own_files(set(_all_modules(spec, set()))).items()):
@@ -43,7 +43,7 @@ def code_hash(spec: Mapping[str, Any]) -> str:
 
 
 def modules_named(value: Any) -> Iterator[str]:
-    """The modules that a spec, or a part of one, names as `module:attribute`."""
+    """Yield the modules that a spec, or a part of one, names as `module:attribute`."""
     if isinstance(value, list | tuple):
         for each in value:
             yield from modules_named(each)
@@ -57,7 +57,7 @@ def modules_named(value: Any) -> Iterator[str]:
 
 
 def own_files(modules: set[str]) -> dict[str, Path]:
-    """The files of these modules and of all that they import of the user's own: name to file."""
+    """Find the files of these modules and of all user modules that they import: name to file."""
     found: dict[str, Path] = {}
     asked, todo = set(modules), sorted(modules)
     while todo:
@@ -65,7 +65,7 @@ def own_files(modules: set[str]) -> dict[str, Path]:
         spec = _spec_of(name)
         file = Path(spec.origin) if spec and spec.origin else None
         if spec is None or file is None or not file.is_file():
-            continue  # a module of a notebook, a package without __init__.py, or one that is gone
+            continue  # a module of a notebook, a package without __init__.py, or a missing module
         if _is_own(file):
             if name != "__main__":
                 found[name] = file
@@ -78,7 +78,7 @@ def own_files(modules: set[str]) -> dict[str, Path]:
 
 
 def _all_modules(value: Any, seen: set[Path]) -> Iterator[str]:
-    """The modules that a spec names, and those that the cards of its weights name."""
+    """Yield the modules that a spec names, and those that the cards of its weights name."""
     yield from modules_named(value)
     for place in _cards(value):
         if place not in seen:
@@ -86,7 +86,7 @@ def _all_modules(value: Any, seen: set[Path]) -> Iterator[str]:
             try:
                 yield from _all_modules(json.loads(place.read_text("utf-8")).get("part"), seen)
             except (ValueError, AttributeError):
-                continue  # a damaged card, which is told where it is loaded
+                continue  # a damaged card, which is reported when it is loaded
 
 
 def _cards(value: Any) -> Iterator[Path]:
@@ -104,7 +104,7 @@ def _cards(value: Any) -> Iterator[Path]:
 
 
 def _imports(name: str, spec: ModuleSpec, file: Path) -> Iterator[str]:
-    """The modules that a file may import, the packages around each of them included."""
+    """Yield the modules that a file may import, and the packages that contain them."""
     yield from _around(name)
     if file.suffix != ".py":
         return
@@ -134,13 +134,13 @@ def _targets(node: ast.AST, package: str) -> Iterator[str]:
 
 
 def _around(name: str) -> list[str]:
-    """The packages that a module lies in, which are imported before it."""
+    """Return the packages that contain a module, which Python imports before it."""
     parts = name.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _spec_of(name: str) -> ModuleSpec | None:
-    """Where a module is, found without importing it or its packages."""
+    """Find a module without importing it or its packages."""
     top, *inside = name.split(".")
     if not top:
         return None
@@ -152,7 +152,7 @@ def _spec_of(name: str) -> ModuleSpec | None:
         for part in inside:
             if found is None or found.submodule_search_locations is None:
                 return None
-            # The last part alone: of a dotted name, Python would ask for the packages imported.
+            # One part at a time, because for a dotted name Python would import the packages.
             found = PathFinder.find_spec(part, list(found.submodule_search_locations))
     except (ValueError, ImportError, AttributeError):
         return None
@@ -160,7 +160,7 @@ def _spec_of(name: str) -> ModuleSpec | None:
 
 
 def _is_own(file: Path) -> bool:
-    """Whether a file is the user's: not of Python, of an installed package, or of unfool."""
+    """Return whether a file is the user's: not part of Python, an installed package, or unfool."""
     file = file.resolve()
     if any(part in INSTALLED for part in file.parts):
         return False

@@ -1,4 +1,4 @@
-"""What a part of a spec is and takes, read off its signature and docstring."""
+"""Describes the parts of a spec and their options, by their signatures and docstrings."""
 
 import inspect
 import re
@@ -20,10 +20,10 @@ class Option:
     """An option of a part.
 
     Attributes:
-        name: As a spec writes it.
-        type: What it takes, with its range, in words.
+        name: Its name in a spec.
+        type: Its type and range, in words.
         default: Its default as YAML, or `REQUIRED`.
-        text: What it means, one sentence.
+        text: Its meaning, in one sentence.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Description:
-    """A part of a spec.
+    """The description of a part of a spec.
 
     Attributes:
-        kind: A row of the menu.
-        name: Its short name.
-        text: What it is, one sentence.
-        options: What it takes.
+        kind: Its kind in the menu, or "section".
+        name: Its name.
+        text: What it is, in one sentence.
+        options: Its options.
     """
 
     kind: str
@@ -50,11 +50,11 @@ class Description:
 
 
 def describe(kind: str, name: str) -> Description:
-    """What a part is, and which options it takes.
+    """Describe a part and its options.
 
     Args:
-        kind: A row of the menu.
-        name: A short name of that row, or `module:attribute`.
+        kind: A kind of the menu.
+        name: A short name of that kind, or `module:attribute`.
 
     Raises:
         SpecError: There is no such part.
@@ -70,9 +70,9 @@ def describe(kind: str, name: str) -> Description:
 
 
 def describe_section(name: str, kind: Any, defaults: Mapping[str, Any]) -> Description:
-    """A section of a spec that is no part: its type's docstring and options."""
+    """Describe a section that is not a part, by the docstring and options of its type."""
     texts: dict[str, str] = {}
-    for base in reversed(kind.__mro__):  # a dataclass tells what it adds to the one that it extends
+    for base in reversed(kind.__mro__):  # a subclass documents only the options that it adds
         texts |= argument_texts(base)
     options = [
         Option(
@@ -87,12 +87,12 @@ def describe_section(name: str, kind: Any, defaults: Mapping[str, Any]) -> Descr
 
 
 def kinds_with(name: str) -> list[str]:
-    """The kinds of parts that have a part of that short name."""
+    """Return the kinds that have a part of this short name."""
     return [kind for kind, names in MENU.items() if name in names]
 
 
 def argument_texts(function: Any) -> dict[str, str]:
-    """The first sentence on each argument, from the `Args` or `Attributes` of a docstring."""
+    """Return the first sentence on each argument in the `Args` or `Attributes` of a docstring."""
     entries: dict[str, list[str]] = {}
     current: list[str] = []
     for line in _section(inspect.getdoc(function) or ""):
@@ -106,7 +106,7 @@ def argument_texts(function: Any) -> dict[str, str]:
 
 
 def first_sentence(text: str) -> str:
-    """The text up to its first full stop that ends a sentence."""
+    """Return the text up to the first period that ends a sentence."""
     paragraph = " ".join(text.strip().split("\n\n")[0].split())
     ends = re.search(r"(?<!et al)(?<!i\.e)(?<!e\.g)\.(?= [A-Z`\"])", paragraph)
     return paragraph[: ends.end()] if ends else paragraph
@@ -132,7 +132,7 @@ def _type(key: str, hint: Any) -> str:
 
 
 def _plain(hint: Any) -> str:
-    """A type without its ranges, in the words of YAML."""
+    """Return a type without its range, in the words of YAML."""
     origin, inside = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _plain(inside[0])
@@ -158,7 +158,7 @@ def _plain(hint: Any) -> str:
 
 
 def _element(hint: Any) -> str:
-    """The type of a list's elements, with its range: "whole number (1 or more)"."""
+    """Return the type of a list's elements, with its range: "whole number (1 or more)"."""
     bounds = range_text(hint)
     return f"{_plain(hint)} ({bounds})" if bounds else _plain(hint)
 

@@ -1,4 +1,4 @@
-"""What tells a spec from another: a hash of what it asks and of the files that it names."""
+"""The identity of a spec: a hash of what it asks and of the files that it names."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from unfool.runtime.files import ADAPTER, files_in, hash_of_json
 from unfool.runtime.published_files import kept_file
 
-# of which the contents count, not the place
+# files and folders whose contents count, not their paths
 FILE_KEYS = (
     "weights",
     "adapter",
@@ -23,21 +23,21 @@ FILE_KEYS = (
     "subset",
     "attributes",
 )
-NOT_IN_IDENTITY = ("folder", "download", "examples", "lpips")  # no part of what a spec asks
+NOT_IN_IDENTITY = ("folder", "download", "examples", "lpips")  # these do not change what is asked
 
 
 def identity(spec: Mapping[str, Any]) -> str:
-    """A name for what `spec` asks, the same on every machine, for every batch size and number of images.
+    """Return a hash of what `spec` asks, the same on every machine and for any number of images.
 
-    `machine` is no part of it, nor of how many images it is asked, nor where a file or folder lies:
-    of the keys in `FILE_KEYS` only what is in them counts, and of other data its name and options.
-    A run also keeps a hash of its images.
+    The section `machine`, the number of images, and the paths of files and folders do not count.
+    For the keys in `FILE_KEYS`, the contents of the files count; for other data, the name and
+    options. A run also keeps a hash of its images.
     """
     asked = _by_contents({key: value for key, value in spec.items() if key != "machine"})
     for section in ("evaluation", "certification"):
         if section in asked:
             asked[section] = {k: v for k, v in asked[section].items() if k != "images"}
-    if asked.get("evaluation", {}).get("curtail") is False:  # as if it were not there
+    if asked.get("evaluation", {}).get("curtail") is False:  # the same as no `curtail`
         del asked["evaluation"]["curtail"]
     return hash_of_json(asked)[:10]
 
@@ -55,10 +55,10 @@ def _by_contents(value: Any) -> Any:
 
 
 def _of_file(key: str, file: str) -> str:
-    """What stands for a file or folder: a hash of what is in it, or its name if it is not there.
+    """Return a hash of the contents of a file or folder, or its name if it does not exist.
 
-    Weights with a card lie in a folder, or are those of a shipped model. A folder of data, which may
-    be as large as ImageNet, is told by the names and sizes of its files.
+    Weights with a card are in a folder, or belong to a shipped model. For a folder of data, which
+    may be as large as ImageNet, the names and sizes of its files are hashed, not their contents.
     """
     home = kept_file(Path(file))
     if home.is_file():
@@ -81,13 +81,13 @@ def _of_file(key: str, file: str) -> str:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """The files in a folder at any depth, in order, without hidden ones."""
+    """List the files in a folder at any depth, sorted, without hidden ones."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return [p for p in found if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
 
 
 def _hash_of(told: Mapping[Path, str], home: Path) -> str:
-    """A hash of what is told of the files in a folder."""
+    """Hash what describes the files in a folder, with their relative paths."""
     return hash_of_json({part.relative_to(home).as_posix(): what for part, what in told.items()})
 
 
@@ -98,6 +98,6 @@ def _contents(file: Path) -> str:
 
 @lru_cache
 def _sha256(file: Path, size: int, changed: int) -> str:
-    """Of a large file, computed again only if its size or its time changed."""
+    """Hash a file; repeated only if its size or modification time changed."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

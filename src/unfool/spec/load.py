@@ -1,4 +1,4 @@
-"""Read a spec: a YAML file, or a shipped one, with changes from the command line."""
+"""Reads a spec, a YAML file or a shipped one, and applies changes from the command line."""
 
 import math
 import re
@@ -14,8 +14,8 @@ from unfool.spec import strict_yaml
 from unfool.spec.menu import hint, kind_of, shipped
 from unfool.spec.tables import RawSpec
 
-Table = dict[str, Any]  # of raw YAML, of which nothing is known yet
-# never numbers
+Table = dict[str, Any]  # raw YAML, not yet checked
+# options whose values are never numbers
 TEXT_KEYS = ("name", "label", "view", "weights", "adapter", "path", "folder", "device", "init_from")
 
 
@@ -29,7 +29,7 @@ def load(source: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) ->
 
     Raises:
         SpecError: There is no such spec, it is not a YAML table, one of its keys is not text, it
-            has a value that YAML does not support, or a change does not fit.
+            has a value that a spec cannot contain, or a change does not fit.
     """
     try:
         spec = _plain(source if isinstance(source, Mapping) else _read(source), "")
@@ -43,12 +43,12 @@ def load(source: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) ->
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A copy of a value of a spec, of plain tables, lists, text, numbers, true, false and null.
+    """Copy a value of a spec into plain tables, lists, text, numbers, true, false and null.
 
-    From Python come NumPy's numbers and arrays, and paths and devices, too.
+    Values from Python may also be NumPy numbers and arrays, paths, and devices.
 
     Raises:
-        SpecError: It holds something else, or a key that is no text.
+        SpecError: It contains another type, a number that is not finite, or a key that is not text.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise SpecError(f"{where} is {value}, and must be a finite number")
@@ -81,7 +81,7 @@ def _read(source: str | Path) -> Table:
     path = Path(source)
     if path.suffix in (".yaml", ".yml") or (path.exists() and not path.is_dir()):
         try:
-            with path.open(encoding="utf-8") as file:  # a pipe of the shell, too
+            with path.open(encoding="utf-8") as file:  # the path may also be a pipe of the shell
                 text = file.read(strict_yaml.LONGEST + 1)
         except (OSError, UnicodeDecodeError) as error:
             why = (
@@ -125,13 +125,13 @@ def _change(spec: Table, change: str) -> None:
         if isinstance(place, dict):
             place.setdefault(at, {})
         if isinstance(place[at], str) and (isinstance(place, list) or kind_of(at)):
-            place[at] = {"name": place[at]}  # a bare name gets options
+            place[at] = {"name": place[at]}  # a table, so that the bare name can have options
         place = place[at]
     place[_at(change, last, place)] = value
 
 
 def _at(change: str, step: str, place: Any) -> Any:
-    """What `step` is in `place`: a key of a table, or a number of a list."""
+    """Return the key of a table, or the index of a list, that `step` refers to in `place`."""
     if isinstance(place, dict):
         return step
     if not isinstance(place, list):
@@ -144,7 +144,7 @@ def _at(change: str, step: str, place: Any) -> Any:
 
 
 def _numbers(value: Any, as_text: bool = False) -> Any:
-    """Fractions such as 8/255, and numbers such as 1e-4 that YAML takes for text, as numbers."""
+    """Convert text to numbers: fractions such as 8/255, and 1e-4, which YAML reads as text."""
     if isinstance(value, dict):
         return {key: _numbers(v, key in TEXT_KEYS) for key, v in value.items()}
     if isinstance(value, list):
@@ -152,7 +152,7 @@ def _numbers(value: Any, as_text: bool = False) -> Any:
     if isinstance(value, str):
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             raise SpecError(f"{value!r} contains a character that is not Unicode: replace it")
-        # The home folder, which a shell leaves alone in a value.
+        # A shell does not expand `~` inside an argument.
         if value.startswith(("~/", "~\\")):
             return str(Path(value).expanduser())
         if as_text:

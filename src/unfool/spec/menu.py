@@ -1,6 +1,6 @@
-"""The menu: the short names that a spec may use, and how any name is found.
+"""The menu: the short names that a spec may use, and how names are resolved.
 
-A short name comes from the literal table below; `module:attribute` is its own address, and needs no
+Short names are in the literal table below; `module:attribute` is resolved by import and needs no
 registration.
 """
 
@@ -162,8 +162,8 @@ MEANINGS = {
     "objective": "of a training: the loss",
 }
 
-# What the caller fills in, which a spec may not. A class named in a spec is filled with its options;
-# a function that takes the arguments of a call is the thing itself.
+# Arguments that the caller fills in, so a spec may not. A class that a spec names is instantiated
+# with its options; a function that takes the arguments of a call is itself the part.
 CALL_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "attack": ("model", "x", "y", "threat", "noise"),
     "classifier": ("x", "noise"),
@@ -176,14 +176,15 @@ CALL_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "shaping": ("eps", "x"),
     "view": ("model",),
 }
-# A function of fewer arguments, as other libraries have them, and what makes a part of it. It may name
-# the other arguments of the call, too.
+# The arguments of shorter functions, as other libraries have them, and the class that wraps them
+# as a part. A function may also name the other arguments of the call.
 SHORT_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "attack": (("model", "x", "y"), "unfool.attacks.interop:ExternalAttack"),
 }
-# Parts inside a part that are not called after their kind.
+# Options that contain a part but are not named after its kind.
 KIND_OF_OPTION = {"source": "classifier"}
-# Kinds whose short names stay words, because the part around them knows them and has their options.
+# Kinds whose short names are passed on as text, because the enclosing part resolves them and has
+# their options.
 WORDS = ("sampler",)
 PROVIDED: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("purifier", "sampler", "guide", "correction", "noise_level", "shaping"),
@@ -192,28 +193,29 @@ PROVIDED: dict[str, tuple[str, ...]] = dict.fromkeys(
 
 
 def shipped() -> dict[str, str]:
-    """The specs that come with the package: name to the first line of its text."""
+    """Return the specs that come with the package: name to the first line of its text."""
     files = sorted(resources.files("unfool.specs").iterdir(), key=lambda file: file.name)
     found = [(Path(f.name).stem, f.read_text("utf-8")) for f in files if f.name.endswith(".yaml")]
     return {name: text.splitlines()[0].lstrip("# ") for name, text in found}
 
 
 def find(kind: str, name: str) -> Any:
-    """What `name` stands for: from the menu, or imported from `module:attribute`.
+    """Import the class or function that `name` stands for: a short name or `module:attribute`.
 
     Raises:
-        SpecError: The menu has no such name, the import fails, or what it finds cannot be called.
+        SpecError: The menu has no such name, the import fails, or the result is not a class or
+            a Python function.
     """
     target = name if ":" in name else MENU[kind].get(name)
     if target is None:
         raise SpecError(f"{kind}: there is no {name!r}; {hint(name, MENU[kind], choices(kind))}")
     module, _, attribute = target.partition(":")
     if ":" in name and not {"", os.getcwd()} & set(sys.path):
-        # Last, so that no file in the current folder takes the place of an installed module.
+        # Last, so that no file in the current folder shadows an installed module.
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a stranger's module may raise anything
+    except Exception as error:  # a user's module may raise anything
         raise SpecError(f"{kind}: {target!r} cannot be imported: {error}") from error
     try:
         inspect.signature(found)
@@ -226,12 +228,12 @@ def find(kind: str, name: str) -> Any:
 
 
 def kind_of(key: str) -> str | None:
-    """The kind of thing that an option of that name is, if it is a part of its own."""
+    """Return the kind of part that an option of this name contains; None if it is not a part."""
     return key if key in MENU else KIND_OF_OPTION.get(key)
 
 
 def is_callable_part(kind: str, found: Any) -> bool:
-    """Whether what a part names is a function to be called as it is, not one that makes it."""
+    """Return whether a part names a function that is itself the part, not a factory of it."""
     call = CALL_ARGUMENTS.get(kind)
     if call is None or inspect.isclass(found):
         return False
@@ -239,7 +241,7 @@ def is_callable_part(kind: str, found: Any) -> bool:
 
 
 def takes_short_call(kind: str, found: Any) -> bool:
-    """Whether what a part names is a function of fewer arguments than a call's (see `SHORT_CALLS`)."""
+    """Return whether a part names a function with the fewer arguments of `SHORT_CALLS`."""
     first, _ = SHORT_CALLS.get(kind, ((), ""))
     if not first or inspect.isclass(found) or is_callable_part(kind, found):
         return False
@@ -247,7 +249,7 @@ def takes_short_call(kind: str, found: Any) -> bool:
 
 
 def makes_short_call(kind: str, made: Any) -> bool:
-    """Whether an object, made by a class of one's own, is called with fewer arguments (`SHORT_CALLS`)."""
+    """Return whether an object that a part made is called with the arguments of `SHORT_CALLS`."""
     if kind not in SHORT_CALLS or not callable(made) or not takes_short_call(kind, made):
         return False
     taken = inspect.signature(made).parameters.values()
@@ -255,7 +257,7 @@ def makes_short_call(kind: str, made: Any) -> bool:
 
 
 def options_of(kind: str, found: Any) -> dict[str, inspect.Parameter]:
-    """The parameters of what a part names that a spec may fill: the caller fills in the others."""
+    """Return the parameters that a spec may set; the caller fills in the others."""
     called = is_callable_part(kind, found) or takes_short_call(kind, found)
     filled_in = (*PROVIDED.get(kind, ()), *(CALL_ARGUMENTS.get(kind, ()) if called else ()))
     signature = inspect.signature(found).parameters
@@ -263,17 +265,17 @@ def options_of(kind: str, found: Any) -> dict[str, inspect.Parameter]:
 
 
 def menu() -> dict[str, tuple[str, list[str]]]:
-    """What a spec may name: kind to its meaning and its short names."""
+    """Return what a spec may name: kind to its meaning and its short names."""
     return {kind: (MEANINGS[kind], sorted(names)) for kind, names in MENU.items()}
 
 
 def hint(word: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Half a sentence: which of the known words was meant, or else what there is to choose from."""
+    """Return half a sentence: the known word that is closest to `word`, or else all choices."""
     words = list(known)
     near = get_close_matches(word, words, 1)
     return f"did you mean {near[0]!r}?" if near else f"choose from: {otherwise or ', '.join(words)}"
 
 
 def choices(kind: str) -> str:
-    """What a part of that kind may be named."""
+    """Return the names that a part of this kind may have, as text."""
     return ", ".join([*sorted(MENU[kind]), "your own module:attribute"])

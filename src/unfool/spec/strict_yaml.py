@@ -1,7 +1,8 @@
-"""YAML read strictly: what would be dropped or changed without a word is refused.
+"""A strict YAML reader: it refuses values that PyYAML would silently drop or change.
 
-YAML itself says that a key must not stand twice in a table; PyYAML keeps the last one. It also reads
-`010` as 8 and `1:30` as 90. Size and depth are bounded, so that a hostile file cannot hang the command.
+YAML forbids a key that occurs twice in a table, but PyYAML keeps the last one. PyYAML also reads
+`010` as 8 and `1:30` as 90. Size and depth are limited, so that a malicious file cannot hang the
+command.
 """
 
 import math
@@ -13,29 +14,29 @@ import yaml
 from unfool.spec.yaml_mistakes import explain
 
 LONGEST = 256 * 1024  # characters of a spec
-DEEPEST = 40  # tables and lists inside each other
-LARGEST = 50_000  # values, with those repeated by aliases
-DIGITS = 40  # of a number
+DEEPEST = 40  # nested tables and lists
+LARGEST = 50_000  # values, with aliases written out
+DIGITS = 40  # characters of a number
 
 
 def parse(text: str) -> Any:
-    """The value that a YAML text holds.
+    """Return the value of a YAML text.
 
     Raises:
-        ValueError: It is not YAML, says something twice or ambiguously, or is too large.
+        ValueError: The text is not YAML, has duplicate keys or ambiguous values, or is too large.
     """
     return _value(text)[0]
 
 
 def parse_value(text: str, as_text: bool = False) -> Any:
-    """The value of a change on the command line, in which `#` begins no comment.
+    """Return the value of a change on the command line, in which `#` does not begin a comment.
 
     Args:
         text: The YAML of one value.
-        as_text: Leave a plain word as it is written, unless it is null.
+        as_text: Return an unquoted word or number as text, unless it is null.
 
     Raises:
-        ValueError: As `parse`; or it is empty.
+        ValueError: As `parse`; or the text is empty, or ends in a comment.
     """
     if not text.strip():
         raise ValueError("it has no value after `=`: write null to leave the part out")
@@ -49,7 +50,7 @@ def parse_value(text: str, as_text: bool = False) -> Any:
 
 
 def _is_plain(node: yaml.Node | None) -> bool:
-    """Whether a value is a word or number without quotes."""
+    """Return whether a value is a word or number without quotes."""
     return isinstance(node, yaml.ScalarNode) and node.style is None
 
 
@@ -58,7 +59,7 @@ def _value(text: str, as_text: bool = False) -> tuple[Any, yaml.Node | None]:
         raise ValueError(f"it has more than {LONGEST} characters, the most that a spec may have")
     try:
         loader = _Loader(text)
-    except yaml.YAMLError as error:  # at a sign that is no text
+    except yaml.YAMLError as error:  # the text contains a forbidden character
         raise ValueError(explain(error)) from error
     try:
         node = loader.get_single_node()
@@ -91,14 +92,14 @@ def _made(loader: "_Loader", node: yaml.Node) -> Any:
         KeyError,
         TypeError,
         ValueError,
-    ) as error:  # of PyYAML, at `!!bool maybe`
+    ) as error:  # raised by PyYAML, for example at `!!bool maybe`
         raise ValueError(
             "a value does not fit the tag (`!!...`) before it: leave the tag out"
         ) from error
 
 
 def _extent(node: yaml.Node, known: dict[int, tuple[int, int]], above: set[int]) -> tuple[int, int]:
-    """How many values a node holds with aliases written out, and how deep they lie."""
+    """Return the number of values in a node, with aliases written out, and their depth."""
     if id(node) in above:
         raise ValueError(
             f"the alias in line {node.start_mark.line + 1} refers to a part that contains it: "
@@ -117,7 +118,7 @@ def _extent(node: yaml.Node, known: dict[int, tuple[int, int]], above: set[int])
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, less its guesses."""
+    """PyYAML's safe loader without its silent guesses."""
 
     depth = 0
 
@@ -167,7 +168,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
-_Loader.yaml_implicit_resolvers = {  # dates stay words
+_Loader.yaml_implicit_resolvers = {  # dates remain text
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }

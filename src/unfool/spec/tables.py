@@ -1,4 +1,4 @@
-"""The tables of a spec, with the names of what they hold."""
+"""The types of a spec's tables."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -7,17 +7,17 @@ from typing_extensions import TypedDict
 
 
 class Part(TypedDict, extra_items=Any):
-    """A part of a spec: a name of the menu, or `module:attribute`; all other keys are its options.
+    """A part of a spec: a name, and options under all other keys.
 
     Attributes:
-        name: What it names.
+        name: A name of the menu, or `module:attribute`.
     """
 
     name: str
 
 
 class RawSpec(TypedDict, total=False, extra_items=Any):
-    """A spec as it was read: its sections by name, not yet checked, so that each may hold anything."""
+    """A spec as it was read: its sections by name, not yet checked, so they may have any values."""
 
     data: Any
     test: Any
@@ -36,5 +36,5 @@ class RawSpec(TypedDict, total=False, extra_items=Any):
 
 
 def without(spec: Mapping[str, Any], key: str) -> RawSpec:
-    """The spec without one of its sections."""
+    """Return the spec without one of its sections."""
     return cast(RawSpec, {name: section for name, section in spec.items() if name != key})

@@ -1,11 +1,11 @@
-"""What is wrong with a text that is not YAML, in one sentence with its line and column."""
+"""Explains why a text is not valid YAML, in one sentence with the line and column."""
 
 import re
 
 import yaml
 from yaml.reader import ReaderError
 
-# what PyYAML says (a pattern): what that means
+# patterns of PyYAML's messages: their explanations
 _MEANS = {
     r"mapping values are not allowed": (
         "there is a `:` where no option can begin; put text with `: ` in quotes, and give the "
@@ -37,9 +37,9 @@ _MEANS = {
 
 
 def explain(error: yaml.YAMLError) -> str:
-    """One sentence on a mistake, such as "line 3, column 5: there is a tab; indent with spaces".
+    """Describe a mistake, for example "line 3, column 5: there is a tab; indent with spaces".
 
-    Mistakes that `strict_yaml` found have a sentence of their own, which is kept.
+    The messages of `strict_yaml` are already such sentences and are returned unchanged.
     """
     if isinstance(error, ReaderError):
         sign = (

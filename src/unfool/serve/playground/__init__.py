@@ -1,1 +1,1 @@
-"""The playground: a page in the browser that shows what a defense does to an image."""
+"""The playground: a web page that shows what a defense does to an image."""

@@ -1,4 +1,4 @@
-"""What there is to choose from: samples, the attack's budget, and purifiers beside the spec's own."""
+"""The choices that the page offers: samples, the attack's budget, and purifiers to compare."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +20,12 @@ from unfool.spec import Part, RawSpec
 from unfool.threat import Norm, Threat
 
 PER_CLASS, CLASSES = 10, 20
-IMAGES = 64  # that the spec of the page evaluates
-NORMS = ("linf", "l2", "l1")  # in which PGD takes steps
+IMAGES = 64  # images that the page's spec evaluates
+NORMS = ("linf", "l2", "l1")  # norms that PGD supports
 
 
 class Sample(NamedTuple):
-    """An image (C, H, W) to choose, its label, and the names of all classes."""
+    """A sample image (C, H, W), its label, and the names of all classes."""
 
     x: Tensor
     label: int
@@ -33,7 +33,7 @@ class Sample(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A purifier to compare: its name on the page, its part of a spec, and itself."""
+    """A purifier to compare: its name on the page, its part of a spec, and the object."""
 
     name: str
     part: Part
@@ -41,15 +41,15 @@ class Choice(NamedTuple):
 
 
 class Choices(NamedTuple):
-    """What there is to choose from.
+    """The choices that the page offers.
 
     Attributes:
         table: The spec.
-        norm: Of the attack.
-        eps: Its budget, in `unit`.
-        unit: 255 for linf and images in color, whose budgets are told in 255ths; else 1.
-        purifiers: By key; `own` is the spec's.
-        images: How many images the data of the spec have; None if they cannot be had.
+        norm: The norm of the attack.
+        eps: The budget of the attack, times `unit`.
+        unit: 255 for linf and color images, whose budgets are shown as n/255; else 1.
+        purifiers: The purifiers by key; `own` is the spec's.
+        images: Number of images in the spec's data; None if the data are not available.
     """
 
     table: RawSpec
@@ -61,7 +61,7 @@ class Choices(NamedTuple):
 
     @classmethod
     def of(cls, table: RawSpec, model: Defended | None, defense: Defense) -> "Choices":
-        """What there is to choose from for a spec and its model."""
+        """Return the choices for a spec and its model."""
         given: Any = table.get("threat")
         threat: Any = (
             given if given and given.get("norm") in NORMS else {"norm": "linf", "eps": "8/255"}
@@ -81,7 +81,7 @@ class Choices(NamedTuple):
 
     @property
     def defense(self) -> str:
-        """The spec's purifier in one line; empty if it has none."""
+        """The spec's purifier and its options in one line; empty if it has none."""
         if not self.purifiers:
             return ""
         name, *options = self.purifiers["own"].part.items()
@@ -89,9 +89,9 @@ class Choices(NamedTuple):
         return f"{name[1]} ({told})" if told else name[1]
 
     def spec(self, settings: Settings) -> str:
-        """The settings as a spec (YAML): for `unfool sweep` where several purifiers are chosen.
+        """Write the settings as a spec (YAML), for `unfool sweep` if several purifiers are chosen.
 
-        Of a file of the server's, only its name is told.
+        Files of the server appear only by name, without their folders.
         """
         parts = ("data", "classifier", "denoiser", "purifier", "paths")
         told: dict[str, Any] = {k: v for k in parts if (v := self.table.get(k)) is not None}
@@ -115,10 +115,10 @@ class Choices(NamedTuple):
 
 
 def samples_of(loaded: Loaded, table: RawSpec) -> list[Sample]:
-    """Up to ten images of each of up to 20 classes, in the order of the classes.
+    """Return up to 10 images of each of the first 20 classes, sorted by class.
 
-    They are the spec's own; where its data are CIFAR-10 and cannot be had, those that the package
-    ships. Data that do not tell their labels give their first images.
+    The images are the spec's; if its data are CIFAR-10 or CIFAR-10-C and not available, those of
+    the package. If the data do not list their labels, the first images are taken instead.
     """
     data = loaded.data
     if data is None and loaded.shape == (3, 32, 32) and _name(table) in ("cifar10", "cifar10-c"):
@@ -142,7 +142,7 @@ def _name(table: RawSpec) -> str:
 
 
 def _purifiers(table: RawSpec, model: Defended, device: str) -> dict[str, Choice]:
-    """The spec's purifier, and those of the package that its denoiser can do."""
+    """Return the spec's purifier, and those of the package that work with its denoiser."""
     own = specs.part("purifier", table.get("purifier"))
     found = {"own": Choice("this model's", own, model.purifier)}
     denoiser = getattr(model.purifier, "denoiser", None)
@@ -156,7 +156,7 @@ def _purifiers(table: RawSpec, model: Defended, device: str) -> dict[str, Choice
             checked = specs.check("purifier", part)
             made = specs.build("purifier", checked, denoiser=denoiser, classifier=model.classifier)
         except (ValueError, specs.SpecError):
-            continue  # a denoiser that cannot do it
+            continue  # this purifier does not work with the denoiser
         if isinstance(made, nn.Module):
             made = made.eval().requires_grad_(False).to(device)
         found[key] = Choice(name, cast(Part, part), made)
@@ -164,7 +164,7 @@ def _purifiers(table: RawSpec, model: Defended, device: str) -> dict[str, Choice
 
 
 def _beside(t: float) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Purifiers by key: their names and parts, for noise up to time `t`."""
+    """Return purifiers by key: their names and parts, for noise up to time `t`."""
 
     def diffpure(sampler: str, steps: int) -> dict[str, Any]:
         return {"name": "diffpure", "sampler": sampler, "t": t, "steps": steps}
@@ -183,7 +183,7 @@ def _beside(t: float) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def _without_places(value: Any) -> Any:
-    """A table in which files are told by their names alone."""
+    """Return a copy of a table with the paths of files and folders cut to their names."""
     if isinstance(value, list):
         return [_without_places(each) for each in value]
     if not isinstance(value, dict):

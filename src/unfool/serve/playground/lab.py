@@ -1,6 +1,6 @@
-"""What the page computes: purify, vote, attack and compare, by the library's own functions.
+"""The computations of the page: purify, vote, attack and compare, by functions of the library.
 
-Nothing is computed elsewhere than in the thread of the model, through the queue of the service.
+Everything is computed in the model's thread, through the queue of the service.
 """
 
 import asyncio
@@ -27,18 +27,18 @@ from unfool.serve.request import Body, images_to_classify, in_thread
 from unfool.statistics import Share, wilson
 from unfool.threat import Threat
 
-STATES = 5  # of the way back that are shown, besides the image itself
+STATES = 5  # images of the reverse process that are shown, besides the original
 Found = TypeVar("Found")
 
 
 class Picture(NamedTuple):
-    """An image to play with.
+    """An image to try.
 
     Attributes:
-        x: (1, C, H, W), as the model takes it.
-        name: What the page calls it.
-        label: Its class, if known.
-        notes: What was done to it.
+        x: The image (1, C, H, W), shaped for the model.
+        name: Its name on the page.
+        label: Its class, or None if unknown.
+        notes: What was changed, such as the size.
     """
 
     x: Tensor
@@ -48,11 +48,11 @@ class Picture(NamedTuple):
 
 
 class Votes(NamedTuple):
-    """How often each class won.
+    """The number of votes for each class.
 
     Attributes:
-        counts: Of each class.
-        random: Whether the model draws noise; if not, one pass says all.
+        counts: The votes of each class.
+        random: Whether the model draws noise; if not, there is a single pass.
     """
 
     counts: list[int]
@@ -60,12 +60,12 @@ class Votes(NamedTuple):
 
     @property
     def passes(self) -> int:
-        """How many there were."""
+        """The number of votes."""
         return sum(self.counts)
 
     @property
     def winner(self) -> int:
-        """The class with most votes; of equals, the lowest."""
+        """The class with the most votes; in a tie, the lowest index."""
         return max(range(len(self.counts)), key=self.counts.__getitem__)
 
     @property
@@ -74,7 +74,7 @@ class Votes(NamedTuple):
         return self.counts.count(self.counts[self.winner]) > 1
 
     def share(self, index: int) -> Share:
-        """The share of a class, with Wilson's 95 % interval."""
+        """Return the share of votes for a class, with Wilson's 95 % interval."""
         return wilson(self.counts[index], self.passes)
 
 
@@ -82,11 +82,11 @@ class Purification(NamedTuple):
     """One pass of the purifier, and the votes.
 
     Attributes:
-        path: Times and images (C, H, W) from the noised one to the purified one; empty if the
-            purifier does not tell them.
-        pure: (1, C, H, W); None without a purifier.
+        path: Times and images (C, H, W), from the noised image to the purified one; empty if the
+            purifier does not provide them.
+        pure: The purified image (1, C, H, W); None without a purifier.
         defended: The votes of the model.
-        alone: Those of the classifier without its purifier, if there is one.
+        alone: The votes of the classifier without its purifier; None if it has none.
     """
 
     path: list[tuple[float, Tensor]]
@@ -96,14 +96,14 @@ class Purification(NamedTuple):
 
 
 class AttackStep(NamedTuple):
-    """A query of an attack, answered.
+    """A query of an attack, and its result.
 
     Attributes:
-        number: Of the query, from 1.
-        steps: Of the attack; further queries compare its candidates.
-        x: (1, C, H, W), where it asked.
-        loss: The mean loss there.
-        wrong: The share of draws that are misclassified.
+        number: The number of the query, from 1.
+        steps: Steps of the attack; further queries compare its candidates.
+        x: The queried image (1, C, H, W).
+        loss: The mean loss at `x`.
+        wrong: The share of draws that misclassify `x`.
     """
 
     number: int
@@ -114,15 +114,15 @@ class AttackStep(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """An attack, done.
+    """The result of an attack.
 
     Attributes:
         x: The adversarial image (1, C, H, W).
-        label: The class that it attacked.
-        size: Of the perturbation, in the norm of the threat.
-        before: The votes of the model on the image itself.
-        defended: The votes of the model, on noise that the attack has not seen.
-        alone: Those of the classifier without its purifier, if there is one.
+        label: The class that was attacked.
+        size: Size of the perturbation, in the threat's norm.
+        before: The votes of the model on the original image.
+        defended: The votes of the model on `x`, with held-out noise.
+        alone: The votes of the classifier without its purifier; None if it has none.
     """
 
     x: Tensor
@@ -134,14 +134,14 @@ class Attacked(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What a purifier made of the image.
+    """The result of a purifier for the image.
 
     Attributes:
-        key: Of the purifier (`Choices.purifiers`).
-        pure: (1, C, H, W).
-        defended: The votes behind it.
-        distance: The l2 distance to the image, per pixel (root mean square).
-        seconds: One pass of the purifier.
+        key: Its key in `Choices.purifiers`.
+        pure: The purified image (1, C, H, W).
+        defended: The votes of the classifier behind this purifier.
+        distance: Root mean square difference from the image.
+        seconds: Duration of one pass of the purifier.
     """
 
     key: str
@@ -152,11 +152,11 @@ class Compared(NamedTuple):
 
 
 class Lab:
-    """A served model, and what can be tried on it.
+    """A served model, and the experiments that the page offers.
 
     Args:
         defense: The model behind the queue.
-        table: Its spec.
+        table: The spec of the model.
     """
 
     def __init__(self, defense: Defense, table: specs.RawSpec):
@@ -167,16 +167,16 @@ class Lab:
         self.samples: list[Sample] = samples_of(defense.loaded, table)
 
     def label(self, index: int) -> str:
-        """The name of a class."""
+        """Return the name of a class."""
         if not self.defense.loaded.classes and self.samples:
             return self.samples[0].classes[index]
         return self.defense.loaded.label(index)
 
     def sample(self, number: int) -> Picture:
-        """A sample.
+        """Return a sample.
 
         Raises:
-            Refused: There is none of that number.
+            Refused: There is no sample with this index.
         """
         if not 0 <= number < len(self.samples):
             raise Refused(
@@ -186,10 +186,10 @@ class Lab:
         return Picture(found.x[None], f"sample {number}", found.label)
 
     async def read(self, content: bytes) -> Picture:
-        """An image of one's own, resized to what the model takes.
+        """Read an uploaded image, resized to what the model takes.
 
         Raises:
-            Refused: It is no picture, or too large.
+            Refused: The content is not an image file, or is too large.
         """
         if len(content) > self.limits.body:
             raise Refused(
@@ -203,10 +203,10 @@ class Lab:
     async def purify(self, picture: Picture, settings: Settings) -> Purification:
         """Purify an image once, and vote with and without the defense.
 
-        With a seed, all is what `unfool purify` and `unfool classify` give for a file alone.
+        With a seed, the results equal those of `unfool purify` and `unfool classify` for this file.
 
         Raises:
-            Refused: A setting is out of range, or the time is over.
+            Refused: A setting is out of range, or the time is up.
         """
         settings.check(self.limits)
         clock, path, pure = _Clock(self.limits.seconds), [], None
@@ -219,13 +219,13 @@ class Lab:
     async def attack(
         self, picture: Picture, settings: Settings
     ) -> AsyncIterator[AttackStep | Attacked]:
-        """PGD on the image, query by query; last, what it found, judged on noise of its own.
+        """Attack the image by PGD; yield each query, and last the result, judged on held-out noise.
 
-        It is `PGD(steps, eot, loss="margin")` called with the stream `attack` below the noise of the
-        votes. An image without a label is attacked in the class that the model votes for.
+        The attack is `PGD(steps, eot, loss="margin")`; its noise is the child stream `attack` of
+        the votes' noise. An image without a label gets the class that the model votes for.
 
         Raises:
-            Refused: A setting is out of range, or the time is over.
+            Refused: A setting is out of range, or the time is up.
         """
         settings.check(self.limits)
         clock, x = _Clock(self.limits.seconds), picture.x.to(self.defense.device)
@@ -251,10 +251,10 @@ class Lab:
         yield Attacked(x_adv, label, float(threat.size(x_adv - x)), before, defended, alone)
 
     async def compare(self, picture: Picture, settings: Settings) -> AsyncIterator[Compared]:
-        """The image behind each of the purifiers, on the same noise.
+        """Purify and classify the image with each purifier, on the same noise.
 
         Raises:
-            Refused: A setting is out of range, there is no purifier, or the time is over.
+            Refused: A setting is out of range, there is no purifier, or the time is up.
         """
         settings.check(self.limits)
         if self.whole is None:
@@ -272,7 +272,7 @@ class Lab:
             yield Compared(key, pure, votes, distance, seconds)
 
     def threat(self, settings: Settings) -> Threat:
-        """What the attack may change.
+        """Return the threat of the attack.
 
         Raises:
             Refused: The budget is out of range.
@@ -329,12 +329,12 @@ class Lab:
 
 
 def attack_of(settings: Settings) -> PGD:
-    """The attack that the settings name."""
+    """Return the attack that the settings describe."""
     return PGD(steps=settings.steps, eot=settings.eot, loss="margin")
 
 
 class _Clock:
-    """The time that is left to an answer."""
+    """The time limit of an answer."""
 
     def __init__(self, seconds: float):
         self.seconds, self.end = seconds, asyncio.get_running_loop().time() + seconds
@@ -363,7 +363,7 @@ def _timed(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[Tensor, float]:
 
 
 def _evenly(states: list[Any], most: int) -> Iterator[Any]:
-    """At most so many of the states, the first and the last among them."""
+    """Return at most `most` evenly spaced states, including the first and the last."""
     last = len(states) - 1
     places = (
         {round(i * last / (most - 1)) for i in range(most)} if last >= most else range(last + 1)

@@ -1,4 +1,4 @@
-"""The page itself, in Gradio: what is shown, and what happens when something is pressed."""
+"""The page, in Gradio: its widgets, and what happens when a button is pressed."""
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import fields
@@ -18,8 +18,8 @@ from unfool.serve.playground.settings import EOT, Settings, known, to_seed
 gr: Any = require("gradio", "web")
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
-WAITING = 32  # events that wait, of all visitors
-KEPT = 600  # seconds after which an uploaded file that nobody read is deleted
+WAITING = 32  # events of all visitors that may wait
+KEPT = 600  # seconds after which an uploaded file that was not read is deleted
 ALL = "one of each class"
 LINK = """(query) => {
   const link = new URL(query, window.location.href);
@@ -29,12 +29,12 @@ LINK = """(query) => {
 
 
 def mount(app: FastAPI, lab: Lab, votes: int) -> Callable[[], None]:
-    """Put the page at `/` of the service; returns what ends the streams of open pages.
+    """Mount the page at `/` of the service, and return a function that ends its open streams.
 
     Args:
-        app: The service; its own paths stay as they are.
-        lab: The model to play with.
-        votes: Passes that vote, until one chooses another number.
+        app: The service; its own paths do not change.
+        lab: The model to try.
+        votes: Initial number of passes that vote.
     """
     css = resources.files("unfool.serve.playground").joinpath("playground.css").read_text("utf-8")
     page = Page(lab, votes).blocks
@@ -55,9 +55,9 @@ def mount(app: FastAPI, lab: Lab, votes: int) -> Callable[[], None]:
 
 
 def _refuse_named_files(page: Any) -> None:
-    """Let a client name no file of the server, and no address, in place of one that was uploaded.
+    """Accept only uploaded files: no paths of other files on the server, and no URLs.
 
-    Gradio checks paths of a page that it launched itself alone, and fetches addresses.
+    Gradio checks paths only on pages that it launched itself, and it fetches URLs.
     """
     page.has_launched = True
     for block in page.blocks.values():
@@ -72,11 +72,11 @@ def _refuse_named_files(page: Any) -> None:
 
 
 class Page:
-    """The widgets of the page and what they do.
+    """The widgets of the page, and what they do.
 
     Args:
-        lab: The model to play with.
-        votes: Passes that vote, until one chooses another number.
+        lab: The model to try.
+        votes: The initial number of passes that vote.
     """
 
     def __init__(self, lab: Lab, votes: int):
@@ -230,7 +230,7 @@ class Page:
             )
 
     def _numbers(self, name: str) -> list[int]:
-        """The samples of a class; or the first of each."""
+        """Return the indices of a class's samples, or of the first of each class."""
         labels = [self.lab.label(sample.label) for sample in self.lab.samples]
         if name != ALL:
             return [i for i, label in enumerate(labels) if label == name]
@@ -259,7 +259,7 @@ class Page:
             return [None, -1, None, None, pictures.error_html(error.why), "", "", ""]
 
     def _open(self, request: gr.Request) -> list[Any]:  # pyright: ignore[reportInvalidTypeForm]
-        """What a link asks for, and its sample."""
+        """Return the values and the sample that a link asks for."""
         lab = self.lab
         found = self.first.from_query(dict(request.query_params), lab.limits)
         number = found.sample if 0 <= found.sample < len(lab.samples) else 0
@@ -341,7 +341,7 @@ class Page:
         picture: Picture | None,
         values: tuple[Any, ...],
     ) -> AsyncIterator[str]:
-        """What is shown of an act; a refusal as one sentence, and nothing of the server."""
+        """Yield the HTML of an action; errors become one sentence without details of the server."""
         if picture is None:
             yield pictures.error_html("choose an image first")
             return

@@ -1,4 +1,4 @@
-"""From what was computed to HTML: pictures with alt texts, bars of votes, the progress of an attack."""
+"""Renders results as HTML: images with alt texts, bars of votes, the progress of an attack."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -18,12 +18,12 @@ from unfool.serve.playground.lab import (
 )
 from unfool.statistics import percent
 
-SHOWN = 4  # classes with a bar
-SMALL = 160  # pixels below which an image is enlarged without blur
+SHOWN = 4  # classes with a bar, besides the true class
+SMALL = 160  # an image of fewer pixels per side is enlarged without blur
 
 
 def picture_html(lab: Lab, picture: Picture) -> str:
-    """The image as the model sees it."""
+    """Render the image as the model sees it."""
     channels, height, width = picture.x.shape[1:]
     kind = "gray" if channels == 1 else "color"
     what = _named(lab, picture)
@@ -33,7 +33,7 @@ def picture_html(lab: Lab, picture: Picture) -> str:
 
 
 def purification_html(lab: Lab, picture: Picture, found: Purification) -> str:
-    """The way back as a strip, and the votes with and without the defense."""
+    """Render the steps of purification as a strip, and the votes with and without the defense."""
     what = _named(lab, picture)
     cells = [_figure(picture.x[0], "the image", f"{what}, before the purifier")]
     for place, (t, x) in enumerate(found.path):
@@ -47,7 +47,7 @@ def purification_html(lab: Lab, picture: Picture, found: Purification) -> str:
 
 
 def step_html(lab: Lab, picture: Picture, step: AttackStep, losses: Sequence[float]) -> str:
-    """How far an attack is, and what it has made of the image."""
+    """Render the progress of an attack, and the image that it queried last."""
     if step.number <= step.steps:
         told = f"Step {step.number} of {step.steps}: "
     else:
@@ -65,7 +65,7 @@ def step_html(lab: Lab, picture: Picture, step: AttackStep, losses: Sequence[flo
 
 
 def attacked_html(lab: Lab, picture: Picture, found: Attacked, losses: Sequence[float]) -> str:
-    """The adversarial image, the perturbation, and the votes on noise of their own."""
+    """Render the adversarial image, the perturbation, and the votes on held-out noise."""
     fooled = found.defended.winner != found.label
     verdict = _verdict(lab, found)
     size = found.size * lab.choices.unit
@@ -93,7 +93,7 @@ def _verdict(lab: Lab, found: Attacked) -> str:
 def compared_html(
     lab: Lab, picture: Picture, found: Sequence[Compared], chosen: Sequence[str]
 ) -> str:
-    """A card for each purifier that is done, side by side."""
+    """Render a card for each purifier that is done, side by side."""
     what, cards = _named(lab, picture), []
     for each in found:
         name = lab.choices.purifiers[each.key].name
@@ -111,12 +111,12 @@ def compared_html(
 
 
 def error_html(why: str) -> str:
-    """A refusal, as one sentence."""
+    """Render a refusal as one sentence."""
     return f"<p class='refused' role='alert'>{escape(why[:1].upper() + why[1:])}.</p>"
 
 
 def thumbnail_html(lab: Lab, number: int) -> str:
-    """A sample as a small picture to choose."""
+    """Render a sample as a thumbnail."""
     sample = lab.samples[number]
     alt = f"sample {number}: {sample.classes[sample.label]}"
     return f"<img class='thumb' alt='{escape(alt)}' src='{_data(sample.x)}'>"
@@ -129,7 +129,7 @@ def _named(lab: Lab, picture: Picture) -> str:
 
 
 def _changed(lab: Lab, picture: Picture, x: Tensor) -> str:
-    """The image, the attacked image, and the perturbation, enlarged to the full range."""
+    """Render the image, the attacked image, and the perturbation, scaled to the full range."""
     clean, what = picture.x[0], _named(lab, picture)
     change = x[0].cpu() - clean
     most = float(change.abs().max())
@@ -157,7 +157,7 @@ def _both(lab: Lab, label: int | None, defended: Votes, alone: Votes | None) -> 
 
 
 def _bars(lab: Lab, votes: Votes, label: int | None, title: str) -> str:
-    """The votes as a table with bars, and the interval of each share as a whisker."""
+    """Render the votes as a table with bars, with the interval of each share as a whisker."""
     order = sorted(range(len(votes.counts)), key=lambda k: -votes.counts[k])
     shown = [k for k in order[:SHOWN] if votes.counts[k]]
     shown += [label] if label is not None and label not in shown else []
@@ -188,7 +188,7 @@ def _bars(lab: Lab, votes: Votes, label: int | None, title: str) -> str:
 
 
 def _loss(losses: Sequence[float]) -> str:
-    """The loss by step as a line; above 0 the image is misclassified on average."""
+    """Render the loss by step as a line; above 0, the image is misclassified on average."""
     if len(losses) < 2:
         return ""
     low, high = min(0.0, *losses), max(0.0, *losses)

@@ -1,4 +1,4 @@
-"""What the page lets one choose, and how a link and a spec tell it."""
+"""The settings of the page, and how a link encodes them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from unfool.serve.limits import Limits, Refused
 
 Gradient = Literal["exact", "classifier-only"]
-EOT = 16  # the most draws of a gradient
+EOT = 16  # largest number of draws for a gradient
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,14 @@ class Settings:
     """The settings of the page.
 
     Attributes:
-        sample: The number of the sample; an image of one's own is no part of a link.
+        sample: The index of the sample; -1 for an uploaded image, which a link cannot contain.
         votes: Passes that vote.
-        seed: Of all noise; None for fresh noise.
-        eps: The attack's budget, in the page's unit (`Lab.unit`).
-        steps: Of the attack.
+        seed: Seed of all noise; None for fresh noise.
+        eps: The attack's budget, in the page's unit (`Choices.unit`).
+        steps: Steps of the attack.
         eot: Draws of the noise for each gradient.
-        gradient: `"exact"`, or `"classifier-only"` of one who does not know of the defense.
-        purifiers: The keys of those to compare.
+        gradient: `"exact"`, or `"classifier-only"` if the attacker does not know about the defense.
+        purifiers: The keys of the purifiers to compare.
     """
 
     sample: int = 0
@@ -36,10 +36,10 @@ class Settings:
     purifiers: tuple[str, ...] = ()
 
     def check(self, limits: Limits) -> None:
-        """Refuse what is out of range, whoever sent it.
+        """Check all settings, because a client may send any values.
 
         Raises:
-            Refused: A number is out of range, or a seed is given where none is taken.
+            Refused: A setting is out of range, or the service accepts no seed.
         """
         _within("votes", self.votes, limits.votes)
         _within("steps", self.steps, limits.steps)
@@ -56,13 +56,13 @@ class Settings:
             raise Refused(400, f"the gradient must be one of {', '.join(get_args(Gradient))}")
 
     def to_query(self) -> str:
-        """The query of a link, such as `?sample=3&votes=16`."""
+        """Return the query of a link, such as `?sample=3&votes=16`."""
         told = {k: ",".join(v) if k == "purifiers" else v for k, v in asdict(self).items()}
         told |= {"seed": "fresh" if self.seed is None else self.seed, "eps": f"{self.eps:g}"}
         return f"?{urlencode(told, safe=',')}"
 
     def from_query(self, query: Mapping[str, str], limits: Limits) -> "Settings":
-        """These settings with those of a link in their place; what does not fit is left out."""
+        """Return these settings, changed by the query of a link; invalid values are ignored."""
         found = self
         for key in set(query) & set(asdict(self)):
             try:
@@ -75,10 +75,10 @@ class Settings:
 
 
 def to_seed(value: float | str | None) -> int | None:
-    """The seed that a field of the page holds; None if it is empty.
+    """Return the seed in a field of the page; None if the field is empty.
 
     Raises:
-        Refused: It is no whole number of 64 bits.
+        Refused: The value is not an integer below 2^53 in size.
     """
     if value is None or value == "":
         return None
@@ -88,7 +88,7 @@ def to_seed(value: float | str | None) -> int | None:
 
 
 def known(keys: Iterable[str], choices: Iterable[str]) -> tuple[str, ...]:
-    """The keys that can be chosen, each once."""
+    """Return those of the keys that can be chosen, without duplicates."""
     there = set(choices)
     return tuple(dict.fromkeys(key for key in keys if key in there))
 
