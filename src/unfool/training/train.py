@@ -7,7 +7,7 @@ run that is killed and run again ends with the same weights as one that was not 
 A batch may be split over processes and into parts that run one after another. Each image keeps its place
 in the batch, and with it its augmentation, time and noise, and the gradient is the mean over the whole
 batch. This is the same sum in another order, so the weights agree with those of one process up to
-rounding. Dropout and the statistics of batch normalization are drawn or computed for each part separately.
+rounding. Dropout and the statistics of batch normalization are separate for each part.
 """
 
 import math
