@@ -220,7 +220,7 @@ def _made(job: Job, objective: Any, data: Dataset) -> tuple[Dataset, dict[str, A
 
 
 def _facts(job: Job, images: int, made: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """The facts about the training run for the card, without folders of this machine."""
+    """The facts about the training run for the card, without the folder of the data."""
     facts: dict[str, Any] = {
         "data": {**job.spec["data"], "images": images},
         **made,
