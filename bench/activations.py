@@ -132,7 +132,7 @@ def _norm_silu(
 
 
 def _randomize(network: nn.Module) -> None:
-    """Randomize all weights, because weights of 0 would make gradients 0."""
+    """Randomize all matrices and kernels, because weights of 0 would make gradients 0."""
     for weight in network.parameters():
         if weight.ndim > 1:
             nn.init.kaiming_normal_(weight)

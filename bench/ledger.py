@@ -137,7 +137,7 @@ def _latest(iterates: list[Tensor], fooled: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first(iterates: list[Tensor], fallen: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image's first iterate in `fallen`, and its number; if none is, that of the last one."""
+    """Each image's first iterate marked in `fallen`, or the very last one, and its number."""
     numbers = torch.arange(fallen.shape[1]).expand_as(fallen)
     first = torch.where(fallen, numbers, fallen.shape[1]).amin(1)
     return torch.stack(iterates, 1)[torch.arange(len(first)), first], first

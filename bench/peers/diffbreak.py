@@ -47,7 +47,7 @@ class Peer:
         self.chain = _Chain(core.RevVPSDE, case)
 
     def gradient(self) -> Tensor:
-        """DiffBreak's gradient of the case's linear function, at images that are no EOT copies."""
+        """DiffBreak's gradient of the case's linear function, at images that are not EOT copies."""
         x, guide = self.case.x.clone().requires_grad_(), torch.zeros_like(self.case.x)
         guide.grad = torch.zeros_like(guide)
         steps, still = self.case.steps, torch.zeros_like(x)
