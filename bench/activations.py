@@ -1,4 +1,4 @@
-"""What the graph of a step keeps of a network with frozen weights, beside PyTorch's own layers."""
+"""Compare the memory that a step's graph keeps with our frozen layers and with PyTorch's layers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from unfool.noise import Noise, seed_torch
 from unfool.runtime.memory import kept_by_graphs
 from variants import base, frozen, small
 
-# A network, and the shape of its images.
+# Networks, and the shape of their images.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int, int]]] = {
     "4.2 M parameters": (lambda: small().get_submodule("network"), (4, 3, 32, 32)),
     "35.7 M parameters": (lambda: base().get_submodule("network"), (1, 3, 32, 32)),
@@ -31,11 +31,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int, int]]] =
         (1, 3, 64, 64),
     ),
 }
-STEPS = 2  # of a chain whose graphs fit only with our layers
+STEPS = 2  # steps of a chain whose graphs fit into memory only with our layers
 
 
 def activations(device: str, _: dict[str, Any], repetitions: int) -> list[str]:
-    """The bytes of a step's graph, and the time of a forward and a gradient."""
+    """Tabulate the bytes of a step's graph, and the times of a forward pass and of a gradient."""
     rows = []
     for name, (make, shape) in NETWORKS.items():
         seed_torch(0, name)
@@ -84,28 +84,28 @@ class _Way:
 
     def __init__(self, network: nn.Module, x: Tensor, time: Tensor, plain: bool):
         self.network, self.x, self.time, self.plain = network, x, time, plain
-        self.graphs = STEPS  # how many fit
+        self.graphs = STEPS  # number of graphs that fit into memory
 
     def forward(self) -> Tensor:
-        """What the network says, without a graph."""
+        """The output of the network, without a graph."""
         with torch.no_grad(), _layers_of_torch(self.plain):
             return self.network(self.x, self.time)
 
     def gradient(self) -> Tensor:
-        """The gradient of a function of it."""
+        """The gradient of the squared norm of the output."""
         x = self.x.clone().requires_grad_()
         with _layers_of_torch(self.plain):
             return torch.autograd.grad(self.network(x, self.time).square().sum(), x)[0]
 
     def through_steps(self) -> Tensor:
-        """The gradient through some steps, of which as many as fit keep their graphs."""
+        """The gradient through several steps, of which as many keep their graphs as fit."""
         x = self.x.clone().requires_grad_()
         with _layers_of_torch(self.plain), keeping(self.graphs):
             out = chain(lambda _, x: x + 0.1 * self.network(x, self.time), x, STEPS)
             return torch.autograd.grad(out.square().sum(), x)[0]
 
     def kept(self) -> int:
-        """The bytes that its graph keeps."""
+        """The bytes that the graph of a gradient keeps."""
         with kept_by_graphs(self.network) as kept:
             self.gradient()
         return kept.peak
@@ -132,7 +132,7 @@ def _norm_silu(
 
 
 def _randomize(network: nn.Module) -> None:
-    """Weights that are nowhere 0, so that no gradient is."""
+    """Randomize all matrices and kernels, because weights of 0 would make gradients 0."""
     for weight in network.parameters():
         if weight.ndim > 1:
             nn.init.kaiming_normal_(weight)

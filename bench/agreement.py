@@ -1,16 +1,16 @@
-"""The robust accuracy of CIFAR-10 classifiers by the public AutoAttack and by ours, image by image.
+"""Compare the robust accuracy of CIFAR-10 classifiers under the public AutoAttack and under ours.
 
-It needs a checkout of https://github.com/fra31/auto-attack, the files of CIFAR-10, and public
-weights: those of ResNet-20 as for `cifar-resnet`, and of the small adversarially trained networks
+The script needs a checkout of https://github.com/fra31/auto-attack, the files of CIFAR-10, and public
+weights: those of ResNet-20 as for `cifar-resnet`, and those of the small adversarially trained networks
 of VNN-COMP 2021 (resnet2b.pth and resnet4b.pth of its benchmark `cifar10_resnet`):
 
     python bench/agreement.py --autoattack auto-attack --data cifar10 --weights FOLDER --out agreement
 
-The folder of weights is searched for files whose names begin with resnet20, resnet2b and resnet4b.
-What is done is kept in --out: run again, it goes on. Prints a table in Markdown (docs/selftest.md
-has it): per model and size of linf, on the first images of the test split, the robust accuracy that the
-public `standard` reports, and that of our `standard` and `unfool`, with 95 % intervals (Wilson's),
-on how many images their verdicts differ, and the seconds of processor time that each took.
+It searches the folder of weights for files whose names begin with resnet20, resnet2b and resnet4b.
+Results are kept in --out, so a second run resumes. It prints the Markdown table of docs/selftest.md:
+per model and linf budget, on the first images of the test split, the robust accuracy under the public
+`standard` and under our `standard` and `unfool`, with 95 % Wilson intervals, the number of images with
+different verdicts, and the CPU seconds of each.
 """
 
 import argparse
@@ -42,7 +42,7 @@ VERSIONS = ("public", "standard", "unfool")
 
 
 class ConvexResNet(nn.Module):
-    """The residual networks of VNN-COMP 2021, without normalization, by their number of blocks."""
+    """A residual network of VNN-COMP 2021, without normalization, with 2 or 4 blocks."""
 
     def __init__(self, blocks: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 def main() -> None:
-    """Run the table."""
+    """Run the attacks and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def network(name: str, folder: Path) -> NormalizedClassifier:
-    """The classifier of that name."""
+    """Load the classifier `name` with its weights from `folder`."""
     found = sorted(folder.rglob(f"{name}*"))
     if not found:
         sys.exit(f"{folder} has no weights whose name begins with {name}")
@@ -126,7 +126,7 @@ def network(name: str, folder: Path) -> NormalizedClassifier:
 def judged(
     model: NormalizedClassifier, x: Tensor, y: Tensor, threat: Threat, version: str, seed: int
 ) -> dict[str, Any]:
-    """Which images are right, clean and under that AutoAttack, and how long it took."""
+    """Run one version of AutoAttack: return which images are right, clean and attacked, and the time."""
     noise, began = Noise.of(seed, range(len(x))), time.process_time()
     if version == "public":
         from autoattack import AutoAttack as Public  # pyright: ignore
@@ -147,7 +147,7 @@ def judged(
 
 
 def line(name: str, eps: int, told: dict[str, Any]) -> str:
-    """A line of the table."""
+    """Format one row of the table."""
     n = len(told["public"]["clean"])
     shares = [wilson(sum(told["public"]["clean"]), n)]
     shares += [wilson(sum(told[version]["robust"]), n) for version in VERSIONS]

@@ -1,12 +1,12 @@
-"""How often the diffusion classifier decides as Bayes' rule does, in a world where that is known.
+"""Measure how often the diffusion classifier agrees with Bayes' rule, in a world where that is known.
 
     python bench/bayes.py
 
-The world: 5 classes, each a Gaussian (standard deviation 0.22 in every direction) around a mean of its
-own in 4 dimensions; points are drawn from all classes alike. Bayes' rule is the nearest mean, and gets
-some of them wrong. The diffusion classifier has the exact denoiser of that world and knows nothing else:
-what it decides otherwise is due to its finite draws and span of times. Prints rows in Markdown
-(docs/classifier.md has them); intervals are Wilson's, 95 %.
+The world has 5 classes with equal numbers of points, each a Gaussian (standard deviation 0.22 in every
+direction) around its own mean in 4 dimensions. Bayes' rule is the nearest mean, and it makes errors, too.
+The diffusion classifier uses the exact denoiser of that world, so it differs from Bayes' rule only due to
+its finite number of draws and its limited span of times. Prints the Markdown rows of docs/classifier.md;
+intervals are 95 % Wilson intervals.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
 def measure(
     points: int, draws: int, seed: int, span: Sequence[float]
 ) -> tuple[Share, Share, Share]:
-    """How often the diffusion classifier decides as Bayes' rule, and how often each is right."""
+    """The share of equal decisions, and the accuracies of the diffusion classifier and Bayes' rule."""
     means, z, y = world(points, seed)
     bayes = (z[:, None] - means).square().flatten(2).sum(2).argmin(1)
     model = DiffusionClassifier(
@@ -73,7 +73,7 @@ def measure(
 
 
 def world(points: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The means (5, 1, 2, 2), points (B, 1, 2, 2) of [-1, 1] space, and their classes (B,)."""
+    """Draw class means (5, 1, 2, 2), points (B, 1, 2, 2), both in [-1, 1] space, and classes (B,)."""
     like = torch.empty(1, 2, 2)
     means = 0.5 * Noise.of(seed, range(CLASSES)).child("means").normal(
         like.expand(CLASSES, 1, 2, 2)

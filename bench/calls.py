@@ -1,12 +1,12 @@
-"""How many images attacks and verdicts send through the network, beside the public AutoAttack.
+"""Count the images that attacks send through the network, and compare with the public AutoAttack.
 
     git clone https://github.com/fra31/auto-attack
     python bench/calls.py --autoattack auto-attack          # prints the table of docs/speed.md
 
-The shipped digits classifier, without a defense, under attacks as published: the same steps, targets and
-queries. Work is images forward plus images back, whatever batches they come in; CPU seconds are of the
-process. Without `--autoattack`, ours alone. To set another version beside it, run the same file with
-PYTHONPATH at the `src` of that version: `git worktree add ../before COMMIT`.
+The shipped digits classifier, without a defense, is attacked with the published numbers of steps, targets
+and queries. Work is the number of images in forward passes plus that in backward passes, whatever the
+batches; CPU seconds are those of the process. Without `--autoattack`, only our attacks run. To compare
+with another version, run this file with PYTHONPATH set to its `src`: `git worktree add ../before COMMIT`.
 """
 
 import argparse
@@ -46,7 +46,7 @@ HEADS = (
 
 
 class Counted:
-    """The model as both codes call it; counts images."""
+    """A model that can be called by our code and by the public code, and counts images."""
 
     def __init__(self, model: Classifier):
         self.model = model
@@ -64,13 +64,13 @@ class Counted:
         self.back += len(gradient)
 
     def take(self) -> tuple[int, int]:
-        """The images since the last time."""
+        """Return the images forward and back since the last call, and reset the counts."""
         taken, self.forward, self.back = (self.forward, self.back), 0, 0
         return taken
 
 
 def public(name: str, model: Counted, eps: float, size: int) -> Callable[..., Any] | None:
-    """The same attack of the public code; None where it has none."""
+    """The same attack in the public code; None if it has none."""
     import autoattack  # pyright: ignore[reportMissingImports]
     from autoattack import (  # pyright: ignore[reportMissingImports]
         autopgd_base,
@@ -96,7 +96,7 @@ def public(name: str, model: Counted, eps: float, size: int) -> Callable[..., An
 
 
 def row(name: str, model: Counted, x: Tensor, y: Tensor, eps: float, beside: bool) -> str:
-    """A line of the table."""
+    """Run an attack, and the public one too if `beside`; format a row of the table."""
 
     def told(attack: Callable[[], Tensor]) -> tuple[float, tuple[int, int], float]:
         model.take()
@@ -120,7 +120,7 @@ def row(name: str, model: Counted, x: Tensor, y: Tensor, eps: float, beside: boo
 
 
 def main() -> None:
-    """Print the table."""
+    """Run all attacks and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,11 +1,12 @@
-"""One table of what the defenses of papers claim, and what we measure of each by the same rules.
+"""Tabulate the claims of papers about their defenses, next to our measurements by the same rules.
 
     unfool evaluate experiments/claims/NAME.yaml --out runs/claims/NAME
     python bench/claims.py runs/claims/* --write docs
 
 The first command makes a row, and resumes when it is run again; the second writes docs/claims.md and
-docs/claims.png. Each run folder is a row, by the folder's name. Claims come from bench/claims.yaml, which
-says how to add a row; all that is measured comes from the run folders. Without --write, it is printed.
+docs/claims.png. Each run folder is the row with the folder's name. Claims come from bench/claims.yaml,
+which explains how to add a row; all measurements come from the run folders. Without --write, the page is
+printed.
 """
 
 import argparse
@@ -74,7 +75,7 @@ HEADS = (
     "calls per image",
     "seconds per image",
 )
-ENOUGH = 64  # images of a row
+ENOUGH = 64  # images per row
 OPENING = (
     "The table below cannot say whether a paper's number is right: our denoiser is small (4.2 million "
     "parameters, a few steps; the papers' have 35 million and more, and take up to 1,000), attacks are "
@@ -92,7 +93,7 @@ READING = (
 
 
 class Claim(BaseModel):
-    """A number of a paper. Accuracies are in percent."""
+    """A claim of a paper. Accuracies are in percent."""
 
     model_config = ConfigDict(extra="forbid")
     robust: float = Field(ge=0, le=100)
@@ -117,11 +118,11 @@ class Entry(BaseModel):
 
 @dataclass(frozen=True)
 class Row:
-    """A defense: what is claimed, and what its run found.
+    """A defense, with its claims and the results of its run.
 
     Attributes:
-        name: Of its entry and its run folder.
-        entry: What is claimed.
+        name: Name of its entry and of its run folder.
+        entry: The claims.
         run: The summary of its run; None if it was not run.
     """
 
@@ -131,17 +132,17 @@ class Row:
 
     @property
     def measured(self) -> dict[Kind, ShareEntry]:
-        """The accuracies per draw by the kind of attack; of several of a kind the lowest."""
+        """The accuracy per draw for each kind of attack; the lowest if there are several of a kind."""
         return measured(self.run) if self.run else {}
 
     @property
     def first(self) -> Claim | None:
-        """The claim that ours is compared with."""
+        """The claim with which our result is compared; None if there is none."""
         return next(iter(self.entry.claims), None)
 
     @property
     def alike(self) -> ShareEntry | None:
-        """Ours under the kind of attack of the first claim."""
+        """Our accuracy under the kind of attack of the first claim; None if there is none."""
         return self.measured.get(self.first.like) if self.first and self.first.like else None
 
 
@@ -178,9 +179,9 @@ def read_claims(path: Path) -> dict[str, Entry]:
 
 
 def read_rows(folders: Sequence[Path], entries: Mapping[str, Entry]) -> list[Row]:
-    """A row for each entry, in the order of the file, with its run where there is one.
+    """Make a row for each entry, in the order of the file, with its run if there is one.
 
-    Exits where a folder is no run, has no entry, or is on other images or noise than the first.
+    Exits if a folder is not a run, has no entry, or differs from the first in images, threat or seed.
     """
     runs: dict[str, Summary] = {}
     first: tuple[str, Any] | None = None
@@ -210,7 +211,7 @@ def read_rows(folders: Sequence[Path], entries: Mapping[str, Entry]) -> list[Row
 
 
 def measured(run: Summary) -> dict[Kind, ShareEntry]:
-    """The accuracies per draw of a run by the kind of attack; of several of a kind the lowest."""
+    """The accuracy per draw of a run for each kind of attack; the lowest if several are of a kind."""
     rows = [*run["attacks"], *run["unbounded"], *run["known_noise"]]
     shares = {row["name"]: row["robust"]["per_draw"] for row in rows}
     found: dict[Kind, ShareEntry] = {}
@@ -222,7 +223,7 @@ def measured(run: Summary) -> dict[Kind, ShareEntry]:
 
 
 def kind_of(attack: AttackEntry) -> Kind | None:
-    """The column of an attack; None if it has none."""
+    """The kind of an attack, which is its column; None if it belongs to no kind."""
     if "knows" in attack:
         return "dw-box" if attack["knows"] == "both" else None
     if attack["name"] in TRANSFER or view_name(attack) == "classifier-only":
@@ -238,7 +239,7 @@ def kind_of(attack: AttackEntry) -> Kind | None:
 
 
 def document(rows: Sequence[Row], command: str) -> Document:
-    """The page."""
+    """Build the page."""
     numbers: dict[tuple[str, int], int] = {}
     for row in rows:
         for place in range(len(row.entry.claims)):
@@ -286,7 +287,7 @@ CAPTION = (
 
 
 def figure(rows: Sequence[Row]) -> Drawing:
-    """Claimed beside measured, a line for each defense."""
+    """Draw claimed and measured accuracies, one line per defense."""
     drawn = blank(8.4, 1.3 + 0.42 * len(rows))
     axes = drawn.subplots()
     styles: dict[str, dict[str, Any]] = {
@@ -317,7 +318,7 @@ def figure(rows: Sequence[Row]) -> Drawing:
 
 
 def _worst(run: Summary | None) -> ShareEntry | None:
-    """The accuracy under the attack that counts, if a run has one."""
+    """The robust accuracy of a run: under the worst attack on each image; None if it has no attack."""
     return run["robust"]["per_draw"] if run and roles(run["spec"]["attacks"]).attacks else None
 
 

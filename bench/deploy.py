@@ -1,11 +1,11 @@
-"""What a model takes to serve: memory and latency of a pass of 1, 8 and 64 images.
+"""Measure what it takes to serve a model: memory and latency of a pass with 1, 8 and 64 images.
 
     python bench/deploy.py                                     # the shipped models
     python bench/deploy.py --spec my.yaml --set purifier.steps=10 --images 1 256 --device cuda
 
-Each number of images is measured in a process of its own, so that the memory is that of a service which
-is asked so much at once, with torch and the weights. Seconds are of the clock; those of the CPU beside
-them tell what a busy machine adds. The memory of a process is read where Linux tells it.
+Each number of images is measured in a process of its own, so that the memory is that of a service with
+such requests, including torch and the weights. Both wall time and CPU time are reported; their difference
+shows the effect of a busy machine. Reading the memory of a process requires Linux.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from unfool.api.apply import load_defended
 from unfool.noise import Noise
 from unfool.runtime.device import pick_device
 
-SHIPPED = (  # a spec with the changes to it
+SHIPPED = (  # specs, each with changes to it
     ("demo", ("purifier=null",)),
     ("demo", ()),
     ("cifar10-demo", ("purifier=null",)),
@@ -37,13 +37,13 @@ HEADS = ("model", "images", "loading, s", "memory, MiB", "pass, ms", "its CPU ti
 
 
 class Cost(NamedTuple):
-    """What a number of images takes.
+    """The cost of passes with a given number of images.
 
     Attributes:
         load: Seconds to load the model.
-        memory: The most MiB of the process; on a GPU, of the GPU's memory.
-        wall: Seconds of a pass by the clock, the median.
-        cpu: Seconds of the CPU, the median.
+        memory: Peak memory of the process in MiB; on a GPU, peak memory of the GPU.
+        wall: Median wall time of a pass, in seconds.
+        cpu: Median CPU time of a pass, in seconds.
     """
 
     load: float
@@ -53,7 +53,7 @@ class Cost(NamedTuple):
 
 
 def measure(spec: str, changes: Sequence[str], images: int, device: str, seconds: float) -> Cost:
-    """Load a model and pass images through it for some time, in this process.
+    """Load a model and pass images through it for `seconds`, in this process.
 
     Raises:
         ValueError: The size of the model's images is not known.
@@ -66,7 +66,7 @@ def measure(spec: str, changes: Sequence[str], images: int, device: str, seconds
     x = torch.full((images, *loaded.shape), 0.5, device=device)
     walls, cpus, until = list[float](), list[float](), time.perf_counter() + seconds
     with torch.no_grad():
-        loaded.model(x, Noise.fresh(images)).cpu()  # to warm up
+        loaded.model(x, Noise.fresh(images)).cpu()  # warm-up
         while len(walls) < 3 or time.perf_counter() < until:
             began, used = time.perf_counter(), time.process_time()
             loaded.model(x, Noise.fresh(images)).cpu()
@@ -74,7 +74,7 @@ def measure(spec: str, changes: Sequence[str], images: int, device: str, seconds
             cpus.append(time.process_time() - used)
     if device.startswith("cuda"):
         memory = torch.cuda.max_memory_allocated() / 2**20
-    else:  # not getrusage: what it says of a process is at least what its parent took
+    else:  # not getrusage, which reports at least the memory of the parent process
         memory = high_water() / 2**10
     return Cost(load, memory, statistics.median(walls), statistics.median(cpus))
 
@@ -82,10 +82,10 @@ def measure(spec: str, changes: Sequence[str], images: int, device: str, seconds
 def in_a_process(
     spec: str, changes: Sequence[str], images: int, device: str, seconds: float, threads: int
 ) -> Cost:
-    """`measure` in a process of its own.
+    """Run `measure` in a process of its own.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: The process failed.
     """
     words = [spec, *changes, f"--images={images}", f"--device={device}"]
     words += [f"--seconds={seconds}", f"--threads={threads}"]
@@ -98,7 +98,7 @@ def in_a_process(
 
 
 def number(value: float) -> str:
-    """A number in three digits, or in whole ones: 0.178, 19.5, 5,660."""
+    """Format a number with three significant digits, or as an integer: 0.178, 19.5, 5,660."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -115,7 +115,7 @@ def child(words: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", help="a spec in place of the shipped models")
     parser.add_argument("--set", dest="changes", action="append", default=[])

@@ -14,7 +14,7 @@ REST = {
 
 
 def draw(told: dict[str, Any], path: Path) -> None:
-    """Time over the floor, and peak memory over the number of steps."""
+    """Draw the time in units of the floor, and the peak memory against the number of steps."""
     colors = COLORS | REST
     figure = Figure(figsize=(9.5, 3.6), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)

@@ -1,15 +1,15 @@
-"""How often each elimination decides as 50 / 500 does, and how many calls of the network it takes.
+"""Compare elimination rules with 50 / 500: how often they decide the same, and their network calls.
 
     python bench/elimination.py --out runs/elimination
     python bench/elimination.py --images 50 --others 0 --of cifar10 --data FOLDER
     python bench/elimination.py --of cifar10 --data FOLDER --weights cifar10-multi-head --rules all
 
-Prints a table in Markdown (docs/classifier.md has it): test digits (or images of CIFAR-10), the shipped
-class-conditional denoiser, the diffusion classifier as it comes. Rules with the same number of draws
-meet the same draws, as in one classifier whose rule is changed: what two of them ask at once is
-computed once, and counts for both. How often 50 / 500 decides as itself on other draws says what
-agreement means. A denoiser with one head per class answers for all classes in one call. Outcomes are
-kept in `--out`: after a stop the same command goes on. Intervals are Wilson's, 95 %.
+Prints the Markdown table of docs/classifier.md, for test digits (or CIFAR-10 images), the shipped
+class-conditional denoiser, and the diffusion classifier with default options. Rules with the same number
+of draws use the same draws, as in one classifier whose rule is changed: an error that several rules need
+is computed once and counts for each. The agreement of 50 / 500 with itself on other draws is the
+reference. A denoiser with one head per class evaluates all classes in one call. Outcomes are kept in
+`--out`, so the same command resumes. Intervals are 95 % Wilson intervals.
 """
 
 import argparse
@@ -37,16 +37,16 @@ HEADS = (
 )
 NAMES = {"cifar10": "`cifar10` (50 / 500)", "food": "`food`, `aircraft`, `flowers`, `cifar100`"}
 WEIGHTS = {"digits": "digits-conditional", "cifar10": "cifar10-conditional-small"}
-BLOCK = 25  # images in a file
+BLOCK = 25  # images per file
 
 
 class Decision(NamedTuple):
-    """What a rule decided of an image.
+    """The decision of a rule on an image.
 
     Attributes:
-        answer: The class.
-        label: The true one.
-        calls: Rows of the network that the rule asked for.
+        answer: The predicted class.
+        label: The true class.
+        calls: The number of network evaluations (rows) that the rule needed.
     """
 
     answer: int
@@ -54,16 +54,16 @@ class Decision(NamedTuple):
     calls: int
 
 
-Decisions = dict[int, Decision]  # by image
+Decisions = dict[int, Decision]  # by index of the image
 
 
 class Job(NamedTuple):
-    """Rules that share their draws, and the images they decide.
+    """Rules that share their draws, and the images that they classify.
 
     Attributes:
-        rules: Names of eliminations.
-        seed: Of the draws.
-        images: How many test images.
+        rules: Names of elimination rules.
+        seed: Seed of the draws.
+        images: The number of test images.
     """
 
     rules: tuple[str, ...]
@@ -72,13 +72,13 @@ class Job(NamedTuple):
 
 
 class Remembered(ClassErrors):
-    """Class errors that are computed once, for all rules that ask."""
+    """Class errors that are computed once and shared by all rules that need them."""
 
     table: Tensor
     known: Tensor
 
     def fill(self, table: Tensor, z: Tensor, wanted: Tensor) -> None:
-        """As `ClassErrors.fill`."""
+        """Do what `ClassErrors.fill` does, but compute only errors that are not known yet."""
         if "table" not in self.__dict__:
             self.__dict__ |= {"table": torch.zeros_like(table), "known": torch.zeros_like(wanted)}
         super().fill(self.table, z, wanted & ~self.known)
@@ -87,7 +87,7 @@ class Remembered(ClassErrors):
 
 
 def main() -> None:
-    """Run the table."""
+    """Run all rules and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -139,7 +139,7 @@ def main() -> None:
 def decisions(
     denoiser: Denoiser, data: Dataset, job: Job, loss: Loss, draws: int, out: Path
 ) -> Iterator[tuple[str, int, Decision]]:
-    """Rule, image and decision, of all of a job; made, or read where they were made before."""
+    """Yield rule, image index and decision for all of a job; saved decisions are read from disk."""
     chosen = permutation(len(data), 0, "subset")[: job.images]
     for first in range(0, len(chosen), BLOCK):
         indices = chosen[first : first + BLOCK]
@@ -161,7 +161,7 @@ def decisions(
 def decide(
     denoiser: Denoiser, x: Tensor, noise: Noise, rules: tuple[str, ...], loss: Loss, draws: int
 ) -> dict[str, Tensor]:
-    """For each rule the classes and the calls (B, 2) of images (B, C, H, W)."""
+    """Return, for each rule, the predicted classes and the calls (B, 2) of images (B, C, H, W)."""
     made, errors = dict[str, Tensor](), None
     for rule in rules:
         model = DiffusionClassifier(
@@ -183,7 +183,7 @@ def decide(
 
 
 def line(name: str, made: Decisions, first: Decisions) -> str:
-    """A row of the table: the decisions of a rule beside those of 50 / 500."""
+    """Format a row of the table, which compares the decisions of a rule with those of 50 / 500."""
     same = wilson(sum(d.answer == first[i].answer for i, d in made.items()), len(made))
     right = wilson(sum(d.answer == d.label for d in made.values()), len(made))
     calls = sum(d.calls for d in made.values()) / len(made)

@@ -1,4 +1,4 @@
-"""The forward of our U-Net beside diffusers' with the same weights."""
+"""Compare the speed of our U-Net with that of diffusers, with the same weights."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from unfool.networks.unet import UNet
 from unfool.noise import Noise, seed_torch
 from variants import frozen
 
-# The arguments of `UNet`, and the batches that are measured.
+# The arguments of `UNet`, and the batch sizes that are measured.
 NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "4.2 M parameters": ({"widths": (64, 128, 128), "patch": 2, "groups": 16}, (1, 8, 32)),
     "35.7 M parameters": ({"widths": (128, 256, 256, 256), "layers": 2, "attention": (1,)}, (1, 4)),
@@ -20,7 +20,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 
 def forwards(device: str, _: dict[str, Any], repetitions: int) -> list[str]:
-    """Times faster than diffusers', in a forward without a graph and in a gradient."""
+    """Tabulate the speedup over diffusers, in a forward pass without a graph and in a gradient."""
     try:
         import diffusers  # noqa: F401
     except ImportError:
@@ -57,20 +57,20 @@ def forwards(device: str, _: dict[str, Any], repetitions: int) -> list[str]:
 
 
 def forward(network: nn.Module, x: Tensor) -> Tensor:
-    """What a network says, without a graph."""
+    """The output of a network, without a graph."""
     with torch.no_grad():
         return network(x, torch.tensor(50.0, device=x.device).expand(len(x)))
 
 
 def gradient(network: nn.Module, x: Tensor) -> Tensor:
-    """The gradient of a function of it."""
+    """The gradient of the squared norm of a network's output."""
     at = x.clone().requires_grad_()
     out = network(at, torch.tensor(50.0, device=x.device).expand(len(x)))
     return torch.autograd.grad(out.square().sum(), at)[0]
 
 
 class _Theirs(nn.Module):
-    """diffusers' U-Net, on patches."""
+    """The U-Net of diffusers, applied to patches."""
 
     def __init__(self, options: dict[str, Any]):
         super().__init__()
@@ -92,6 +92,6 @@ class _Theirs(nn.Module):
         )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """As `UNet.forward`."""
+        """Do what `UNet.forward` does."""
         out = self.unet(F.pixel_unshuffle(x, self.patch), time, return_dict=False)[0]
         return F.pixel_shuffle(out, self.patch)

@@ -2,8 +2,8 @@
 
     python bench/heldout_loss.py cifar10-denoiser-small FOLDER --data CIFAR --images 1000
 
-The first denoiser is what the others are compared with. Because all of them meet the same noise, a
-difference of 0.2 % of the loss shows on 1,000 images.
+The others are compared with the first denoiser. Because all of them get the same noise, 1,000 images
+suffice to show a difference of 0.2 % of the loss.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def losses(denoiser: NetworkDenoiser, x: Tensor, t: float) -> Tensor:
-    """The loss (B,) of each image (B, C, H, W) at time `t`, on noise that depends on its place alone."""
+    """The loss (B,) of each image (B, C, H, W) at time `t`; its noise depends only on its position."""
     found = []
     for first in range(0, len(x), BATCH):
         images = x[first : first + BATCH]
@@ -64,7 +64,7 @@ def losses(denoiser: NetworkDenoiser, x: Tensor, t: float) -> Tensor:
 
 
 def cell(losses: Tensor, base: Tensor, alone: bool) -> str:
-    """The mean loss, or the change of it in percent of the first denoiser's, with a 95 % interval."""
+    """The mean loss, or its change in percent of the first denoiser's loss, with a 95 % interval."""
     if alone:
         return f"{float(losses.mean()):.5f}"
     change = mean_interval((100 * (losses - base) / base.mean()).tolist())

@@ -1,10 +1,10 @@
-"""The CPU time of whole commands, as users run them, beside an older version of the code.
+"""Measure the CPU time of whole commands, and compare it with an older version of the code.
 
     python bench/jobs.py --data FOLDER                                    # this version alone
     python bench/jobs.py --data FOLDER --before OLD/src --package defuse  # the table of docs/speed.md
 
-Each command runs in a new process, so that start-up, imports, and reports count. The versions take turns
-in the same environment, with one thread. `git worktree add OLD COMMIT` makes the folder of an older
+Each command runs in a new process, so start-up, imports, and reports count. The versions take turns
+in the same environment, with one thread. `git worktree add OLD COMMIT` creates the folder of an older
 version; `--package` is its import name at that commit.
 """
 
@@ -67,10 +67,10 @@ def main() -> None:
 
 
 def cpu_seconds(source: Path, package: str, job: Sequence[str], data: Path) -> float:
-    """The CPU seconds of one command, with its children.
+    """Run one command, and return the CPU seconds of the process and its children.
 
     Raises:
-        SystemExit: The command failed; its output is in the message.
+        SystemExit: The command failed; the message contains its output.
     """
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder, "image.png")

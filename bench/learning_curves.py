@@ -1,8 +1,8 @@
-"""The losses of trainings over their steps, as a figure: docs/learning-curves.png.
+"""Plot the losses of training runs over their steps: docs/learning-curves.png.
 
     python bench/learning_curves.py docs/learning-curves.png "small denoiser=runs/a/log.jsonl" ...
 
-`unfool train` writes such a log into its folder; a loss is the mean over the steps since the line before.
+`unfool train` writes such a log into its folder. Each loss is the mean over the last 100 steps.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 
 def main() -> None:
-    """Draw one panel for each training."""
+    """Draw one panel for each training run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,15 +1,15 @@
-"""How many network calls the plain loop of an attack makes, and how many of them are needed.
+"""Count the network calls of an attack's plain loop, and how many of them are needed.
 
     python bench/ledger.py [--images 64] [--out runs/ledger] [--spec cifar10-diffpure --data FOLDER]
 
-PGD-20 + EOT-10 on the demo's defense, or on a spec's. The plain loop asks the model for ten gradients
-per step and image, then judges the iterate on ten more draws, to the end, and takes the last iterate
-that most of these got wrong. `asking` is the library's rule with nothing saved: the answers that it
-goes by are asked for once more, beside the gradient on the same draws. What the loop saw is written
-down, draw by draw, so that the calls of each saving alone can be counted on the same iterates.
-All of them together are the library's attack (`stop`) and its vote, run and counted by themselves.
-`replaying` is the plain loop with a gradient that keeps no graphs, as checkpointing does. Blocks of
-images are written as they are done; to go on, run it again.
+PGD-20 + EOT-10 on the demo's defense, or on a spec's. The plain loop computes ten gradients per step
+and image, then evaluates the iterate on ten more draws. It never stops early, and returns the last
+iterate that most of these draws got wrong. `asking` is the library's rule without any saving: the answers
+that it needs are computed once more, in addition to the gradients on the same draws. Every draw of the
+loop is recorded, so the calls of each saving alone can be counted on the same iterates. All savings
+together are the library's attack (`early_stop`) and its vote, which run and are counted separately.
+`replaying` is the plain loop with a gradient that keeps no graphs, as in checkpointing. Each block of
+images is saved when it is done, so a second run resumes.
 """
 
 import argparse
@@ -38,22 +38,23 @@ from unfool.statistics import wilson
 from unfool.threat import Threat
 
 STEPS, EOT, VOTES, CLASSES = 20, 10, 15, 10
-STOP, SHARE = 10, 0.9  # an image is left at 9 of 10 wrong draws of its step, and 9 of 10 fresh ones
+# An image is done as soon as 9 of 10 draws of its step, and 9 of 10 fresh ones, are wrong.
+STOP, SHARE = 10, 0.9
 
 
 class Bench:
-    """One block of images through the plain loop and through the library."""
+    """Runs a block of images through the plain loop and through the library's attack."""
 
     def __init__(self, made: prepare.Prepared, threat: Threat, rows: int):
         self.made, self.threat = made, threat
         self.model, self.ledger = Batched(made.model, rows), CallCounter()
 
     def calls(self) -> int:
-        """The network calls since this was asked last."""
+        """Return the network calls since the last call of this method."""
         return sum(self.ledger.take().values())
 
     def block(self, indices: list[int]) -> dict[str, Any]:
-        """What became of the images, and what it took."""
+        """Attack one block of images in both ways; return the outcomes and the costs."""
         x, y = fetch(self.made.data, indices)
         noise = Noise.of(0, indices)
         with self.ledger.watching(self.made.model):
@@ -73,7 +74,7 @@ class Bench:
         return told | {"images": indices}
 
     def plain(self, x: Tensor, y: Tensor, noise: Noise) -> dict[str, Any]:
-        """The plain loop, and what it saw: of each image, by step, which draws were wrong."""
+        """Run the plain loop; record which draws were wrong, for each image and step."""
         began, run = time.perf_counter(), noise.child("search", "restart", 0)
         attack, iterates, judged, certain, losses = PGD(STEPS, EOT, loss="margin"), [], [], [], []
         gradients = forwards = 0
@@ -128,7 +129,7 @@ class Bench:
 
 
 def _latest(iterates: list[Tensor], fooled: Tensor) -> tuple[Tensor, Tensor]:
-    """The last iterate that fooled the model, or the last of all, of each image; and its number."""
+    """Each image's last iterate that fooled the model, or the very last one, and its number."""
     numbers = torch.arange(fooled.shape[1]).expand_as(fooled)
     last = torch.where(fooled, numbers, -1).amax(1)
     last = torch.where(last < 0, fooled.shape[1] - 1, last)
@@ -136,14 +137,14 @@ def _latest(iterates: list[Tensor], fooled: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first(iterates: list[Tensor], fallen: Tensor) -> tuple[Tensor, Tensor]:
-    """The first iterate at which an image may be left, and its number; of none, the last's."""
+    """Each image's first iterate marked in `fallen`, or the very last one, and its number."""
     numbers = torch.arange(fallen.shape[1]).expand_as(fallen)
     first = torch.where(fallen, numbers, fallen.shape[1]).amin(1)
     return torch.stack(iterates, 1)[torch.arange(len(first)), first], first
 
 
 def curtailed(wrong: list[bool]) -> int:
-    """Draws until it is settled whether most of them are wrong."""
+    """The number of draws after which it is certain whether most of them are wrong."""
     for asked in range(1, len(wrong) + 1):
         bad = sum(wrong[:asked])
         good, rest = asked - bad, len(wrong) - asked
@@ -153,7 +154,7 @@ def curtailed(wrong: list[bool]) -> int:
 
 
 def elections(ballot: list[int]) -> int:
-    """Draws until the class with most votes is settled (`purified.elected`)."""
+    """The number of draws after which the class with most votes is certain."""
     for asked in range(1, len(ballot) + 1):
         counts = [ballot[:asked].count(c) for c in range(CLASSES)]
         first, rest = counts.index(max(counts)), len(ballot) - asked
@@ -164,7 +165,7 @@ def elections(ballot: list[int]) -> int:
 
 
 def table(blocks: list[dict[str, Any]]) -> str:
-    """The calls per image of each device, in Markdown."""
+    """The calls per image with each saving, as a Markdown table."""
     names = ("replaying", "plain", "dropping", "votes", "asking", "reuse", "all")
     totals = dict.fromkeys(names, 0.0)
     wrong: dict[str, list[bool]] = {"plain": [], "dropping": [], "reuse": [], "all": []}
@@ -186,8 +187,8 @@ def table(blocks: list[dict[str, Any]]) -> str:
         for name in ("plain", "dropping", "reuse"):
             wrong[name] += b["wrong"][name]
         wrong["all"] += b["all_wrong"]
-    wrong |= dict.fromkeys(("replaying", "votes"), wrong["plain"])  # the same decisions, sooner
-    wrong["asking"] = wrong["reuse"]  # the answers of a gradient's draws, asked for by themselves
+    wrong |= dict.fromkeys(("replaying", "votes"), wrong["plain"])  # same decisions, other cost
+    wrong["asking"] = wrong["reuse"]  # same answers, computed separately from the gradients
     n = len(wrong["plain"])
     lines = [
         f"{n} images; a gradient is {blocks[0]['gradient']:.2f} calls, an answer "
@@ -213,7 +214,7 @@ def table(blocks: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run what is missing, and print the table."""
+    """Run the blocks that are missing, and print the table."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--block", type=int, default=16)

@@ -1,4 +1,4 @@
-"""Time, memory and error, and the tables of them."""
+"""Measure time, memory and error, and format them as tables."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ Run = Callable[[], object]
 
 
 class Ratio(NamedTuple):
-    """Least, middle and most of a ratio over the repetitions."""
+    """The least, median and largest value of a ratio over the repetitions."""
 
     low: float
     middle: float
@@ -26,12 +26,12 @@ class Ratio(NamedTuple):
 
 
 def ratio(values: Sequence[float]) -> Ratio:
-    """Their least, median and most."""
+    """Return the least, median and largest of `values`."""
     return Ratio(min(values), statistics.median(values), max(values))
 
 
 def seconds(run: Run, device: str) -> float:
-    """What a run takes: on a CPU the process's own seconds, on a GPU those of the clock."""
+    """Time a run: in CPU seconds of the process on a CPU, in wall-clock seconds on a GPU."""
     if device == "cpu":
         began = time.process_time()
         run()
@@ -46,9 +46,9 @@ def seconds(run: Run, device: str) -> float:
 def interleaved(
     runs: Mapping[str, Run], device: str, repetitions: int, warm: bool = True
 ) -> dict[str, list[float]]:
-    """The seconds of each run, one after the other, again and again; after one turn to warm up.
+    """Time all runs in turn, for several repetitions after one warm-up turn if `warm`.
 
-    Every other turn goes the other way round.
+    Every other turn is in reverse order.
     """
     took: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
@@ -61,7 +61,7 @@ def interleaved(
 
 
 def over(took: Mapping[str, Sequence[float]], name: str, floor: str) -> Ratio:
-    """The seconds of one run over those of another, repetition by repetition."""
+    """The ratio of the seconds of run `name` to those of run `floor`, taken within each repetition."""
     return ratio([a / b for a, b in zip(took[name], took[floor], strict=True)])
 
 
@@ -71,10 +71,10 @@ def error(found: Tensor, true: Tensor) -> float:
 
 
 def peak_mib(prepare: Run, run: Run, device: str) -> float | None:
-    """The most memory that a run takes beyond what was there before, in MiB; None if unknown.
+    """The peak memory of a run beyond that in use before it, in MiB; None if unknown.
 
-    On a CPU it is measured in a child process, which this one must fork before it ever
-    differentiates; the allocator must give every tensor a mapping of its own (`ALLOCATOR`).
+    On a CPU it is measured in a forked child process. This process must not have used autograd before
+    the fork, and the allocator must give every tensor a mapping of its own (`ALLOCATOR`).
     """
     if device != "cpu":
         prepare()
@@ -92,7 +92,7 @@ def peak_mib(prepare: Run, run: Run, device: str) -> float | None:
         status = 1
         try:
             prepare()
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
             before = high_water()
             run()
             os.write(writing, str((high_water() - before) / 1024).encode())
@@ -110,24 +110,24 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_ARENA_MAX": "1"}
 
 
 def high_water() -> int:
-    """The most KiB that this process took since it began, or since the mark was reset (Linux)."""
+    """Peak resident memory of this process, in KiB, since its start or the last reset (Linux)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """A table in Markdown; the first column is of words, the others are flush right."""
+    """Format a Markdown table, in which all columns but the first are right-aligned."""
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
     return ["| " + " | ".join(map(str, line)) + " |" for line in lines] + [""]
 
 
 def shown(value: float | None, digits: int = 3) -> str:
-    """A number in few digits; a dash for None."""
+    """Format a number with `digits` significant digits; a dash for None."""
     return "-" if value is None else f"{value:.{digits}g}" if value else "0"
 
 
 def machine(device: str) -> str:
-    """What this was measured on."""
+    """Describe the machine: processor, version of torch, and load."""
     name = platform.machine()
     if device != "cpu":
         name = torch.cuda.get_device_name()

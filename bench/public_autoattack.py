@@ -1,15 +1,15 @@
-"""What the public AutoAttack reports on models whose worst case is known, beside what unfool does.
+"""Compare reports of the public AutoAttack and of unfool on models whose worst case is known.
 
-It needs a checkout of https://github.com/fra31/auto-attack, which is not part of this package:
+The script needs a checkout of https://github.com/fra31/auto-attack, which is not part of this package:
 
     git clone https://github.com/fra31/auto-attack
     python bench/public_autoattack.py --autoattack auto-attack
 
-Prints a table in Markdown (docs/selftest.md has one). The models are those of
-`unfool.toy.linear_models`; each call of a random one meets fresh noise. Columns: the least accuracy per
-draw that any attack can leave, in closed form; the robust accuracy that the public release reports; the
-accuracy per draw, in closed form, on the images it returns; then the same of unfool, whose report is on
-held-out draws. Intervals are 95 %, over images (the public one: Wilson's).
+It prints a Markdown table, as in docs/selftest.md. The models are those of `unfool.toy.linear_models`;
+each call of a random model uses fresh noise. Columns: the smallest accuracy per draw that any attack can
+reach, in closed form; the robust accuracy that the public release reports; the accuracy per draw, in
+closed form, on the images that it returns; then the same two for unfool, which reports on held-out draws.
+Intervals are 95 %, over images (Wilson intervals for the public release).
 """
 
 import argparse
@@ -35,11 +35,11 @@ HEADS = (
     "| model | threat | public version | truth | public AutoAttack reports | on its images "
     "| unfool reports | on its images |"
 )
-LEFT = Callable[[Tensor, Tensor], Tensor]  # the true accuracy on images, each
+LEFT = Callable[[Tensor, Tensor], Tensor]  # images and labels to the true accuracy on each image
 
 
 def main() -> None:
-    """Run the table."""
+    """Run all models and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def rows() -> list[tuple[str, Any, Threat, tuple[str, ...], LEFT, LEFT]]:
-    """Name, model, threat, versions; the accuracy on images, and the least on what is near them."""
+    """Name, model, threat, versions, accuracy on given images, and worst accuracy near them."""
     linf, l2, coarse = Threat("linf", 0.035), Threat("l2", 0.2), Threat("linf", 0.05)
 
     def sure(model: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -127,14 +127,14 @@ def compare(
     images: int,
     seed: int,
 ) -> str:
-    """The lines of a model: a public version each, beside the version `unfool` of ours."""
+    """Format the rows of a model: one per public version, next to our version `unfool`."""
     x, y = fetch(
         linear_models.Points(images, one_class=isinstance(model, linear_models.RandomGuess)),
         range(images),
     )
     noise, began = Noise.of(seed, range(images)), time.perf_counter()
     random = name.startswith("coin") or name.endswith("noise")
-    # on a model without noise one draw says all
+    # without noise, all draws are the same
     attack = (
         AutoAttack("unfool", "mean") if random else AutoAttack("unfool", "mean", eot=1, draws=4)
     )
@@ -162,7 +162,7 @@ def compare(
 def public(
     model: Any, x: Tensor, y: Tensor, threat: Threat, version: str, noise: Noise, seed: int
 ) -> tuple[Share, Tensor]:
-    """The robust accuracy that the release reports, and the images that it returns."""
+    """Run the public release: return the robust accuracy that it reports, and its images."""
     from autoattack import AutoAttack as Public  # pyright: ignore
 
     calls = 0
@@ -175,7 +175,7 @@ def public(
 
     norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
     attack = Public(network, norm, threat.eps, seed, False, version=version, device="cpu")
-    if version == "standard":  # 3 wrong classes is all there are
+    if version == "standard":  # there are only 3 wrong classes
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 3
     images, answers = attack.run_standard_evaluation(x, y, bs=len(x), return_labels=True)
     return wilson(int((answers == y).sum()), len(y)), images

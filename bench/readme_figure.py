@@ -1,10 +1,10 @@
-"""The picture of README.md: the CIFAR-10 result with intervals, and an image clean, attacked, purified.
+"""Draw the figure of README.md: CIFAR-10 results with intervals, and an image clean, attacked, purified.
 
     python bench/readme_figure.py --write docs
 
 writes docs/readme-light.png and docs/readme-dark.png. The measured accuracies come from
 bench/cifar10-numbers.csv, which names its command, and the claimed ones from bench/claims.yaml. The
-images are of `cifar10-sample`; the shipped models attack and purify them on every run.
+images come from `cifar10-sample`; every run attacks and purifies them anew with the shipped models.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from claims import DATA as CLAIMS
 from claims import Claim, Kind, read_claims
 
 NUMBERS = Path(__file__).with_name("cifar10-numbers.csv")
-IMAGES = (10,)  # of cifar10-sample
-BARS = (  # a condition of the numbers, its name in the picture, the kind of claim drawn beside it
+IMAGES = (10,)  # indices in cifar10-sample
+BARS = (  # condition in the file of numbers, its name in the figure, kind of claim drawn next to it
     ("undefended, PGD-20", "no defense, attacked", None),
     ("defended, clean", "defense, not attacked", "clean"),
     ("transfer", "attack ignores the defense", None),
@@ -36,7 +36,7 @@ BARS = (  # a condition of the numbers, its name in the picture, the kind of cla
 
 @dataclass(frozen=True)
 class Colors:
-    """The colors of a variant, for the page of a code host in light or in dark mode."""
+    """The colors of a variant of the figure, for light or dark mode."""
 
     paper: str
     ink: str
@@ -61,10 +61,10 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Strip:
-    """Images on their way through an attack and the purifier.
+    """Images before and after an attack, and after purification.
 
     Attributes:
-        title: Who attacks.
+        title: The name of the attack.
         rows: For each image its three states: a name, an image (3, 32, 32), the classifier's answer,
             and whether that is right.
     """
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_numbers(path: Path) -> list[dict[str, str]]:
-    """The rows of a file of numbers, whose first lines are comments."""
+    """Read the rows of a CSV file, without the comments at its beginning."""
     lines = path.read_text("utf-8").splitlines()
     return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
@@ -140,7 +140,7 @@ def draw(
     strips: Sequence[Strip],
     colors: Colors,
 ) -> Figure:
-    """The chart above the strips, 8 inches wide."""
+    """Draw the chart above the strips, 8 inches wide."""
     with_font: dict[str, Any] = {"color": colors.ink, "fontsize": 10}
     tall = 3.1 + 1.9 * len(strips[0].rows)
     figure = Figure(figsize=(8, tall), layout="constrained")
@@ -197,7 +197,7 @@ def _chart(
 
 
 def _claimed(claims: Sequence[Claim], kind: Kind | str | None) -> float | None:
-    """The first claim of a kind, in percent; `clean` is that of the first one that names it."""
+    """The first claim of a kind, in percent; for `clean`, the first clean accuracy of any claim."""
     if kind == "clean":
         return next((claim.clean for claim in claims if claim.clean is not None), None)
     return next((claim.robust for claim in claims if kind and claim.like == kind), None)

@@ -1,11 +1,12 @@
-"""What the service keeps of the model's throughput: the same images through HTTP and without it.
+"""Compare the throughput of the service with that of the bare model, on the same images.
 
     python bench/serve.py                                  # the demo, batches of 64
     python bench/serve.py --spec my.yaml --batch-size 256 --device cuda
 
-The service runs in a process of its own, and clients ask it all the time, on fresh noise. The bare model
-takes turns with it, in calls of the same size; a ratio is taken within a turn. Passes per second are of
-the clock, so that the clients and whatever else runs count; the ratio of CPU time is of the two alone.
+The service runs in a process of its own, and clients send requests all the time, on fresh noise. The bare
+model takes turns with it, in calls of the same size, and each ratio is taken within one turn. Passes per
+second are per second of wall time, which includes the clients and everything else that runs; the ratio of
+CPU time compares only the two processes.
 """
 
 import argparse
@@ -31,18 +32,18 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.device import pick_device
 
-SHAPES = ((1, 1), (1, 8), (4, 8), (8, 8))  # images and votes of a request
+SHAPES = ((1, 1), (1, 8), (4, 8), (8, 8))  # images and votes per request
 
 
 class Rate(NamedTuple):
-    """Passes per second of the clock, and per second of the process's CPU time."""
+    """Passes per second of wall time, and per second of CPU time of the process."""
 
     wall: float
     cpu: float
 
 
 def cpu_seconds(process: int) -> float:
-    """The CPU time that a process has taken; NaN where the system does not tell."""
+    """The CPU time of a process so far, in seconds; NaN if the system does not report it."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -51,7 +52,7 @@ def cpu_seconds(process: int) -> float:
 
 
 def bare(model: Classifier, x: Tensor, seconds: float) -> Rate:
-    """The rate of the model, in calls of `len(x)` images."""
+    """Measure the rate of the bare model, in calls of `len(x)` images."""
     calls, began, used = 0, time.perf_counter(), time.process_time()
     with torch.no_grad():
         while time.perf_counter() - began < seconds:
@@ -62,10 +63,10 @@ def bare(model: Classifier, x: Tensor, seconds: float) -> Rate:
 
 
 def served(process: int, port: int, x: Tensor, votes: int, clients: int, seconds: float) -> Rate:
-    """The rate at which the service answers so many clients at once.
+    """Measure the rate of the service with `clients` clients at once.
 
     Raises:
-        RuntimeError: An answer is none.
+        RuntimeError: A request failed.
     """
     body = json.dumps({"images": x.tolist(), "votes": votes}).encode()
     done, failed, until = [0] * clients, [], time.perf_counter() + seconds
@@ -95,7 +96,7 @@ def served(process: int, port: int, x: Tensor, votes: int, clients: int, seconds
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all shapes of requests and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", default="demo")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -129,7 +130,7 @@ def main() -> None:
         for images, votes in SHAPES:
             clients = max(
                 2 * asked.batch_size // (images * votes), 2
-            )  # a call is full, another waits
+            )  # enough to fill one call while another waits
             found = []
             for turn in range(-1, asked.turns):
                 alone = bare(loaded.model, x, asked.seconds)

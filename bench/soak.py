@@ -1,11 +1,11 @@
-"""Kill commands at random moments, run them again, and compare with runs that nobody disturbed.
+"""Kill commands at random moments, run them again, and compare with undisturbed runs.
 
     python bench/soak.py --seconds 600 --seed 0
 
-Each round takes one command, kills it (SIGKILL) a few times, and lets it end. Half of the kills come at a
-random time, half right after a random change of the folder, which is often in the middle of a write. Then
-everything the command left is compared with the undisturbed result, apart from what a clock or a memory
-counter says. The exit code is 1 if anything differs. It needs a system that can fork, and no GPU.
+Each round takes one command, kills it (SIGKILL) a few times, and then lets it finish. Half of the kills
+come at a random time, half right after a random change in the folder, which is often in the middle of a
+write. Then all output of the command is compared with the undisturbed result, except for measured times
+and memory. The exit code is 1 if anything differs. It needs a system that can fork, and no GPU.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a fork has no threads of its parent
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a fork loses its parent's threads
 
 EVALUATION = {
     "data": {"name": "blobs", "size": 40},
@@ -70,7 +70,7 @@ COMMANDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 class Ended(NamedTuple):
-    """How a command ended: its exit code, or None if it was killed, and what it wrote to stderr."""
+    """The end of a command: its exit code, or None if it was killed, and its output on stderr."""
 
     code: int | None
     said: str
@@ -81,13 +81,13 @@ class Command:
     """A command with its undisturbed result.
 
     Attributes:
-        name: Of the command.
+        name: Name of the command.
         words: Its arguments.
-        start: The folder that each round begins with a copy of.
-        result: What the undisturbed command left (`contents`).
-        seconds: How long it took.
-        changes: How often its folder changed.
-        counts: Of rounds, kills and differences.
+        start: The initial folder, of which each round takes a copy.
+        result: The output of the undisturbed command (`contents`).
+        seconds: The duration of the undisturbed command.
+        changes: The number of times its folder changed.
+        counts: The numbers of rounds, kills and differences.
     """
 
     name: str
@@ -125,10 +125,10 @@ def start(words: tuple[str, ...], folder: Path) -> int:
 
 
 def wait(process: int, folder: Path, until: Callable[[float, int], bool]) -> tuple[Ended, int]:
-    """Wait for a process, and kill it once `until` (of the seconds and changes so far) says so.
+    """Wait for a process, and kill it as soon as `until(seconds, changes)` is true.
 
     Returns:
-        How it ended, and how often its folder changed.
+        The end of the process, and the number of times its folder changed.
     """
     began, seen, changes = time.monotonic(), listing(folder), 0
     while True:
@@ -148,14 +148,15 @@ def wait(process: int, folder: Path, until: Callable[[float, int], bool]) -> tup
 
 
 def listing(folder: Path) -> set[str]:
-    """The files of a folder, drafts of half-written ones included."""
+    """The names of all files below a folder, including temporary files of unfinished writes."""
     return {name for _, _, names in os.walk(folder) for name in names}
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What a command left in a folder, apart from times, memory, and drafts of killed writes.
+    """Read the output of a command, except for times, memory, and temporary files of killed writes.
 
-    Outcomes and pictures are by image: their files are named by what they hold, seconds included.
+    Outcomes and example images are keyed by image, because the names of their files depend on their
+    content, which includes times.
     """
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
@@ -171,7 +172,7 @@ def contents(folder: Path) -> dict[str, Any]:
             arrays = read_arrays(path)
             keys = arrays.pop("index", None) if path.parent.name == "examples" else None
             key = str(name) if keys is None else f"{name.parent} {keys}"
-            if arrays not in found.setdefault(key, []):  # a killed block leaves its pictures twice
+            if arrays not in found.setdefault(key, []):  # a killed block leaves its images twice
                 found[key].append(arrays)
         elif path.suffix in (".json", ".jsonl"):
             lines = [path.read_text("utf-8")]
@@ -179,13 +180,13 @@ def contents(folder: Path) -> dict[str, Any]:
             found[str(name)] = [unmeasured(json.loads(line)) for line in lines]
         elif path.suffix in (".png", ".safetensors"):
             found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
-        else:  # pages, which tell times, and checkpoints: that they are there
+        else:  # pages, which contain times, and checkpoints: only whether they exist
             found[str(name)] = path.stat().st_size > 0
     return found
 
 
 def read_arrays(path: Path) -> dict[str, str]:
-    """A hash of each array of an .npz file, and its `index` as text."""
+    """Hash each array of an .npz file, except for `index`, which becomes text."""
     import numpy as np
 
     with np.load(path, allow_pickle=False) as file:
@@ -198,7 +199,7 @@ def read_arrays(path: Path) -> dict[str, str]:
 
 
 def unmeasured(value: Any) -> Any:
-    """A value of JSON without what a clock or a memory counter says."""
+    """Remove measured times and memory from a JSON value."""
     if isinstance(value, dict):
         return {key: unmeasured(each) for key, each in value.items() if key not in MEASURED}
     return [unmeasured(each) for each in value] if isinstance(value, list) else value
@@ -212,7 +213,7 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 
 def prepare(name: str, folder: Path) -> Command:
-    """Run a command undisturbed, in `folder`, and keep where it began and what it left."""
+    """Run a command undisturbed in `folder`, and record its initial folder and its output."""
     spec, words = COMMANDS[name]
     begin = folder / "begin"
     begin.mkdir(parents=True)
@@ -233,22 +234,22 @@ def prepare(name: str, folder: Path) -> Command:
 
 
 def never(seconds: float, changes: int) -> bool:
-    """Let a process end."""
+    """Never kill a process (an `until` of `wait`)."""
     return False
 
 
 def require(ended: Ended, name: str) -> None:
-    """Stop if an undisturbed command failed.
+    """Check that an undisturbed command succeeded.
 
     Raises:
-        RuntimeError: It did.
+        RuntimeError: The command failed.
     """
     if ended.code != 0:
         raise RuntimeError(f"{name} fails without being disturbed ({ended.code}): {ended.said}")
 
 
 def round_of(command: Command, folder: Path, chance: random.Random, most: int) -> list[str]:
-    """Kill a command up to `most` times, let it end, and say what is wrong then."""
+    """Kill a command up to `most` times, let it finish, and return a list of what went wrong."""
     shutil.copytree(command.start, folder)
     wrong = []
     command.counts["rounds"] += 1
@@ -277,7 +278,7 @@ def round_of(command: Command, folder: Path, chance: random.Random, most: int) -
 
 
 def soak(names: list[str], seconds: float, seed: int, most: int, keep: Path) -> bool:
-    """Rounds of all commands in turn until the time is up; whether all agreed."""
+    """Run rounds of all commands in turn until the time is up; return whether all results agreed."""
     chance, good = random.Random(seed), True
     with tempfile.TemporaryDirectory() as place:
         commands = [prepare(name, Path(place) / name) for name in names]
@@ -316,7 +317,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("runs/soak"), help="for wrong results")
     parser.add_argument("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
     given = parser.parse_args()
-    import matplotlib.pyplot as _  # noqa: F401  # what takes long to import, the forks find here
+    import matplotlib.pyplot as _  # noqa: F401  # slow imports, done once here for all forks
     import torch
 
     from unfool.certification import certify as _c  # noqa: F401

@@ -1,14 +1,14 @@
-"""How fast, how small and how exact the gradient through a purification is, beside other ways to it.
+"""Measure time, memory and error of the gradient through a purifier, and of other ways to compute it.
 
     python bench/speed.py                            # prints the tables
     python bench/speed.py --write docs               # and puts them and the figure into docs/speed.md
     python bench/speed.py --peers FOLDER             # with DiffHammer and DiffBreak, cloned there;
-                                                     # without it, the page keeps what it says of them
+                                                     # without it, the page keeps its rows on them
     python bench/speed.py --device cuda              # the same on a GPU, and its throughput
 
-All variants run in one process, one after the other, again and again; a ratio is taken within a
-repetition, to one forward of the network per step (the floor); tables show its median [least, most].
-On a CPU: one thread, seconds of the process. Weights are random: they do not change what a step costs.
+All variants run in one process, in turn, for several repetitions. Times are divided by one forward pass
+of the network per step (the floor) of the same repetition; tables show the median [least, most] ratio.
+On a CPU: one thread, CPU time. Weights are random, which does not change the cost of a step.
 """
 
 import argparse
@@ -59,12 +59,12 @@ SIZES: dict[str, tuple[Callable[[], Denoiser], int, int]] = {  # network, images
     "4.2 M parameters": (small, 4, 6),
     "35.7 M parameters": (base, 1, 2),
 }
-GUIDED, COUP = "guided", (small, 4, 3)  # the same of what a classifier guides
-CROWD = 128  # images in one batch of the throughput on a GPU
+GUIDED, COUP = "guided", (small, 4, 3)  # the same for a purifier guided by a classifier
+CROWD = 128  # batch size for the throughput of a GPU
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run all parts, print the tables, and write the page if asked to."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def between(page: str, lines: Sequence[str]) -> str:
-    """A page with other lines between its marks."""
+    """Return a page with `lines` in place of what was between its marks."""
     head, _, rest = page.partition(MARKS[0])
     _, mark, tail = rest.partition(MARKS[1])
     if not mark:
@@ -121,13 +121,13 @@ def between(page: str, lines: Sequence[str]) -> str:
 
 
 def kept(page: str) -> list[str]:
-    """What a page says of public code between its marks: its last section there."""
+    """The lines of a page on public code: the last section between its marks."""
     _, found, rest = page.partition(MARKS[1])[0].partition(PUBLIC)
     return (found + rest).rstrip().splitlines()
 
 
 def way(name: str, steps: int) -> tuple[Tensor, Step | Heun]:
-    """Falling times from t* = 0.1, and the step between them."""
+    """Decreasing times from t* = 0.1, and the step of a sampler between them."""
     if (step := STEPS[name]) is None:
         at = karras(VP(), 0.1, steps)
         return at, Heun(VP(), churned(VP(), at, 1.0))
@@ -135,7 +135,7 @@ def way(name: str, steps: int) -> tuple[Tensor, Step | Heun]:
 
 
 def correctness(device: str, told: dict[str, Any]) -> list[str]:
-    """The largest relative error of the gradient to that of plain autograd."""
+    """Tabulate the largest relative error of the gradient, compared with plain autograd."""
     rows = []
     for guide in (False, True):
         for name in STEPS:
@@ -162,7 +162,7 @@ def correctness(device: str, told: dict[str, Any]) -> list[str]:
 
 
 def peaks(device: str) -> dict[str, dict[str, float | None]]:
-    """The peak memory of each way, in MiB, by what it goes through."""
+    """Measure the peak memory of each way to the gradient, in MiB, for each case."""
     cases = {f"N = {n}": (tiny, 8, n) for n in (1, 5, 10, 20, 100)} | SIZES | {GUIDED: COUP}
     found: dict[str, dict[str, float | None]] = {}
     for name, (network, images, steps) in cases.items():
@@ -180,7 +180,7 @@ def peaks(device: str) -> dict[str, dict[str, float | None]]:
 
 
 def memory(device: str, told: dict[str, Any]) -> list[str]:
-    """The peaks, which a process of its own measures: it must not have differentiated before."""
+    """Tabulate peak memory, measured in a process of its own that has not used autograd before."""
     said = subprocess.run(
         [sys.executable, __file__, "--memory", "--device", device],
         env=os.environ | measuring.ALLOCATOR,
@@ -200,7 +200,7 @@ def memory(device: str, told: dict[str, Any]) -> list[str]:
 
 
 def gradients(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
-    """Time over the floor, beside error and memory."""
+    """Tabulate time in units of the floor, error, and memory."""
     lines = ["### Time of a gradient", ""]
     told["gradients"] = {}
     for size, (network, images, steps) in SIZES.items():
@@ -234,13 +234,13 @@ def gradients(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
 def errors_of(
     network: Callable[[], Denoiser], images: int, steps: int, device: str, dtype: torch.dtype
 ) -> dict[str, float]:
-    """Of each way, the relative error to plain autograd."""
+    """Build a case, and return the relative error of each way, compared with plain autograd."""
     case = Case(network(), images, even(0.1, steps), euler_maruyama, device=device, dtype=dtype)
     return errors_in(case)
 
 
 def errors_in(case: Case) -> dict[str, float]:
-    """Of each way through a case, the relative error to plain autograd; of `purify`, to the loop."""
+    """Relative errors of all ways, compared with plain autograd; of `purify`, with the plain loop."""
     true = case.gradient(case.plain)
     found = {name: error(case.gradient(chain), true) for name, chain in case.ways().items()}
     with torch.no_grad():
@@ -248,7 +248,7 @@ def errors_in(case: Case) -> dict[str, float]:
 
 
 def guided(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
-    """The same through a guide, with its second derivatives."""
+    """Tabulate the same for a guided purifier, which needs second derivatives of the classifier."""
     network, images, steps = COUP
     case = Case(network(), images, even(0.1, steps), euler_maruyama, guided=True, device=device)
     runs: dict[str, Any] = {"floor": case.floor, "purify": case.purify}
@@ -271,10 +271,10 @@ def guided(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
 
 
 class _Drawn(Noise):
-    """Noise that was drawn before: what is left of a step is the loop."""
+    """Noise drawn in advance, so that the time of a step is that of the loop alone."""
 
     def normal(self, like: Tensor) -> Tensor:
-        """The numbers, whatever is asked."""
+        """The same samples in every call."""
         return _given(like.shape, like.device)
 
 
@@ -288,7 +288,7 @@ def _without_drawing(x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, nois
 
 
 class _Nothing(Denoiser):
-    """A denoiser that costs nothing: what is left is the loop."""
+    """A denoiser that costs nothing, so that the time of a step is that of the loop alone."""
 
     schedule = VP()
 
@@ -297,7 +297,7 @@ class _Nothing(Denoiser):
 
 
 def overhead(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
-    """What a step costs besides the network, and what of it is drawing the noise."""
+    """Tabulate the cost of a step without the network, and the share of drawing noise."""
     steps, rows, free = 20, [], _Nothing()
     for images in (1, 8, 64):
         x, noise, when = (
@@ -352,11 +352,11 @@ def overhead(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
 
 
 def execution(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
-    """What the trial behind `machine: {execution: auto}` sees here."""
+    """Tabulate the trial on which `machine: {execution: auto}` is based."""
     rows = []
     for size, (network, _, _) in SIZES.items():
         if network is base and device == "cpu":
-            continue  # minutes of compiling
+            continue  # compiling takes minutes
         denoiser = network().to(device)
         assert isinstance(denoiser, NetworkDenoiser)
         found = trials(denoiser, 8, repetitions)
@@ -382,7 +382,7 @@ def execution(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
 
 
 def throughput(device: str, told: dict[str, Any]) -> list[str]:
-    """TFLOP/s of the networks on a GPU."""
+    """Tabulate the TFLOP/s of the networks on a GPU."""
     lines = ["### Throughput of a GPU", ""]
     if device == "cpu":
         return [
@@ -408,14 +408,14 @@ def throughput(device: str, told: dict[str, Any]) -> list[str]:
 
 
 def revision(folder: Path) -> str:
-    """The commit of a checkout, in words; empty if git cannot tell."""
+    """The commit of a checkout as text; empty if git cannot tell."""
     asked = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
     found = subprocess.run(asked, capture_output=True, text=True)
     return f", commit {found.stdout.strip()}" if found.returncode == 0 else ""
 
 
 def peers(device: str, told: dict[str, Any], folder: Path, repetitions: int) -> list[str]:
-    """Public code for the same gradient, from checkouts of the user's own."""
+    """Compare with public code for the same gradient, from checkouts in `folder`."""
     lines, rows = [PUBLIC, ""], []
     for name in PEERS:
         adaptor = importlib.import_module(f"peers.{name}")

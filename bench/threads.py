@@ -1,9 +1,9 @@
-"""What waiting threads of OpenMP cost: the demo under several wait policies, idle and beside work.
+"""Measure the cost of waiting OpenMP threads: run the demo under several wait policies.
 
     python bench/threads.py --images 16 --turns 3
 
-Of each policy it prints the least wall time and CPU time of all turns, alone on the machine and beside
-a process that keeps two threads busy. Run it on a machine that does nothing else.
+For each policy it prints the least wall time and CPU time over all turns, both alone on the machine and
+next to a process that keeps two threads busy. Run it on an otherwise idle machine.
 """
 
 import argparse
@@ -25,24 +25,24 @@ POLICIES: dict[str, dict[str, str]] = {
     },
 }
 NAMES = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-COMMAND = "from unfool.cli.main import app; app()"  # the entry of the command would choose a policy
+COMMAND = "from unfool.cli.main import app; app()"  # the entry point `unfool` would set a policy
 BUSY = "import torch\nx = torch.ones(2048, 2048)\nwhile True: x @ x"
 
 
 def environment(policy: dict[str, str]) -> dict[str, str]:
-    """Ours, with that policy and no other."""
+    """Return this process's environment with `policy` in place of its own wait policy."""
     return {name: value for name, value in os.environ.items() if name not in NAMES} | policy
 
 
 @contextmanager
 def busy(threads: int) -> Iterator[None]:
-    """Inside this block, a process multiplies matrices in so many threads."""
+    """Keep `threads` threads busy with matrix products, in another process, inside the context."""
     if not threads:
         yield
         return
     own = environment({"OMP_NUM_THREADS": str(threads)})
     process = subprocess.Popen([sys.executable, "-c", BUSY], env=own)
-    time.sleep(4)  # until it is at work
+    time.sleep(4)  # let it start
     try:
         yield
     finally:
@@ -51,7 +51,7 @@ def busy(threads: int) -> Iterator[None]:
 
 
 def demo(images: int, policy: dict[str, str]) -> tuple[float, float]:
-    """The wall time and the CPU time of the demo on so many images, in seconds."""
+    """Run the demo on `images` images; return its wall time and CPU time in seconds."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         options = ["--set", f"evaluation.images={images}", "--quiet", "--out", folder]
@@ -65,14 +65,14 @@ def demo(images: int, policy: dict[str, str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all policies and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(POLICIES), choices=list(POLICIES))
     asked = parser.parse_args()
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    for _ in range(asked.turns):  # one policy after the other, so that a slow minute meets all
+    for _ in range(asked.turns):  # policies take turns, so that a slow minute affects all of them
         for threads in (0, 2):
             for name in asked.only:
                 with busy(threads):

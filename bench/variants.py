@@ -1,4 +1,4 @@
-"""The ways to the gradient of a purification that are compared, and the networks they go through."""
+"""The methods of differentiating a purifier that are compared, and the networks used for that."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,16 +22,16 @@ Chain = Callable[[Tensor], Tensor]
 
 
 class Case:
-    """A chain through a network: the times, the step, the noise, and a guide if any.
+    """A chain of steps through a network: the times, the step, the noise, and a guide if any.
 
     Args:
-        denoiser: The network, frozen.
-        images: How many.
-        times: Falling times (N + 1,).
-        step: How to go from one to the next.
-        guided: Whether a classifier guides (COUP), which takes second derivatives.
-        device: Where.
-        dtype: In what numbers.
+        denoiser: The denoiser, whose weights this freezes.
+        images: The batch size.
+        times: Decreasing times (N + 1,).
+        step: The step from one time to the next.
+        guided: Whether a classifier guides (COUP), which needs second derivatives.
+        device: Device to compute on.
+        dtype: Data type to compute in.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Case:
 
     @property
     def steps(self) -> int:
-        """How many steps the chain has."""
+        """The number of steps of the chain."""
         return len(self.times) - 1
 
     def floor(self) -> None:
-        """One forward of the network per step, and nothing else."""
+        """Run one forward pass of the network per step, and nothing else."""
         time = torch.full((len(self.x),), 50.0).to(self.x)
         network: nn.Module = self.denoiser.get_submodule("network")
         with torch.no_grad():
@@ -72,33 +72,33 @@ class Case:
                 network(self.x, time)
 
     def purify(self) -> Tensor:
-        """The chain without a gradient."""
+        """Run the chain without a gradient."""
         with torch.no_grad():
             return self.ours(self.x)
 
     def ours(self, x: Tensor) -> Tensor:
-        """The chain of the package."""
+        """Run the chain with the package's own loop."""
         return reverse(self.denoiser, x, self.times, self.noise, step=self.step, guide=self.guide)
 
     def kept(self, graphs: int | None, x: Tensor) -> Tensor:
-        """The chain of the package with the graphs of so many steps; None is its own choice."""
+        """Run the package's loop and keep the graphs of `graphs` steps; None lets it choose."""
         with keeping(graphs):
             return self.ours(x)
 
     def plain(self, x: Tensor) -> Tensor:
-        """The loop, for autograd to follow."""
+        """Run a plain loop, for autograd to differentiate."""
         for i in range(self.steps):
             x = self._advance(i, x)
         return x
 
     def checkpointed(self, x: Tensor) -> Tensor:
-        """The loop with torch's checkpoint around each step."""
+        """Run a plain loop with torch's checkpoint around each step."""
         for i in range(self.steps):
             x = checkpoint(partial(self._advance, i), x, use_reentrant=False)  # pyright: ignore
         return x
 
     def adjoint(self, x: Tensor) -> Tensor:
-        """The gradient of DiffPure's release: torchsde's adjoint, through frozen weights."""
+        """Run the chain with the gradient of DiffPure's release: torchsde's adjoint, weights frozen."""
         return reverse_adjoint(self.denoiser, x, self.times, self.noise)
 
     def _advance(self, i: int, x: Tensor) -> Tensor:
@@ -117,12 +117,12 @@ class Case:
         return self.step(x, estimate(x, now), now, then, noise)
 
     def gradient(self, chain: Chain) -> Tensor:
-        """The gradient of a fixed linear function of what a chain ends in."""
+        """The gradient of a fixed linear function of a chain's output."""
         x = self.x.clone().requires_grad_()
         return torch.autograd.grad((self.weigh * chain(x)).sum(), x)[0]
 
     def ways(self) -> dict[str, Chain]:
-        """The ways to the gradient, by name."""
+        """The methods of computing the gradient, by name."""
         found: dict[str, Chain] = {
             "one activation set": partial(self.kept, 0),
             "automatic": partial(self.kept, None),
@@ -136,12 +136,12 @@ class Case:
 
 
 def frozen(network: nn.Module) -> nn.Module:
-    """The network as it is used: it never trains."""
+    """Put a network in evaluation mode, and turn off the gradients of its weights."""
     return network.eval().requires_grad_(False)
 
 
 class _Pair(nn.Module):
-    """Two convolutions that hear the time."""
+    """Two convolutions whose output depends on the time."""
 
     def __init__(self):
         super().__init__()
@@ -152,24 +152,24 @@ class _Pair(nn.Module):
 
 
 def pair() -> Denoiser:
-    """A network of two convolutions, on 8 x 8 pixels."""
+    """A denoiser with two convolutions, for 8 x 8 pixels."""
     seed_torch(0, "pair")
     return NetworkDenoiser(_Pair(), shape=(3, 8, 8))
 
 
 def tiny() -> Denoiser:
-    """A U-Net of 16 x 16 pixels, with attention."""
+    """A U-Net for 16 x 16 pixels, with attention."""
     seed_torch(0, "tiny")
     return unet(size=16, widths=(16, 32), groups=8, attention=(1,))
 
 
 def small() -> Denoiser:
-    """The shape of the shipped denoiser of CIFAR-10 (4.2 M parameters)."""
+    """A U-Net with the architecture of the shipped CIFAR-10 denoiser (4.2 M parameters)."""
     seed_torch(0, "small")
     return unet(widths=(64, 128, 128), patch=2, groups=16, predicts="edm")
 
 
 def base() -> Denoiser:
-    """The shape of google/ddpm-cifar10-32 (35.7 M parameters; Ho et al., 2020)."""
+    """A U-Net with the architecture of google/ddpm-cifar10-32 (35.7 M parameters; Ho et al., 2020)."""
     seed_torch(0, "base")
     return unet(widths=(128, 256, 256, 256), layers=2, attention=(1,))

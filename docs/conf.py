@@ -30,7 +30,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
-smartquotes = False  # two hyphens begin an option
+smartquotes = False  # because two hyphens begin a command-line option
 myst_heading_anchors = 4
 copybutton_prompt_text = "$ "
 
@@ -44,7 +44,7 @@ html_theme_options = {
     "source_directory": "docs/",
 }
 
-toc_object_entries = False  # each name has a heading
+toc_object_entries = False  # because each name has a heading already
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -66,7 +66,7 @@ else:
 
 
 def link_to_repository(app: Any, page: str, source: list[str]) -> None:
-    """Links that leave the folder docs/ lead to the repository."""
+    """Point links that leave the folder docs/ to the repository."""
     folder = (HERE / page).parent
 
     def replaced(match: re.Match[str]) -> str:
@@ -80,7 +80,7 @@ def link_to_repository(app: Any, page: str, source: list[str]) -> None:
 
 
 def add_gallery(app: Any, page: str, source: list[str]) -> None:
-    """The landing page lists the gallery where there is one."""
+    """Add the gallery to the landing page if it is built."""
     if page == "index" and "sphinx_gallery.gen_gallery" in extensions:
         link = "[Short examples with their figures](gallery/index.rst), to read, run, or download."
         source[0] = source[0].replace("## How to\n", f"## Gallery\n\n{link}\n\n## How to\n", 1)
@@ -90,7 +90,7 @@ def add_gallery(app: Any, page: str, source: list[str]) -> None:
 def escape_docstring(
     app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]
 ) -> None:
-    """Docstrings are plain text with backticks: nothing else in them is markup of reStructuredText."""
+    """Escape docstrings, which are plain text with backticks, for reStructuredText."""
     if is_dataclass(found):
         lines[:] = ["Args:" if line == "Attributes:" else line for line in lines]
     for number, line in enumerate(lines):
@@ -109,7 +109,7 @@ def shorten_signature(
     arguments: str | None,
     returned: str | None,
 ) -> tuple[str, str | None] | None:
-    """Types without the bounds of their values, which the docstring or the options' pages tell."""
+    """Drop the bounds of values from types: the docstring or the options' pages document them."""
     if arguments is None:
         return None
     if getattr(found, "_is_protocol", False):
@@ -119,7 +119,7 @@ def shorten_signature(
 
 
 def setup(app: Any) -> None:
-    """Write the generated pages, and connect what changes pages while they are read."""
+    """Write the generated pages, and connect the functions that change pages while they are read."""
     generate.write_pages(HERE / "reference")
     app.connect("source-read", link_to_repository)
     app.connect("source-read", add_gallery)

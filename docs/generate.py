@@ -1,4 +1,4 @@
-"""The pages of the reference that are read off the code: API, options, commands, specs, report.json."""
+"""Generate the reference pages from the code: API, options, commands, specs, and report.json."""
 
 import importlib
 import inspect
@@ -39,7 +39,7 @@ WORDS = {
 
 
 def write_pages(folder: Path) -> None:
-    """Write all generated pages into `folder`; a page that would not change is left alone."""
+    """Write all generated pages into `folder`; pages that would not change are left untouched."""
     pages = {
         **{f"api/{name}.md": api_page(f"unfool.{name}") for name in PACKAGES},
         "api/unfool.md": top_page(),
@@ -61,7 +61,7 @@ def write_pages(folder: Path) -> None:
 
 
 def api_page(package: str) -> str:
-    """The public names of a package, each documented by its docstring."""
+    """Make the page of a package: its public names, each documented by its docstring."""
     module = importlib.import_module(package)
     text = first_sentence(inspect.getdoc(module) or "")
     names = [name for name in dir(module) if not name.startswith("_")]
@@ -69,7 +69,7 @@ def api_page(package: str) -> str:
 
 
 def top_page() -> str:
-    """The public names of `unfool`: those of its own, and a table of those that a package has, too."""
+    """Make the page of `unfool`: its own public names, and a table of those it shares with packages."""
     module = importlib.import_module("unfool")
     names = [n for n in dir(module) if not n.startswith("_") and n not in PACKAGES]
     home = {
@@ -95,7 +95,7 @@ def top_page() -> str:
 
 
 def documented(package: str, name: str) -> str:
-    """The directive that documents a name."""
+    """A heading and the Sphinx directive that documents a name."""
     found = getattr(importlib.import_module(package), name)
     kind = "class" if inspect.isclass(found) else "function" if callable(found) else "data"
     members = "   :members:\n" if kind == "class" else ""
@@ -111,7 +111,7 @@ def summary(found: Any) -> str:
 
 
 def kind_page(kind: str) -> str:
-    """The parts of a kind, with their options."""
+    """Make the page of a kind: its parts, with their options."""
     parts = "".join(described(describe(kind, name)) for name in sorted(menu.MENU[kind]))
     return (
         f"# Options: {kind}\n\nThe parts of the kind `{kind}` ({escaped(menu.MEANINGS[kind])}). "
@@ -121,7 +121,7 @@ def kind_page(kind: str) -> str:
 
 
 def sections_page() -> str:
-    """The sections of a spec that are not parts, with their options."""
+    """Make the page of the sections of a spec that are not parts, with their options."""
     text = "".join(
         described(describe_section(name, *section))
         for name, found in sections().items()
@@ -133,7 +133,7 @@ def sections_page() -> str:
 
 
 def described(part: Description) -> str:
-    """A part or a section, with a table of its options."""
+    """Describe a part or a section, with a table of its options."""
     rows = [
         (f"`{o.name}`", escaped(o.type), code(o.default), escaped(o.text)) for o in part.options
     ]
@@ -142,7 +142,7 @@ def described(part: Description) -> str:
 
 
 def commands_page() -> str:
-    """The `--help` of every command."""
+    """Make the page with the `--help` of every command."""
     text = "".join(
         f"## {name}\n\n```text\n{said}\n```\n\n"
         for name, said in helps(typer.main.get_command(app), "unfool")
@@ -151,7 +151,7 @@ def commands_page() -> str:
 
 
 def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
-    """Each command's full name and its help."""
+    """Yield the full name and the help text of a command and of all its subcommands."""
     context = command.context_class(command, info_name=name.split()[-1], parent=parent)
     context.terminal_width = context.max_content_width = 88
     yield name, command.get_help(context).rstrip()
@@ -160,7 +160,7 @@ def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, st
 
 
 def specs_page() -> str:
-    """The text of every spec that comes with the package."""
+    """Make the page with the text of every shipped spec."""
     text = ""
     for name in menu.shipped():
         yaml = resources.files("unfool.specs").joinpath(f"{name}.yaml").read_text("utf-8")
@@ -169,7 +169,7 @@ def specs_page() -> str:
 
 
 def report_page() -> str:
-    """What `report.json` holds, type by type."""
+    """Make the page that describes the content of `report.json`, type by type."""
     types_found: list[Any] = []
     for root in REPORTS:
         reach(root, types_found)
@@ -193,7 +193,7 @@ def report_page() -> str:
 
 
 def reach(hint: Any, found: list[Any]) -> None:
-    """Add the tables that a type is made of to `found`, the outer ones first."""
+    """Add all typed dicts that a type contains to `found`, the outer ones first."""
     if is_typeddict(hint) and hint not in found:
         found.append(hint)
         for inner in get_type_hints(hint).values():
@@ -203,7 +203,7 @@ def reach(hint: Any, found: list[Any]) -> None:
 
 
 def typed(hint: Any) -> str:
-    """A type in words, with links to tables."""
+    """Describe a type in words, with links to the typed dicts on the page."""
     origin, inside = get_origin(hint), get_args(hint)
     if is_typeddict(hint):
         return f"[{hint.__name__}](#{hint.__name__.lower()})"
@@ -219,18 +219,18 @@ def typed(hint: Any) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, or nothing if it would be empty."""
+    """Format a Markdown table; an empty string if there are no rows."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else ""
 
 
 def code(text: str) -> str:
-    """Text as code in a table."""
+    """Format text as code in a table."""
     return f"`{text}`".replace("|", r"\|") if text else ""
 
 
 def escaped(text: str) -> str:
-    """Plain text with backticks as Markdown, also for a table: nothing else in it is markup."""
+    """Turn plain text with backticks into Markdown, also for tables: all other markup is escaped."""
     parts = re.split(r"(`[^`]+`)", text)
     parts[::2] = [re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts[::2]]
     return "".join(parts).replace("|", r"\|")

@@ -1,10 +1,10 @@
-"""An evaluation as an array of SLURM jobs, by submitit (pip install submitit).
+"""Run an evaluation as an array of SLURM jobs, with submitit (pip install submitit).
 
     python examples/slurm.py my.yaml --shards 8 --out runs/whole --partition gpu --gpus 1
     python examples/slurm.py blobs --shards 2 --out runs/here --cluster local
 
-Each job does a shard of the images and writes into the one run folder, which must be on a disk that all
-see. To go on after a kill, run it again: what is done stays done.
+Each job evaluates a shard of the images and writes into the same run folder, which must be on a shared
+file system. To resume after a kill, run the same command again: finished work is kept.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from unfool.cli.main import run
 
 
 def unfool(*words: str) -> None:
-    """A command of unfool; what is wrong with it is in the log of the job, too."""
+    """Run a command of unfool; the log of the job contains its error messages."""
     if run(list(words)):
         raise RuntimeError(f"unfool {' '.join(words)} failed: see the end of its log")
 
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     with executor.batch():
         jobs = [executor.submit(unfool, *shard) for shard in shards]
     for job in jobs:
-        job.result()  # raises if the shard failed, with its error
+        job.result()  # raises the error of a shard that failed
     unfool("report", str(given.out))
 
 

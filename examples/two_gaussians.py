@@ -1,8 +1,8 @@
 """Two Gaussians on a line (Zhang et al., 2024, section 5.3.2): does guidance keep a label?
 
-The data are N(mean, spread^2) and N(-mean, spread^2) in equal parts, the denoiser is exact, and the
-very purifier of `defenses.coup` runs from a point of the upper class. A run whose end has the other
-sign has lost its label.
+The data are an equal mixture of N(mean, spread^2) and N(-mean, spread^2), the denoiser is exact, and the
+purifier is that of `defenses.coup`, started from a point of the upper class. A run that ends with the
+other sign has lost its label.
 
     python examples/two_gaussians.py --out flips.png
 """
@@ -27,7 +27,7 @@ from unfool.statistics import wilson
 
 
 class Line(Denoiser):
-    """The exact denoiser of two Gaussians on a line. Every pixel is a world of its own."""
+    """The exact denoiser of two Gaussians on a line. Every pixel is an independent instance."""
 
     def __init__(self, mean: float = 1.0, spread: float = 0.5):
         super().__init__()
@@ -43,32 +43,32 @@ class Line(Denoiser):
 
 @dataclass(frozen=True, eq=False)
 class LabelFlip:
-    """The Bayes classifier of `Line`, of each pixel, but for an error of its log-odds.
+    """The Bayes classifier of `Line` for each pixel, with an error added to its log-odds.
 
-    An error of its own for each run, the same at every step, stands for a classifier whose boundary
-    an attacker has moved.
+    Each run has its own error, constant over the steps, which models a classifier whose decision
+    boundary an attacker has moved.
 
     Attributes:
-        world: Whose classes.
-        error: What is added to the log-odds of the upper class, (pixels,); 0 is the Bayes classifier.
+        world: The denoiser that defines the two classes.
+        error: The error of the log-odds of the upper class, (pixels,); 0 gives the Bayes classifier.
     """
 
     world: Line
     error: Tensor
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
-        """Logits (pixels, 2) of one image (1, 1, 1, pixels): of -mean, and of mean."""
+        """Logits (pixels, 2) of one image (1, 1, 1, pixels), for the classes at -mean and at mean."""
         odds = 2 * self.world.mean / self.world.spread**2 * self.world.encode(x).flatten()
         odds = odds + self.error
         return torch.stack([-odds / 2, odds / 2], 1)
 
 
 class Endpoints(NamedTuple):
-    """What became of runs (N,) from a point above 0.
+    """The results of runs (N,) that start from a point above 0.
 
     Attributes:
-        end: Where they ended.
-        crossed: Whether they were ever below 0 on the way (the label flip of proposition 1).
+        end: The points where they ended.
+        crossed: Whether they were ever below 0 (the label flip of proposition 1).
     """
 
     end: Tensor
@@ -88,17 +88,17 @@ def ends(
 ) -> Endpoints:
     """Run COUP from `start`, `runs` times.
 
-    The same seed means the same draws for every weight and level.
+    The same seed gives the same draws for every weight and level.
 
     Args:
-        weight: lambda, of the guide.
+        weight: The weight lambda of the guide.
         level: The standard deviation of the classifier's error (see `LabelFlip`).
         world: The two Gaussians; mean 1 and spread 0.5 by default.
-        start: Where to begin, above 0.
-        t: t*.
-        steps: Euler-Maruyama steps.
-        runs: How many.
-        seed: Of the draws.
+        start: The starting point, above 0.
+        t: The time t* to which noise is added.
+        steps: The number of Euler-Maruyama steps.
+        runs: The number of runs.
+        seed: Seed of the draws.
 
     Raises:
         ValueError: An option is out of range.
@@ -127,8 +127,8 @@ def label_flips(
     Args:
         weights: Guidance weights.
         levels: Standard deviations of the classifier's error.
-        runs: Behind each number.
-        options: As of `ends`.
+        runs: The number of runs behind each probability.
+        options: Further options of `ends`.
     """
     rows = [[ends(w, level, runs=runs, **options).end for w in weights] for level in levels]
     return np.array([[float((end < 0).double().mean()) for end in row] for row in rows])
@@ -137,7 +137,7 @@ def label_flips(
 def figure_of(
     weights: Sequence[float], levels: Sequence[float], shares: np.ndarray, runs: int
 ) -> Figure:
-    """The probabilities `shares` (levels, weights) with their 95 % intervals, a line for each level."""
+    """Plot the probabilities `shares` (levels, weights) with 95 % intervals, one line per level."""
     figure = Figure(figsize=(7.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for level, line, marker in zip(levels, shares, "osD^vPX", strict=False):
@@ -152,7 +152,7 @@ def figure_of(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draw how often a run loses its label."""
+    """Plot how often a run loses its label."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=Path("flips.png"))

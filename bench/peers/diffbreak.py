@@ -1,8 +1,8 @@
 """DiffBreak's gradient (github.com/andrekassis/DiffBreak, diffusion/grad_diff.py), from a checkout.
 
-What differs from a run of its own: its packages are entered without their `__init__` files, which import
-TensorFlow and more; the network is ours; and `_Chain` stands for its `RevDiffusion`, with its own
-`RevVPSDE` and `BrownianPath` and the Euler step written out. Images of a batch are its EOT copies.
+Differences to the original: its packages are imported without their `__init__` files, which import
+TensorFlow and more; the network is ours; and `_Chain` replaces its `RevDiffusion`, using its `RevVPSDE`
+and `BrownianPath` with the Euler step written out. The images of a batch take the place of EOT copies.
 """
 
 import importlib
@@ -23,12 +23,12 @@ STEP = euler_maruyama
 
 
 def times(steps: int) -> Tensor:
-    """Steps of 1/1000, as its own."""
+    """Times in steps of 1/1000, as in DiffBreak."""
     return even(steps / 1000, steps)
 
 
 class Peer:
-    """Its gradient around the network of a case."""
+    """DiffBreak's gradient with the network of a case."""
 
     def __init__(self, folder: Path, case: Case):
         self.case = case
@@ -47,7 +47,7 @@ class Peer:
         self.chain = _Chain(core.RevVPSDE, case)
 
     def gradient(self) -> Tensor:
-        """Its gradient of the case's linear function, at images that are all copies of none."""
+        """DiffBreak's gradient of the case's linear function, at images that are not EOT copies."""
         x, guide = self.case.x.clone().requires_grad_(), torch.zeros_like(self.case.x)
         guide.grad = torch.zeros_like(guide)
         steps, still = self.case.steps, torch.zeros_like(x)
@@ -58,7 +58,7 @@ class Peer:
         return torch.autograd.grad((self.case.weigh * out).sum(), x)[0]
 
     def error(self) -> float:
-        """Its relative error to autograd through the same chain."""
+        """The relative error, compared with autograd through the same chain."""
         x, steps = self.case.x.clone().requires_grad_(), self.case.steps
         state = (2 * x - 1) * self.chain.a[steps - 1].sqrt()
         out = self.chain(state, t_start=steps / 1000, t_end=0.0, steps=steps + 1, bm=[self.path])
@@ -72,7 +72,7 @@ class Peer:
 
 
 class _Chain:
-    """Its reverse SDE, step by step: the states after each."""
+    """DiffBreak's reverse SDE, step by step; a call returns the states after all steps."""
 
     num_diffusion_timesteps, precision = 1000, 3
 
@@ -94,7 +94,7 @@ class _Chain:
 
     @staticmethod
     def preprocess_diffusion_t(t: int) -> int:
-        """The index of a time."""
+        """The index of a time, which is the time itself."""
         return t
 
     def __call__(

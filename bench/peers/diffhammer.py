@@ -1,9 +1,9 @@
 """DiffHammer's gradient (github.com/Ka1b0/DiffHammer, defense/diffpure.py), from a checkout.
 
-What differs from a run of its own: the network is ours, frozen no more (its `.backward()` needs the
-weights' gradients), `Tensor.cuda` is the identity where there is no GPU, the classifier is a linear
-function of the image, and its `utils`, which imports every network it ships, is replaced by the two
-functions that this file uses. Its noise is its own; the sampler is DDPM, every step differentiated.
+Differences to the original: the network is ours, with trainable weights (its `.backward()` needs their
+gradients), `Tensor.cuda` is the identity if there is no GPU, the classifier is a linear function of the
+image, and its `utils`, which imports every network it ships, is replaced by the two functions that its
+file uses. The noise is DiffHammer's own; the sampler is DDPM, differentiated through every step.
 """
 
 import importlib.util
@@ -21,19 +21,19 @@ from variants import Case
 
 FOLDER = "DiffHammer"
 STEP = Ancestral()
-DEPTH = 100  # of the chain of 1000
+DEPTH = 100  # noise steps, of the 1000 of the chain
 
 
 def times(steps: int) -> Tensor:
-    """The times of its chain."""
+    """The times of DiffHammer's chain."""
     return strided(DEPTH / 1000, steps, 1000)
 
 
 class Peer:
-    """Its defense around the network of a case."""
+    """DiffHammer's defense with the network of a case."""
 
     def __init__(self, folder: Path, case: Case):
-        self.case, self.labels = case, torch.zeros(len(case.x))  # which the loss does not ask
+        self.case, self.labels = case, torch.zeros(len(case.x))  # the loss ignores labels
         if not torch.cuda.is_available():
             torch.Tensor.cuda = lambda self, *_: self  # pyright: ignore
         utils: Any = types.ModuleType("utils")
@@ -54,7 +54,7 @@ class Peer:
         self.weights = list(network.parameters())
 
     def gradient(self) -> Tensor:
-        """Its gradient of the case's linear function."""
+        """DiffHammer's gradient of the case's linear function."""
         for weight in self.weights:
             weight.requires_grad_(True)
         found = self.defense.gradient(self.case.x, self.labels, self._loss, seeds=0)[0]
@@ -64,7 +64,7 @@ class Peer:
         return found
 
     def error(self) -> float:
-        """Its relative error to autograd through its own steps, on the same noise."""
+        """The relative error, compared with autograd through the same steps on the same noise."""
         defense, found = self.defense, self.gradient()
         x = self.case.x.clone().requires_grad_()
         torch.random.manual_seed(0)
@@ -83,7 +83,7 @@ class Peer:
 
 
 class _Answers(nn.Module):
-    """The network, as DiffHammer calls it."""
+    """A network with the call signature that DiffHammer expects."""
 
     def __init__(self, network: nn.Module):
         super().__init__()

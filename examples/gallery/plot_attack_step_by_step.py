@@ -2,10 +2,10 @@
 An attack, step by step
 =======================
 
-An attack asks the model the same two questions again and again: how high is the loss, and where
-does it rise? The curves show what PGD learns about a defended model while it climbs the loss,
+An attack asks the model the same two questions again and again: how high is the loss, and in which
+direction does it rise? The curves show what PGD sees of a defended model while it climbs the loss,
 averaged over eight draws of the noise (EOT): the model is wrong more and more often. The images
-below are one digit on its way, and what was added to it (red: brighter, blue: darker). A person
+below show one digit during the attack, and its perturbation (red: brighter, blue: darker). A person
 can still read the digit.
 """
 
@@ -36,7 +36,7 @@ while query.gradient:  # the queries after the last step only compare the candid
     query = search.send(result)
 
 # %%
-# The loss is the margin: the best wrong logit less the right one. Above 0 the answer is wrong.
+# The loss is the margin: the largest wrong logit minus the right one. Above 0 the answer is wrong.
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 for loss in zip(*losses, strict=True):
     left.plot(loss, color="tab:blue", alpha=0.3)
@@ -50,7 +50,7 @@ right.set(xlabel="step", ylabel="wrong draws (95 % interval)", ylim=(0, 1), xtic
 plt.show()
 
 # %%
-# The first digit on its way, and below it what was added to it.
+# The first digit during the attack, and below it the perturbation.
 figure, panels = plt.subplots(2, 5, figsize=(9, 3.7), layout="constrained")
 for step, (top, bottom) in zip([0, 4, 9, 14, 19], panels.T, strict=True):
     top.imshow(images[step][0, 0], cmap="gray", vmin=0, vmax=1)

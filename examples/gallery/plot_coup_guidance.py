@@ -4,9 +4,9 @@ COUP with and without guidance
 
 COUP runs the diffusion back from the image itself, and adds the classifier's confidence to the
 score. The curves show the probability of the right class along the way, as a mean over attacked
-digits. Guidance makes the classifier surer of the class that it believes in already. Where the
-attack has flipped that class before the purification begins, a large weight works for the
-attacker; the paper's weight of 1 changes little here.
+digits. Guidance makes the classifier more confident in the class that it predicts already. If the
+attack has flipped that class before the purification begins, a large weight helps the attacker;
+the paper's weight of 1 changes little here.
 """
 
 import matplotlib.pyplot as plt
@@ -21,7 +21,7 @@ n = 48
 x, y = unfool.data.fetch(unfool.digits("test"), range(n))
 
 # %%
-# The attacker knows the classifier alone.
+# The attacker knows only the classifier, not the defense.
 noise = unfool.Noise.of(0, range(n))
 attack = unfool.PGD(steps=20, loss="margin")
 attacked = {
@@ -32,7 +32,7 @@ attacked = {
 }
 
 # %%
-# The same noise for each weight, so that the curves differ by the guidance alone.
+# All weights use the same noise, so the curves differ only in the guidance.
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
 for weight, color in ((0, "tab:gray"), (1, "tab:blue"), (8, "tab:orange")):
     purifier = unfool.COUP(denoiser, classifier, t=0.1, steps=20, weight=weight)
@@ -54,5 +54,5 @@ for ax in axes:
 plt.show()
 
 # %%
-# ``plot_guidance_on_two_gaussians.py`` shows why, where everything is known exactly; options:
-# ``docs/coup.md``.
+# ``plot_guidance_on_two_gaussians.py`` shows why, in a world where everything is known exactly.
+# ``docs/coup.md`` explains the options.

@@ -15,8 +15,8 @@ import unfool
 from unfool.statistics import wilson
 
 # %%
-# 50 draws of time and noise for each image, the same for all classes. With ``scale=1`` the logits
-# are minus the mean errors.
+# Each image gets 50 draws of time and noise, the same for all classes. With ``scale=1`` the logits
+# are the negative mean errors.
 denoiser = unfool.load_denoiser("digits-conditional")
 options = {"times": "sigma", "span": (0.1, 3.0), "weight": "edm", "scale": 1.0}
 model = unfool.DiffusionClassifier(denoiser, draws=50, **options)

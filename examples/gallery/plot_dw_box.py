@@ -1,9 +1,9 @@
 """
-DW-box beside white box
+DW-box versus white box
 =======================
 
 A defense that draws random numbers looks robust to an attacker who has to guess them. The DW-box
-attacker is told the numbers that the defense will draw: on that draw the model is right less often
+attacker knows the numbers that the defense will draw: on that draw the model is right less often
 than under a white-box attacker who averages over draws, and on fresh draws more often. So
 randomness protects, but only as long as the numbers stay secret. (With 32 digits the intervals
 still overlap.)
@@ -21,8 +21,8 @@ n = 32
 x, y = unfool.data.fetch(unfool.digits("test"), range(n))
 
 # %%
-# Noise is a value in this library: the same noise gives the same draw. ``reveal`` tells the
-# attacker about it. Both attackers get 80 gradients for each image.
+# Noise is a value in this library: the same noise gives the same draw. ``reveal`` passes the
+# defense's noise to the attacker. Both attackers get 80 gradients for each image.
 noise = unfool.Noise.of(0, range(n))
 secret, search = noise.child("defense"), noise.child("search")
 told = unfool.Knowledge("both").reveal(search, secret)

@@ -5,8 +5,8 @@ Guidance on two Gaussians
 This world has two classes of images with a single pixel, dark and bright, and both its denoiser
 and its best classifier are known exactly. The left figures show how a bright image close to the
 boundary travels back through the diffusion. Without guidance many paths end in the other class.
-The guidance of COUP adds the classifier's confidence to the score, and keeps more of them on their
-side, the more the higher its weight.
+The guidance of COUP adds the classifier's confidence to the score and keeps more paths in their
+class: the larger its weight, the more.
 """
 
 import matplotlib.pyplot as plt
@@ -18,14 +18,14 @@ from unfool.statistics import wilson
 denoiser, classifier = unfool.toy.mixture(side=1), unfool.toy.bayes(side=1)
 
 # %%
-# 400 copies of one image, each with noise of its own. 0.5 is the boundary between the classes.
+# 400 copies of one image, each with its own noise. 0.5 is the boundary between the classes.
 runs = 400
 x = torch.full((runs, 1, 1, 1), 0.52)
 noise = unfool.Noise.of(0, range(runs))
 
 
 def paths(weight: float) -> tuple[list[float], torch.Tensor]:
-    """The times, and the pixel (times, runs) of every run."""
+    """Return the times, and the value of the pixel in every run (times, runs)."""
     purifier = unfool.COUP(denoiser, classifier, t=0.1, steps=50, weight=weight)
     with torch.no_grad():
         times, states = zip(*purifier.walk(x, noise), strict=True)
@@ -33,7 +33,7 @@ def paths(weight: float) -> tuple[list[float], torch.Tensor]:
 
 
 # %%
-# The same noise for each weight, so that only the guidance makes the difference.
+# All weights use the same noise, so only the guidance makes a difference.
 weights = [0, 0.25, 0.5, 1, 2, 4]
 ends = {weight: paths(weight)[1][-1] for weight in weights}
 flips = [wilson(int((ends[weight] < 0.5).sum()), runs) for weight in weights]
@@ -59,5 +59,5 @@ axes[2].set_title(f"{runs} runs each, 95 % intervals")
 plt.show()
 
 # %%
-# Here the classifier is right; read in ``docs/coup.md`` what guidance does when the classifier
-# errs.
+# Here the classifier is right; ``docs/coup.md`` explains what guidance does when the classifier is
+# wrong.

@@ -4,9 +4,9 @@ The loss landscape
 
 The plane passes through one digit (at 0, 0) and the ends of two attacks on a defended model. To
 the right goes DW-box, an attacker who knows the random numbers that the defense will draw; upward
-goes an attacker who averages over draws (EOT). On the left the loss is that of the known draw, on
-the right the mean over fresh draws. Where the loss is above 0 the model is wrong: what rises for
-one draw need not rise for others.
+goes an attacker who averages over draws (EOT). The left plot shows the loss on the known draw, the
+right plot the mean loss over fresh draws. Where the loss is above 0, the model is wrong: a loss that
+rises on one draw need not rise on others.
 """
 
 import matplotlib.pyplot as plt
@@ -27,7 +27,7 @@ noise, threat = unfool.Noise.of(0, [9]), unfool.Threat("linf", 0.2)
 found = landscape(model, x, y, threat, noise, steps=20, eot=8, draws=8, grid=13, quiet=True)
 
 # %%
-# The iterates of both attacks lie in this plane only in part: each path is its projection.
+# The iterates of both attacks do not lie exactly in this plane, so each path is a projection.
 surfaces = {"on the draw that DW-box knows": found.known, "mean over 8 fresh draws": found.fresh}
 top = max(abs(surface).max() for surface in surfaces.values())
 levels = np.linspace(-top, top, 21)
@@ -46,4 +46,4 @@ axes[0].legend(loc="upper right")
 plt.show()
 
 # %%
-# One image says nothing about others: ``plot_dw_box.py`` counts over many.
+# One image says nothing about others: ``plot_dw_box.py`` measures many.

@@ -22,7 +22,7 @@ data = unfool.cifar10_sample()
 x, y = unfool.data.fetch(data, [7])
 
 # %%
-# The attacker moves each pixel by up to 8/255 and knows the classifier, but not the purifier.
+# The attacker changes each pixel by up to 8/255 and knows the classifier, but not the purifier.
 noise = unfool.Noise.of(0, [7])
 attack = unfool.PGD(steps=20, loss="margin")
 x_adv = attack(classifier, x, y, unfool.Threat("linf", 8 / 255), noise.child("attack"))

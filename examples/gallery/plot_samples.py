@@ -2,10 +2,9 @@
 Samples from the denoiser
 =========================
 
-A purifier can only be as good as its picture of clean data. These digits start from pure noise,
-and the shipped denoiser turns them into images of the class it is asked for. Below each sample is
-the nearest image of the training set: if the two were equal, the model would have memorized its
-data.
+A purifier can only be as good as its model of clean data. These digits start from pure noise, and
+the shipped denoiser turns them into images of the requested class. Below each sample is the nearest
+image of the training set: if the two were equal, the model would have memorized its data.
 """
 
 import matplotlib.pyplot as plt
@@ -30,7 +29,7 @@ with torch.no_grad():
 samples = denoiser.decode(z).clamp(0, 1)
 
 # %%
-# The shipped classifier reads each sample.
+# The shipped classifier classifies each sample.
 answers = unfool.load_classifier("digits-classifier")(samples).argmax(1)
 distance = torch.cdist(samples.flatten(1), known.flatten(1))
 nearest = known[distance.argmin(1)]

@@ -18,7 +18,8 @@ purifier = unfool.DiffPure(unfool.load_denoiser("digits-denoiser"), t=0.2, steps
 model = unfool.Purified(classifier, purifier)
 
 # %%
-# ``AttackOnView`` names what the attacker takes the model for. All attacks are PGD with 20 steps.
+# ``AttackOnView`` sets which version of the model the attack differentiates. All attacks are PGD
+# with 20 steps.
 plain = unfool.PGD(steps=20, loss="margin")
 averaged = unfool.PGD(steps=20, eot=4, loss="margin")
 attacks = {
@@ -32,7 +33,7 @@ result = unfool.evaluate(model, unfool.digits("test"), **options)
 print(result)
 
 # %%
-# Each attack is judged on eight draws of the noise that it has not seen.
+# Each attack is measured on eight draws of the noise that it has not seen.
 conditions = {"clean": result.clean, "random noise": result.random, **result.attacks}
 figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
 for shift, reading in ((-0.2, "per_draw"), (0.2, "majority")):
@@ -48,5 +49,5 @@ ax.legend(loc="upper right")
 plt.show()
 
 # %%
-# The same on CIFAR-10 is in ``docs/results.md``; how each gradient is computed is in
-# ``docs/analyze.md``.
+# ``docs/results.md`` has the same comparison on CIFAR-10, and ``docs/analyze.md`` explains how each
+# gradient is computed.

@@ -4,8 +4,8 @@ Your own purifier
 
 A purifier is any function from images and noise to images. This one adds a little noise and blurs,
 in a few lines. The bars compare it with DiffPure. The blur costs few clean digits, but even an
-attacker who does not know about it wins on most. DiffPure holds better against that attacker, and
-loses much to the one who knows it: judge every purifier by the attacker who knows it.
+attacker who does not know about it succeeds on most. DiffPure holds up better against that attacker,
+but loses much against one who knows it: judge every purifier by the attacker who knows it.
 """
 
 import matplotlib.pyplot as plt
@@ -18,16 +18,16 @@ import unfool
 # %%
 # All randomness comes from ``noise``, so that attacks can replay it and results can be repeated.
 class Blur:
-    """Noise, then half of the way to the mean over 3 x 3 pixels."""
+    """Adds noise, then averages each pixel with the mean over its 3 x 3 neighborhood."""
 
     def __call__(self, x: Tensor, noise: unfool.Noise) -> Tensor:
-        """Images shaped like `x`."""
+        """Return purified images, shaped like `x`."""
         noisy = x + 0.2 * noise.normal(x)
         return noisy.lerp(F.avg_pool2d(noisy, 3, 1, 1), 0.5).clamp(0, 1)
 
 
 # %%
-# ``evaluate`` takes it as it takes any other: nothing is registered.
+# ``evaluate`` takes it like any other purifier: nothing has to be registered.
 classifier = unfool.load_classifier("digits-classifier")
 denoiser = unfool.load_denoiser("digits-denoiser")
 purifiers = {
@@ -54,5 +54,5 @@ ax.legend()
 plt.show()
 
 # %%
-# Guides, corrections, steps, attacks and data sets of your own are as short: see
+# Your own guides, corrections, steps, attacks and data sets are just as short: see
 # ``docs/extend.md``.

@@ -20,5 +20,5 @@ if TYPE_CHECKING:
     from unfool.training.objectives.truth_maximization import TruthMaximization as TruthMaximization
     from unfool.training.objectives.weight_perturbation import AWP as AWP
     from unfool.training.options import TrainingOptions as TrainingOptions
-else:  # at run time alone, lest a type checker take a name that is not there
+else:  # only at run time, so that a type checker still rejects names that do not exist
     __getattr__, __dir__, __all__ = lazily(__name__)

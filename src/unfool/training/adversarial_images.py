@@ -1,4 +1,4 @@
-"""Adversarial images, made once and cached on disk (see `image_cache`)."""
+"""Adversarial images, computed once and cached on disk (see `image_cache`)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from unfool.threat import Threat
 from unfool.training.image_cache import CachedImages, fill_cache
 from unfool.training.objectives.truth_maximization import TruthMaximization
 
-# what the images depend on
+# options of the objective on which the images depend
 OPTIONS = ("source", "attack", "norm", "eps", "images", "seed", "released")
 
 
@@ -24,7 +24,7 @@ class AdversarialImages(CachedImages):
     """A data set of adversarial images with their true labels."""
 
     def facts(self) -> dict[str, object]:
-        """How often the source was wrong before and after the attack, and how far images moved."""
+        """Share of source errors before and after the attack, and the size of the perturbations."""
         before, after, size = (self.column(name).double() for name in ("before", "after", "size"))
         return {
             "images": self.size,
@@ -45,20 +45,20 @@ def make_adversarial_images(
     device: str = "cpu",
     quiet: bool = False,
 ) -> AdversarialImages:
-    """The adversarial images that an objective trains on, from disk as far as they are there.
+    """Return the adversarial images that an objective trains on, computing those not yet on disk.
 
     Args:
         data: Clean images with labels.
-        objective: Says what is attacked, and how.
-        asked: The checked part of a spec that it was built from.
-        home: Holds a folder for each such set.
-        device: Where to attack.
+        objective: Defines the attacked model and the attack.
+        asked: The checked spec part from which `objective` was built.
+        home: Folder that holds one subfolder for each set of images.
+        device: Device on which the attack runs.
         quiet: Show no progress.
 
     Raises:
-        SpecError: There are not so many images.
+        SpecError: The data set has too few images.
         ValueError: A file is damaged.
-        RuntimeError: The attack left what the threat allows.
+        RuntimeError: The attack exceeded the threat.
     """
     indices = choose_indices(
         len(data), objective.images, objective.seed, stream="images", option="objective.images"
@@ -78,7 +78,7 @@ def make_adversarial_images(
 def attack_block(
     data: Dataset, indices: Sequence[int], objective: TruthMaximization, device: str
 ) -> dict[str, Tensor]:
-    """The images at `indices`, attacked: a block of the cache."""
+    """Attack the images at `indices`, and return them as one block of the cache."""
     x, y = (part.to(device) for part in fetch(data, indices))
     noise = Noise.of(objective.seed, indices).child("adversaries")
     x_adv = objective.attacked(x, y, noise).detach()

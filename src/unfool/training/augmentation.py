@@ -9,7 +9,7 @@ from unfool.threat import images
 
 
 def augmented(x: Tensor, noise: Noise, flip: bool, crop: int) -> Tensor:
-    """Images mirrored half of the time, and moved by up to `crop` pixels (gray outside)."""
+    """Mirror half of the images if `flip`, and shift all by up to `crop` pixels (gray outside)."""
     if flip:
         x = torch.where(images(noise.child("flip").uniform(x[:, 0, 0, 0]) < 0.5), x.flip(3), x)
     if crop:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole or not at all, and taken up by the training they are of."""
+"""Checkpoints of a training run: written atomically, and resumed only by the same training run."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from unfool.training.lr_schedule import OPEN
 from unfool.training.spec import TrainingSpec
 
 NAME, LOG = "latest.pt", "log.jsonl"
-LOOKED = 256  # images by which data are known again
+LOOKED = 256  # images whose hash identifies the data set
 MEANT = {
     "spec": "another spec",
     "data": "other data",
@@ -27,16 +27,16 @@ MEANT = {
 
 
 def question(spec: TrainingSpec, data: Dataset, weights: str = "") -> dict[str, str]:
-    """What a training is asked, by hashes: its spec, its data, your own code, and fixed weights.
+    """Identify a training run by hashes of its spec, its data, the user's own code, and fixed weights.
 
-    Of the data count how many there are, their classes, and at most 256 images spread over them. Of a
-    training with `lr_schedule: linear`, neither its end counts nor when its rate begins to fall or its
-    batch grows: these may change as long as what was done stays the same (`Plan.check_same`).
+    The hash of the data covers their size, their classes, and at most 256 images spread over them.
+    With `lr_schedule: linear`, the hash of the spec leaves out the options in `OPEN`, which may change
+    as long as the steps already done stay the same (`Plan.check_same`).
 
     Args:
         spec: A checked training spec.
-        data: What its data part builds.
-        weights: A hash of the weights that are used and not trained (`weights_hash`).
+        data: The data set that its data part builds.
+        weights: A hash of the weights that are used but not trained (`weights_hash`).
     """
     size = len(data)
     x, y = fetch(data, sorted({place * size // LOOKED for place in range(LOOKED)}))
@@ -55,11 +55,11 @@ def question(spec: TrainingSpec, data: Dataset, weights: str = "") -> dict[str, 
 
 
 def prepare(folder: Path) -> None:
-    """Make `folder` ready to be written to, and clear what killed writes of checkpoints left there.
+    """Create `folder`, and delete the temporary files of checkpoints whose writing was killed.
 
     Raises:
-        OSError: It cannot be written to.
-        RuntimeError: It holds a model and no checkpoint to go on from.
+        OSError: The folder cannot be written to.
+        RuntimeError: The folder holds a model but no checkpoint to resume from.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "card.json").exists() and not (folder / NAME).exists():
@@ -75,15 +75,15 @@ def prepare(folder: Path) -> None:
 def read(
     folder: Path, asked: Mapping[str, str], device: str | None = None
 ) -> dict[str, Any] | None:
-    """The checkpoint of a folder, if there is one.
+    """Read the checkpoint in a folder; None if there is none.
 
     Args:
-        folder: Of the training.
-        asked: See `question`.
-        device: Where its tensors go; None to look at it only, and leave them in the file.
+        folder: The folder of the training run.
+        asked: The identity of the training run (see `question`).
+        device: Device for its tensors; None to leave them in the file and skip the hash of its content.
 
     Raises:
-        RuntimeError: It is damaged, or belongs to something else.
+        RuntimeError: The checkpoint is damaged, or belongs to another training run.
     """
     path = folder / NAME
     if not path.exists():
@@ -110,18 +110,18 @@ def read(
 
 
 def restore(saved: Mapping[str, Any], parts: Mapping[str, Any], frozen: Collection[str]) -> int:
-    """Give the model, its average and the optimizer what a checkpoint holds of them.
+    """Restore the model, its running average and the optimizer from a checkpoint.
 
     Args:
         saved: What `read` returned.
-        parts: What to restore, in place, by name.
+        parts: The objects to restore in place, by name.
         frozen: The names of weights that are not trained.
 
     Returns:
         The step.
 
     Raises:
-        RuntimeError: It lacks weights.
+        RuntimeError: The checkpoint lacks weights.
     """
     for name, part in parts.items():
         if not isinstance(part, nn.Module):
@@ -143,24 +143,24 @@ def write(
     """Write a checkpoint, and the log up to it.
 
     Args:
-        folder: Of the training.
-        lines: Of the log.
-        parts: What it holds the states of, but for the weights that are not trained.
-        frozen: The names of those.
-        more: What else it holds: the step, what is asked, ...
+        folder: The folder of the training run.
+        lines: The lines of the log.
+        parts: The objects whose states are saved, without the weights that are not trained.
+        frozen: The names of the weights that are not trained.
+        more: Further content: the step, the identity of the run, and so on.
 
     Raises:
-        OSError: The folder cannot be written, or the disk is full; what was there is as it was.
+        OSError: The folder cannot be written to, or the disk is full; the previous checkpoint remains.
     """
     states = {name: _state(part, frozen) for name, part in parts.items()}
     content = {**more, **states}
-    # The log first: after a kill between the two, `logged` leaves out what the checkpoint does not know.
+    # The log goes first: after a kill between the two, `logged` drops lines later than the checkpoint.
     write_bytes(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines).encode())
     write_torch(folder / NAME, content | {"contents": _digest(content)})
 
 
 def _digest(content: Any) -> str:
-    """A hash of tensors and plain values, in tables and lists: torch's files have no checksum."""
+    """Hash nested tables and lists of tensors and plain values, as torch's files have no checksum."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -185,10 +185,10 @@ def _digest(content: Any) -> str:
 
 
 def logged(folder: Path, step: int) -> list[dict[str, Any]]:
-    """The lines of a log up to `step`.
+    """Read the lines of the log up to `step`.
 
     Raises:
-        RuntimeError: It is damaged.
+        RuntimeError: The log is damaged.
     """
     log = folder / LOG
     try:
@@ -201,11 +201,11 @@ def logged(folder: Path, step: int) -> list[dict[str, Any]]:
 
 
 def last(folder: Path) -> str:
-    """Where the last checkpoint is, in words."""
+    """The path of the last checkpoint, or "none yet"."""
     return str(folder / NAME) if (folder / NAME).exists() else "none yet"
 
 
 def _state(part: Any, frozen: Collection[str]) -> dict[str, Any]:
-    """What a checkpoint holds of a part: all but the weights that are not trained."""
+    """The state of a part for a checkpoint: everything except the weights that are not trained."""
     state = part.state_dict()
     return {n: v for n, v in state.items() if not (isinstance(part, nn.Module) and n in frozen)}

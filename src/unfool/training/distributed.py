@@ -1,8 +1,8 @@
-"""A training over several processes, as torchrun starts them: each takes its share of every batch.
+"""Training on several processes, started by torchrun: each takes its share of every batch.
 
-Gradients are averaged in one message, before clipping. This is what DistributedDataParallel does, but for
-any loss: an objective here calls parts of the model (`predict`, `estimate`), some of them without
-gradients of the weights (CGPO of ADDT), and not its `forward`, which DistributedDataParallel watches.
+Gradients are averaged in one message, before clipping, as in DistributedDataParallel, but for any loss:
+an objective here calls parts of the model (`predict`, `estimate`), some of them without gradients of the
+weights (CGPO of ADDT), instead of `forward`, which is what DistributedDataParallel observes.
 """
 
 import os
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, distributed
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=1)  # while the first process makes adversarial images, or measures
+PATIENCE = timedelta(days=1)  # the others wait while the first makes adversarial images or measures
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a training, seen from one of them.
+    """The processes of a training run, seen from one of them.
 
     Attributes:
-        rank: The number of this one; the one numbered 0 writes.
-        count: How many there are.
+        rank: The rank of this process; the one with rank 0 writes all files.
+        count: The number of processes.
     """
 
     rank: int = 0
@@ -33,18 +33,17 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this one writes."""
+        """Whether this is the process that writes all files."""
         return self.rank == 0
 
     def average(self, weights: Sequence[Tensor], loss: Tensor) -> Tensor:
-        """Replace the gradients of `weights` by their mean over processes, and return that of `loss`.
+        """Replace the gradients of `weights` by their mean over processes, and return the mean `loss`.
 
-        A weight without a gradient counts as one whose gradient is 0, where there are more processes
-        than one.
+        With more than one process, a missing gradient counts as 0.
 
         Args:
             weights: The weights that are trained, in the same order in every process.
-            loss: A number ().
+            loss: The loss of this process, a scalar ().
         """
         if self.count == 1:
             return loss
@@ -57,7 +56,7 @@ class Processes:
         return loss[0]
 
     def agreed(self, value: T) -> T:
-        """What the first process says; the others wait for it."""
+        """Return the `value` of the first process in all processes, which wait for it."""
         said = [value]
         if self.count > 1:
             distributed.broadcast_object_list(said)
@@ -65,16 +64,16 @@ class Processes:
 
 
 def numbers() -> Processes:
-    """This process among those of torchrun, from RANK and WORLD_SIZE; else the only one."""
+    """Read rank and count from torchrun's RANK and WORLD_SIZE; without these, one process."""
     return Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 @contextmanager
 def together(device: str) -> Iterator[Processes]:
-    """Inside, the processes of torchrun can talk to each other: by NCCL on a GPU, else by gloo.
+    """Connect the processes of torchrun inside the context: by NCCL on a GPU, else by gloo.
 
     Raises:
-        ValueError: There are several, but they were not told how to meet, as torchrun tells them.
+        ValueError: There are several processes, but torchrun's variables for connecting are missing.
     """
     found = numbers()
     if found.count == 1:

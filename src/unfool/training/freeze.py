@@ -1,4 +1,4 @@
-"""A model whose weights stay as they are while images or noise are sought for it."""
+"""Freeze a model's weights while images or noise are optimized against it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ from torch import nn
 
 @contextmanager
 def frozen(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Inside, a model whose weights want no gradient; afterwards all is as it was.
+    """Turn off gradients of the model's weights inside the context, and restore all afterwards.
 
-    Under `no_grad`, autocast would keep casts of weights that do want one, without their graph, for
-    the training pass that follows.
+    `no_grad` alone is not enough: autocast would cache casts of weights that require a gradient,
+    without their graph, and the training pass that follows would use them.
 
     Args:
         model: The model.
-        training: Whether it is in training mode inside; else it is in evaluation mode.
+        training: Whether the model is in training mode inside the context, not evaluation mode.
     """
     mode, wanted = model.training, [p.requires_grad for p in model.parameters()]
     model.train(training).requires_grad_(False)

@@ -1,8 +1,8 @@
-"""Images made from those of a data set, once, and cached on disk under a name that says what they are.
+"""A disk cache for images that are computed once from those of a data set.
 
-The folder's name is a hash of the clean images, the model with its weights, the options and the seed, so
-a later training with the same settings reuses them. Each block is written completely or not at all. After
-a kill, the same command continues.
+The name of a cache folder is a hash of the clean images, the models with their weights, the options and
+the seed, so a later training run with the same settings reuses it. Each block is written atomically, so
+the same command continues after a kill.
 """
 
 import json
@@ -21,15 +21,15 @@ from unfool.protocols import Dataset
 from unfool.runtime.files import raise_system_error, write_bytes
 from unfool.runtime.progress import progress
 
-BLOCK = 64  # images of a file, which are made together
+BLOCK = 64  # images per file, which are made together
 
 
 class CachedImages:
-    """A data set of the images in a folder, with their labels.
+    """A data set of the images in a cache folder, with their labels.
 
     Args:
-        folder: What `fill_cache` returned.
-        size: How many images there are.
+        folder: The folder that `fill_cache` returned.
+        size: The number of images.
         classes: The name of each class.
     """
 
@@ -46,7 +46,7 @@ class CachedImages:
             return image.float(), int(block.get_slice("labels")[row])
 
     def column(self, name: str) -> Tensor:
-        """What the blocks hold under a name, one after the other, (size, ...)."""
+        """Concatenate the tensors that the blocks hold under `name`, (size, ...)."""
         parts = []
         for number in range(-(-self.size // BLOCK)):
             with _open(_block(self.folder, number)) as block:
@@ -70,16 +70,17 @@ def fill_cache(
     """Make those of `size` images that are not on disk yet.
 
     Args:
-        home: Holds a folder for each such set, with the blocks and `asked.json`.
+        home: Folder that holds one subfolder for each set, with its blocks and `asked.json`.
         data: Clean images with labels.
-        indices: Those of `data` that the images are made from.
-        size: How many images there are.
-        make: Images of these numbers, as `images` (B, C, H, W), with `labels` (B,) and what else is
-            known of each.
-        models: They make the images with their weights, and go to `device` for that, and back.
-        options: Of the part of a spec that asks for the images.
-        doing: What progress calls it.
-        device: Where to make them.
+        indices: The indices in `data` of the images from which the new images are made.
+        size: The number of images to make.
+        make: Takes a range of image numbers and returns `images` (B, C, H, W), `labels` (B,), and any
+            other tensors with one row per image.
+        models: The models whose weights the images depend on; they move to `device`, and to the CPU
+            afterwards.
+        options: The options, of the spec part that needs the images, on which the images depend.
+        doing: The name of the work in the progress display.
+        device: Device on which the images are made.
         quiet: Show no progress.
 
     Returns:
@@ -102,17 +103,17 @@ def fill_cache(
     asked = {**options, "images": len(indices)}
     write_bytes(folder / "asked.json", (json.dumps(asked, indent=2) + "\n").encode())
     for module in modules:
-        module.cpu()  # its memory is wanted for the training
+        module.cpu()  # frees memory for training
     return folder
 
 
 def _cache_key(
     data: Dataset, indices: Sequence[int], options: Mapping[str, Any], models: Sequence[Any]
 ) -> str:
-    """A hash of clean images, options, and the weights of models."""
+    """Hash the clean images, the options, and the weights of the models."""
     digest = hash_images(data, indices)
     digest.update(specs.identity(options).encode() + specs.code_hash(options).encode())
-    digest.update(repr(indices).encode())  # the noise of an image is that of its index
+    digest.update(repr(indices).encode())  # an image's index determines its noise
     for model in models:
         if isinstance(model, nn.Module):
             for name, value in model.state_dict().items():

@@ -1,7 +1,7 @@
 """The learning rate and the batch size of each training step.
 
-The plan of a training may be changed when it is resumed, if the steps already done would have been the
-same. So a training at a constant rate can be ended at any time, and its batch can grow at another step.
+A training run may be resumed with another plan if that leaves the steps already done unchanged. So a run
+at a constant learning rate can be ended at any time, and its batch can grow at another step.
 """
 
 import math
@@ -11,23 +11,23 @@ from typing import Any
 
 from unfool.training.options import TrainingOptions
 
-# What may be changed of a training with `lr_schedule: linear`.
+# options that may change when a training run with `lr_schedule: linear` is resumed
 OPEN = ("steps", "decay_from", "grow")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The rates and batches of a training.
+    """The learning rates and batch sizes of a training run.
 
     Attributes:
-        steps: How many there are.
-        batch_size: Images of a step.
-        warmup: Steps of a linear rise of the rate.
-        lr_schedule: `"cosine"`: the rate then falls to 0; `"linear"`: it falls to 0 in a straight line
-            from `decay_from` on; `"none"`: it stays.
-        decay_from: The first step of the linear fall, as those before it have the full rate; None for
-            the end of the warm-up.
-        grow: `{"at": STEP, "batch_size": N}`: from that step on a batch has so many images.
+        steps: The number of steps.
+        batch_size: Images per step.
+        warmup: Steps in which the rate rises linearly.
+        lr_schedule: The rate after the warm-up: `"cosine"` decreases it to 0; `"linear"` decreases it
+            to 0 in a straight line from `decay_from` on; `"none"` keeps it.
+        decay_from: The first step of the linear decrease, before which the rate is full; None for the
+            end of the warm-up.
+        grow: `{"at": STEP, "batch_size": N}`: from that step on, a batch has N images.
     """
 
     steps: int
@@ -39,11 +39,11 @@ class Plan:
 
     @classmethod
     def of(cls, options: TrainingOptions) -> "Plan":
-        """The plan that the options of a training ask for."""
+        """Take the plan from the options of a training run."""
         return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
 
     def rate(self, step: int) -> float:
-        """The share of the full rate that `step` (from 0) is taken with."""
+        """The learning rate of `step` (from 0), as a share of the full rate."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.lr_schedule == "none":
@@ -56,7 +56,7 @@ class Plan:
         )
 
     def size(self, step: int) -> int:
-        """How many images `step` takes."""
+        """The number of images in the batch of `step`."""
         return (
             self.batch_size
             if self.grow is None or step < self.grow["at"]
@@ -64,11 +64,11 @@ class Plan:
         )
 
     def sizes(self) -> list[int]:
-        """The batches that occur."""
+        """The batch sizes that occur, in increasing order."""
         return sorted({self.size(0), self.size(self.steps - 1)})
 
     def before(self, step: int) -> int:
-        """How many images the steps before `step` take together."""
+        """The total number of images in the steps before `step`."""
         if self.grow is None or step <= self.grow["at"]:
             return step * self.batch_size
         return (
@@ -76,15 +76,15 @@ class Plan:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint says of it."""
+        """The plan as a checkpoint stores it."""
         state = asdict(self)
         return state | {"grow": dict(self.grow)} if self.grow else state
 
     def check_same(self, saved: Mapping[str, Any], step: int) -> None:
-        """Whether the first `step` steps would have gone as they did by the plan in a checkpoint.
+        """Check that the first `step` steps are the same under this plan and a checkpoint's plan.
 
         Raises:
-            RuntimeError: They would not.
+            RuntimeError: They differ.
         """
         was = Plan(**saved)
         for done in range(step):

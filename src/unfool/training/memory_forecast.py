@@ -1,4 +1,4 @@
-"""How much memory a training will take, told before it starts."""
+"""Estimate the memory that a training run needs before it starts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,28 +12,32 @@ from unfool.noise import Noise
 from unfool.protocols import Dataset
 from unfool.runtime.memory import free_bytes, kept_by_graphs
 
-TRIED = 2  # images of the trial
-# times the weights: their gradient, two moments, the average, and a checkpoint on its way to disk
+TRIED = 2  # images in the trial step
+# Training state in multiples of the weights' size: gradient, two moments, running average, and a
+# checkpoint on its way to disk.
 BESIDE = 8
-BACKWARD = 1.7  # times what a graph keeps: gradients and workspaces (measured, batch 512 to 2,048)
+# Memory of a backward pass in multiples of what the graph keeps, because of gradients and workspaces
+# (measured at batch sizes from 512 to 2,048).
+BACKWARD = 1.7
 
 
 def check_weights(build: Callable[[], nn.Module], device: str) -> None:
-    """Refuse a network whose weights alone, with what training keeps beside them, cannot fit.
+    """Refuse a network whose weights and training state alone do not fit in memory.
 
-    It is built without its numbers; one that cannot be built so says itself what it lacks.
+    The network is built on the meta device, without values. If that fails, this check passes, and
+    the actual construction reports the error.
 
     Args:
-        build: Makes the network.
-        device: Where it will be trained.
+        build: Builds the network.
+        device: Device on which it will be trained.
 
     Raises:
-        SpecError: It needs more memory than there is.
+        SpecError: The network needs more memory than is free.
     """
     try:
         with torch.device("meta"):
             weights = list(build().parameters())
-    except Exception:  # a stranger's network may raise anything
+    except Exception:  # a user's own network may raise anything
         return
     needed = (1 + BESIDE) * sum(p.numel() * p.element_size() for p in weights)
     free = free_bytes(device)
@@ -54,21 +58,22 @@ def check_memory(
     device: str,
     half: bool,
 ) -> None:
-    """Refuse a training that cannot fit.
+    """Refuse a training run that does not fit in memory.
 
-    A step on two images is tried, and what it keeps for its gradient is counted.
+    The estimate comes from a trial forward pass on two images: the memory that its graph keeps for
+    the backward pass is measured.
 
     Args:
-        model: What is to be trained, on `device`.
+        model: The model to train, on `device`.
         objective: The loss.
-        data: What it is trained on.
-        batch: Images of a step.
-        parts: How many parts a batch is split into, over processes and one after another.
-        device: Where it will be trained.
-        half: Whether products are computed in bfloat16.
+        data: The training data.
+        batch: Images per step.
+        parts: Number of parts into which a batch is split, over processes and one after another.
+        device: Device on which the model will be trained.
+        half: Whether matrix products are computed in bfloat16.
 
     Raises:
-        SpecError: It needs more memory than there is.
+        SpecError: A step needs more memory than is free.
     """
     fixed, each = forecast(model, objective, data, device, half)
     at_once, free = batch // parts, free_bytes(device)
@@ -89,7 +94,7 @@ def check_memory(
 def forecast(
     model: nn.Module, objective: Any, data: Dataset, device: str, half: bool
 ) -> tuple[int, int]:
-    """The bytes that a training takes whatever its batch, beyond the model, and for each image."""
+    """Return the bytes needed beyond the model itself: a fixed amount, and an amount per image."""
     size = min(TRIED, len(data))
     x, y = (part.to(device) for part in fetch(data, range(size)))
     kind = torch.device(device).type

@@ -1,4 +1,4 @@
-"""Muon for the kernels of convolutions, beside AdamW for all other weights."""
+"""An optimizer that uses Muon for convolution kernels and AdamW for all other weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,24 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# the quintic of Jordan et al. (2024): steepest at 0, and within 0.3 of 1 after five rounds
+# The quintic of Jordan et al. (2024): steepest at 0, and within 0.3 of 1 after five rounds.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix is made orthogonal (Jordan et al., 2024), and AdamW.
+    """Muon (orthogonalized momentum; Jordan et al., 2024) for convolution kernels, and AdamW.
 
-    A kernel (out, in, k, k) is a matrix (out, in k k); its update is the orthogonal matrix next to
-    Nesterov's momentum, times sqrt(max(1, out / (in k k))). All other weights are AdamW's.
+    A kernel (out, in, k, k) is treated as a matrix (out, in k k). Its update is the orthogonal matrix
+    nearest to the Nesterov momentum, times sqrt(max(1, out / (in k k))). AdamW updates other weights.
 
     Args:
-        groups: As torch.optim takes them. A group with `"muon": True` holds kernels of convolutions;
-            the others AdamW's weights.
-        lr: The rate, of groups that have none of their own.
-        weight_decay: A step shrinks weights by rate x this.
-        betas: AdamW's.
-        momentum: Muon's.
+        groups: Parameter groups, as torch.optim takes them. A group with `"muon": True` holds
+            convolution kernels; the others hold the weights for AdamW.
+        lr: The learning rate of groups without their own.
+        weight_decay: Each step shrinks weights by the share lr x weight_decay.
+        betas: The betas of AdamW.
+        momentum: The momentum of Muon.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move every weight that has a gradient."""
+        """Update every weight that has a gradient."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -69,9 +69,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The orthogonal matrix next to one (m, n), roughly: its singular values become about 1.
+    """Approximate the orthogonal matrix nearest to `matrix` (m, n).
 
-    By Newton and Schulz's iteration, in float32; singular values come out between 0.7 and 1.2.
+    The Newton-Schulz iteration, in float32, brings all singular values between 0.7 and 1.2.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.float().T if tall else matrix.float()
@@ -84,5 +84,5 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def is_kernel(weight: nn.Parameter) -> bool:
-    """Whether a weight is the kernel of a convolution of two dimensions."""
+    """Whether a weight is the kernel of a two-dimensional convolution."""
     return weight.ndim == 4

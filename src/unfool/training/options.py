@@ -1,4 +1,4 @@
-"""The options of a training, for who calls `train` and for the section `training` of a spec."""
+"""The options of training, for callers of `train` and for the section `training` of a spec."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ from unfool.ranges import (
     complaint,
 )
 
-ADAMW, MUON = (0.9, 0.999), 20.0  # the default betas, and the default factor of Muon's rate
+ADAMW, MUON = (0.9, 0.999), 20.0  # default betas, and default factor of Muon's learning rate
 GROW = {"at": CountFromZero, "batch_size": Count}
 
 
@@ -30,28 +30,28 @@ class TrainingOptions:
         learning_rate: The learning rate, reached after `warmup` steps.
         warmup: Steps in which the learning rate rises linearly.
         weight_decay: Weight decay of the optimizer.
-        bias_lr_factor: Factor of the learning rate for biases, whose weight decay does not grow
-            with it (Jordan, 2024, section 3.4: 64).
+        bias_lr_factor: Factor of the learning rate for biases; their weight decay per step stays
+            the same (Jordan, 2024, section 3.4: 64).
         muon_lr_factor: Factor of the learning rate for the convolution kernels that Muon trains.
         betas: The decays of AdamW's two running averages, of the gradient and of its square.
-        ema_decay: The decay of the running average of the weights; after k steps at most
+        ema_decay: The decay of the running average of the weights, limited after k steps to
             k / (9 + k).
         ema_power: If given, the decay is at most 1 - k^-power instead (diffusers' warm-up; ADDT's
             release uses 3/4).
         ema_gamma: If given, it replaces `ema_decay`: the decay after k steps is (1 - 1 / k)^(gamma
             + 1), a mean in which step i has the weight i^gamma (Karras et al., 2024, equation 124).
         grad_clip: The largest norm of a step's gradient; larger gradients are scaled down.
-        flip: Whether images are mirrored half of the time.
+        flip: Whether images are mirrored with probability 1/2.
         crop: The largest random shift of an image, in pixels.
         seed: Seed of all randomness.
-        optimizer: `"adamw"`; `"sgd"` with Nesterov's momentum of 0.9; or `"muon"` for kernels of
-            convolutions, and AdamW for all other weights.
-        precision: `"float32"`, or `"bfloat16"` for the products and convolutions (autocast).
+        optimizer: `"adamw"`; `"sgd"` with Nesterov momentum 0.9; or `"muon"` for convolution
+            kernels, with AdamW for all other weights.
+        precision: `"float32"`, or `"bfloat16"` for matrix products and convolutions (autocast).
         lr_schedule: The learning rate after the warm-up: `"cosine"` and `"linear"` decrease it to
             0; `"none"` keeps it.
-        decay_from: The step at which `"linear"` begins to decrease; None is the end of the warm-up.
+        decay_from: The step at which `"linear"` begins to decrease; None: the end of the warm-up.
         grow: `{"at": STEP, "batch_size": N}`: from that step on, a batch has N images.
-        save_steps: Steps after which the averaged weights are saved as well.
+        save_steps: Further steps after which the averaged weights are saved.
         accumulate: The number of parts, one after another, into which a process splits its share of
             a batch.
 
@@ -94,7 +94,7 @@ class TrainingOptions:
         self._check_steps()
 
     def _check_steps(self) -> None:
-        """Whether the steps at which something changes or is kept can be."""
+        """Check `decay_from`, `grow` and `save_steps`."""
         steps, begins = self.steps, self.decay_from
         if begins is not None and self.lr_schedule != "linear":
             raise ValueError(

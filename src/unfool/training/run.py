@@ -1,4 +1,4 @@
-"""A training spec, from its text to a folder with weights, a card, a log and pictures."""
+"""Run a training spec: produce a folder with weights, a model card, a log and sample images."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ from unfool.training.objectives.truth_maximization import TruthMaximization
 from unfool.training.spec import TrainingSection, TrainingSpec, kind_of, loop_options
 from unfool.training.train import train
 
-# objectives whose images are made before the training, and kept in a folder of this name
+# objectives whose images are made before training, by the name of the folder that caches them
 MADE: dict[str, tuple[type, Callable[..., Dataset]]] = {
     "adversaries": (TruthMaximization, make_adversarial_images),
     "purified": (PurifiedCopies, with_purified_copies),
@@ -45,20 +45,20 @@ MADE: dict[str, tuple[type, Callable[..., Dataset]]] = {
 
 
 def run(spec: TrainingSpec, folder: Path, quiet: bool = False, command: str = "") -> Path:
-    """Train what a checked `spec` asks, from where `folder` left off.
+    """Train the model of a checked `spec`, resuming from the checkpoint in `folder` if there is one.
 
     Args:
         spec: What `check` returned.
-        folder: Where everything goes.
+        folder: Folder for all output.
         quiet: Show no progress.
-        command: What to write on the card: how to make this again.
+        command: The command that reproduces this model, for the card.
 
     Returns:
-        The folder: weights and card, the checkpoint, the log, and pictures for a denoiser.
+        The folder, with weights and card, the checkpoint, the log, and for a denoiser sample images.
 
     Raises:
         SpecError: A part refuses its options.
-        RuntimeError: The folder holds another training, or the loss is not a number.
+        RuntimeError: The folder holds another training run, or the loss is NaN or infinite.
         ValueError: The batch cannot be split evenly over the processes.
     """
     device = pick_device(spec["machine"]["device"])
@@ -69,15 +69,15 @@ def run(spec: TrainingSpec, folder: Path, quiet: bool = False, command: str = ""
 
 @dataclass(frozen=True)
 class Job:
-    """A training that runs: what is asked, where, and by whom.
+    """A training run in progress: its spec, folder, device and processes.
 
     Attributes:
         spec: What `check` returned.
-        folder: Where everything goes.
-        device: Where to train.
-        processes: Those that share each batch.
+        folder: Folder for all output.
+        device: Device to train on.
+        processes: The processes that share each batch.
         quiet: Show no progress.
-        command: What to write on the card.
+        command: The command to write on the card.
     """
 
     spec: TrainingSpec
@@ -89,7 +89,7 @@ class Job:
 
     @property
     def kind(self) -> Literal["denoiser", "classifier"]:
-        """`"denoiser"` or `"classifier"`."""
+        """The kind of model that is trained: `"denoiser"` or `"classifier"`."""
         return kind_of(self.spec)
 
     @property
@@ -103,7 +103,7 @@ class Job:
         return TrainingSection(**self.spec["training"])
 
     def save(self, folder: Path, trained: nn.Module, facts: Mapping[str, Any], **more: Any) -> None:
-        """Write what is trained, all of it or the adapter alone, with its card."""
+        """Save the trained model with its card; with LoRA, save the adapter alone."""
         if self.section.lora is not None:
             card.save_adapter(folder, self.part, trained, **facts, **more)
         else:
@@ -145,15 +145,15 @@ def _run(job: Job) -> Path:
     )
     if processes.first:
         _finish(job, trained, facts, test, data, getattr(objective, "t_max", 1.0))
-    processes.agreed(None)  # until all is written
+    processes.agreed(None)  # wait until everything is written
     return folder
 
 
 def _begin(job: Job, asked: Mapping[str, str]) -> str:
-    """Make the folder ready; the precision that all processes train in."""
+    """Prepare the folder, and return the precision in which all processes train."""
     if job.processes.first:
         checkpoint.prepare(job.folder)
-    job.processes.agreed(None)  # until the folder is there
+    job.processes.agreed(None)  # wait until the folder exists
     before = (checkpoint.read(job.folder, asked) or {}).get("precision")
     if job.section.precision != "bfloat16":
         return job.section.precision
@@ -161,7 +161,7 @@ def _begin(job: Job, asked: Mapping[str, str]) -> str:
 
 
 def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
-    """The model that is trained, checked against the data, with the weights it begins with."""
+    """Build the model to train, with its initial weights, and check it against the data."""
     kind, part = job.kind, job.part
     start, dropped = job.section.init_from, job.section.dropout
     if not part.get("weights"):
@@ -184,7 +184,7 @@ def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
 
 
 def _open(job: Job, model: nn.Module) -> None:
-    """Let those weights want a gradient that are trained: all, or those of a new adapter."""
+    """Require gradients of the weights to train: all weights, or those of a new LoRA adapter."""
     model.to(job.device).train().requires_grad_(False)
     if job.section.lora is not None:
         seed_torch(job.section.seed, "lora")
@@ -192,11 +192,11 @@ def _open(job: Job, model: nn.Module) -> None:
         model.to(job.device)
     else:
         trained = getattr(model, "network", model) if job.kind == "denoiser" else model
-        trained.requires_grad_(True)  # of a latent denoiser, not the autoencoder
+        trained.requires_grad_(True)  # but not the autoencoder of a latent denoiser
 
 
 def _prepare(job: Job, model: nn.Module, data: Dataset) -> None:
-    """Fit to the data what a new network fits, and does not learn."""
+    """Fit the parts of a new network that are fitted to data once, before training."""
     begun = job.section.init_from is not None or job.part.get("weights")
     if begun or job.part["name"] == "trained" or not isinstance(model, NormalizedClassifier):
         return
@@ -206,12 +206,12 @@ def _prepare(job: Job, model: nn.Module, data: Dataset) -> None:
 
 
 def _made(job: Job, objective: Any, data: Dataset) -> tuple[Dataset, dict[str, Any]]:
-    """What is trained on, made before the training if it must be, and what a card says of it."""
+    """Return the training data, after making images if the objective needs that, and facts on them."""
     facts: dict[str, Any] = {}
     for word, (made, make) in MADE.items():
         if isinstance(objective, made):
             home, part = job.folder.parent / word, job.spec["objective"]
-            for turn in (True, False):  # the first makes them, the others find them
+            for turn in (True, False):  # the first process makes them; the others read them
                 if job.processes.first == turn:
                     data = make(data, objective, part, home, job.device, job.quiet)
                 job.processes.agreed(None)
@@ -220,7 +220,7 @@ def _made(job: Job, objective: Any, data: Dataset) -> tuple[Dataset, dict[str, A
 
 
 def _facts(job: Job, images: int, made: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """What the card says of the training."""
+    """The facts about the training run for the card, without the folder of the data."""
     facts: dict[str, Any] = {
         "data": {**job.spec["data"], "images": images},
         **made,
@@ -242,7 +242,7 @@ def _finish(
     data: Dataset,
     t_max: float,
 ) -> None:
-    """Write what was trained, measure what is read back, and draw its pictures."""
+    """Save the model, read it back, measure it, and save sample images."""
     folder = job.folder
     job.save(folder, trained, facts)
     load = card.trained_denoiser if job.kind == "denoiser" else card.trained_classifier
@@ -255,7 +255,7 @@ def _finish(
 
 
 def build_objective(part: Part) -> Any:
-    """An objective, and with it a purifier whose denoiser it names."""
+    """Build an objective, including a purifier and its denoiser if it names one."""
     rest: dict[str, Any] = dict(part)
     given = {}
     if isinstance(rest.get("purifier"), dict):
@@ -269,7 +269,7 @@ def build_objective(part: Part) -> Any:
 
 
 def result(folder: Path) -> str:
-    """What came of a training, and how to use it, in a few lines."""
+    """Describe the result of a training run and how to use it, in a few lines."""
     facts = card.read_card(str(folder))[1]
     metrics = facts.get("metrics")
     trust = ", trust: true" if any(specs.modules_named(facts["part"])) else ""
@@ -284,9 +284,9 @@ def result(folder: Path) -> str:
 
 
 def _precision(device: str, before: str | None, quiet: bool) -> str:
-    """bfloat16 where it pays; a training that was begun goes on as it was, to the same bits.
+    """Choose bfloat16 if it is faster; a resumed run keeps its precision, for the same bits.
 
-    But not in bfloat16 on another machine that lacks it.
+    A run begun in bfloat16 still changes to float32 on a machine where bfloat16 is 4 times slower.
     """
     costs = bfloat16_costs(device)
     if before != "float32" and costs < (4 if before else 1):
@@ -298,7 +298,7 @@ def _precision(device: str, before: str | None, quiet: bool) -> str:
 
 
 def set_dropout(model: nn.Module, share: float) -> None:
-    """Let all dropout of a model drop this share (ADDT's release forces 0.1)."""
+    """Set the rate of all dropout layers of a model (ADDT's release forces 0.1)."""
     found = [part for part in model.modules() if isinstance(part, nn.Dropout)]
     if not found:
         raise SpecError("training.dropout: this network has no dropout: leave the option out")
@@ -308,7 +308,7 @@ def set_dropout(model: nn.Module, share: float) -> None:
 
 @torch.inference_mode()
 def _measure(model: Any, test: Dataset, t_max: float) -> Metrics:
-    """What the card says of the model on images it was not trained on (at most 2,000)."""
+    """Measure the model for its card, on at most 2,000 test images."""
     size, device = min(len(test), 2000), next(model.parameters()).device
     blocks = [range(i, min(i + 250, size)) for i in range(0, size, 250)]
     if not isinstance(model, NetworkDenoiser):
@@ -336,13 +336,13 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Metrics:
 
 @torch.inference_mode()
 def _draw(model: NetworkDenoiser, data: Dataset, folder: Path, t_max: float) -> None:
-    """Pictures: clean, noised and denoised images; and images drawn from noise where it can."""
+    """Save a grid of clean, noised and denoised images, and samples if training covers t = 1."""
     device = next(model.parameters()).device
     x, y = (part.to(device) for part in fetch(data, range(min(16, len(data)))))
     noise, t = _noise(range(len(x))), torch.tensor(t_max / 2 if t_max < 1 else 0.15)
     z = model.perturb(model.encode(x), t, noise)
     rows: list[Tensor] = [x, model.decode(z), model.decode(model(z, t, y))]
-    if rows[1].shape != x.shape:  # of a latent model, which has a size of its own
+    if rows[1].shape != x.shape:  # a latent model decodes to its own image size
         rows[0] = nn.functional.interpolate(x, rows[1].shape[-2:], mode="nearest")
     grid(folder / "denoised.png", rows)
     if t_max == 1:

@@ -1,4 +1,4 @@
-"""A training spec, checked, with every option filled in."""
+"""Check a training spec and fill in every option."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -14,7 +14,7 @@ from unfool.spec import Part
 from unfool.spec.menu import MENU
 from unfool.training.options import GROW, TrainingOptions
 
-TRAINED = {  # what the objectives of the menu train; one of one's own may be for either
+TRAINED = {  # the kind of model that each built-in objective trains; a user's own may train either
     "denoising": "denoiser",
     "addt": "denoiser",
     "adversarial-bridge": "denoiser",
@@ -32,15 +32,15 @@ TRAINED = {  # what the objectives of the menu train; one of one's own may be fo
 
 @dataclass(frozen=True)
 class TrainingSection(TrainingOptions):
-    """The section `training` of a spec: the options of `train`, and what is done before and after it.
+    """The section `training` of a spec: the options of `train`, and how a model is set up and saved.
 
     Attributes:
-        dropout: The rate of all dropout of the network in training; None keeps the network's own.
-        lora: The adapter to train in place of the weights: `{"rank": 4, "alpha": None, "layers": None,
-            "dropout": 0}`, all of which may be left out (`models.lora.add`).
+        dropout: The rate of all dropout layers during training; None keeps the network's own rates.
+        lora: The adapter to train instead of the weights: `{"rank": 4, "alpha": None, "layers": None,
+            "dropout": 0}`, where every key is optional (`models.lora.add`).
         save_half: Whether the weights are saved in float16.
-        init_from: The trained model (its folder, or the name of a shipped one) whose weights
-            training starts from.
+        init_from: The trained model (its folder, or the name of a shipped one) from whose weights
+            training starts.
     """
 
     dropout: ShareBelowOne | None = None
@@ -50,13 +50,13 @@ class TrainingSection(TrainingOptions):
 
 
 class LoraSection(TypedDict):
-    """The section `training.lora`: the adapter that is trained in place of the weights.
+    """The section `training.lora`: the adapter that is trained instead of the weights.
 
     Attributes:
         rank: The rank of each layer's adapter.
         alpha: The adapter is scaled by alpha / rank; null takes alpha = rank.
-        layers: The layers that get an adapter, by their names or a pattern; null takes those of
-            attention.
+        layers: The layers that get an adapter, by their names or a pattern; null takes the
+            attention layers.
         dropout: The dropout rate of the adapter in training.
     """
 
@@ -67,7 +67,7 @@ class LoraSection(TypedDict):
 
 
 class TrainingMachine(TypedDict):
-    """The section `machine` of a training: what changes the speed.
+    """The section `machine` of a training spec: options that affect the speed but no result.
 
     Attributes:
         device: The device to train on: `auto`, `cpu`, `cuda`, `cuda:1`, or `mps`.
@@ -83,16 +83,16 @@ class TrainingMachine(TypedDict):
 
 
 class TrainingSpec(TypedDict):
-    """A checked training spec, of a denoiser or of a classifier.
+    """A checked spec that trains a denoiser or a classifier.
 
     Attributes:
         data: The training images.
-        test: Images for the metrics of the card.
+        test: Images for the metrics on the model card.
         denoiser: The denoiser, if one is trained.
         classifier: The classifier, if one is trained.
         objective: The loss.
-        training: The fields of `TrainingSection`, as JSON holds them.
-        machine: Options that change the speed and no result.
+        training: The fields of `TrainingSection` as JSON values.
+        machine: Options that affect the speed but no result.
     """
 
     data: Part
@@ -112,21 +112,22 @@ MACHINE: TrainingMachine = {
 }
 LORA: LoraSection = {"rank": 4, "alpha": None, "layers": None, "dropout": 0.0}
 TRAINING = {f.name: f.default for f in fields(TrainingSection) if f.default is not MISSING}
-# of `unfool menu`: the sections of a training, with what is taken where nothing is said
+# the sections that `unfool menu` shows for training: each with its type and its defaults
 OPTION_SECTIONS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "training": (TrainingSection, TRAINING),
     "training.lora": (LoraSection, LORA),
     "machine": (TrainingMachine, MACHINE),
 }
-MEANING = ("predicts", "schedule", "time", "patch", "mean", "std")  # what weights are learned for
+# options that trained weights depend on, so a model and its `init_from` must agree in them
+MEANING = ("predicts", "schedule", "time", "patch", "mean", "std")
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
 
 def check(spec: Mapping[str, Any], folder: str | None = None) -> TrainingSpec:
-    """A training spec with every option checked and filled in.
+    """Check every option of a training spec and fill in the defaults.
 
     Raises:
-        SpecError: What is wrong with it.
+        SpecError: The spec is invalid; the message says why.
     """
     if "attacks" in spec:
         raise SpecError(
@@ -157,10 +158,10 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> TrainingSpec:
 
 
 def kind_of(spec: Mapping[str, Any]) -> Literal["denoiser", "classifier"]:
-    """`"denoiser"` or `"classifier"`: what a spec trains.
+    """Return the kind of model that a spec trains: `"denoiser"` or `"classifier"`.
 
     Raises:
-        SpecError: It trains neither, or both.
+        SpecError: The spec trains neither, or both.
     """
     if ("denoiser" in spec) == ("classifier" in spec):
         raise SpecError(
@@ -170,18 +171,18 @@ def kind_of(spec: Mapping[str, Any]) -> Literal["denoiser", "classifier"]:
 
 
 def loop_options(section: TrainingSection, **changes: Any) -> TrainingOptions:
-    """The options of `train` in a section `training`.
+    """Return the options of `train` that a section `training` contains.
 
     Args:
         section: The section.
-        changes: Options that differ from it.
+        changes: Options that override those of the section.
     """
     names = [field.name for field in fields(TrainingOptions)]
     return TrainingOptions(**{name: getattr(section, name) for name in names} | changes)
 
 
 def _check_options(section: Any) -> dict[str, Any]:
-    """The section `training`, checked and filled in, but for its `lora`."""
+    """Check the section `training` and fill in its defaults, except for those of `lora`."""
     told, types = fields(TrainingSection), hints(TrainingSection)
     kinds = {field.name: types[field.name] for field in told}
     options = specs.check_options("training", section, kinds, TRAINING)
@@ -196,7 +197,7 @@ def _check_options(section: Any) -> dict[str, Any]:
 
 
 def _check_lora(options: Mapping[str, Any], kind: str, part: Part) -> LoraSection:
-    """What `training.lora` asks, checked."""
+    """Check the section `training.lora` and fill in its defaults."""
     if kind != "denoiser" or part["name"] == "unet" or part.get("weights", "") is None:
         raise SpecError(
             "training.lora fine-tunes a trained denoiser: name one, as denoiser: {name: trained, "
@@ -208,11 +209,11 @@ def _check_lora(options: Mapping[str, Any], kind: str, part: Part) -> LoraSectio
 
 
 def _check_precision(part: Part, lora: Mapping[str, Any] | None) -> None:
-    """Whether the weights that are trained can hold what they learn."""
+    """Refuse to train weights whose precision is too low for small updates."""
     try:
         precision = card.network_of("denoiser", part)[0].get("precision", "float32")
     except ValueError:
-        return  # there is no such card, which is told when it is built
+        return  # the card does not exist; building the model reports that
     if precision != "float32" and (lora is None or part["name"] == "trained"):
         raise SpecError(
             f"the denoiser's weights are in {precision}, which would round away what they learn: "
@@ -221,7 +222,7 @@ def _check_precision(part: Part, lora: Mapping[str, Any] | None) -> None:
 
 
 def _check_start(start: str, kind: str, part: Part) -> None:
-    """Whether what `training.init_from` names can be begun with."""
+    """Check that training can start from the model that `training.init_from` names."""
     if part["name"] == "trained":
         raise SpecError(
             f"{kind} {part['weights']} is already trained: leave out training.init_from"
@@ -236,7 +237,7 @@ def _check_start(start: str, kind: str, part: Part) -> None:
     for key in MEANING:
         pair = began.get(key), part.get(key)
         if pair == ("edm", "consistency"):
-            continue  # the same inputs, and nearly the same function of them
+            continue  # the network has the same inputs, and nearly the same function to learn
         if key in began and key in part and _listed(pair[0]) != _listed(pair[1]):
             raise SpecError(
                 f"training.init_from: the {key} of {start} is {began[key]}, and that of the {kind} "
@@ -245,12 +246,12 @@ def _check_start(start: str, kind: str, part: Part) -> None:
 
 
 def _listed(value: Any) -> Any:
-    """A tuple, as defaults are, as the list that a card says."""
+    """Turn a tuple, as in defaults, into a list, as in cards."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def _with_source(objective: Any, denoiser: Any) -> Part:
-    """An objective whose source may be a trained model, or the diffusion classifier of the denoiser."""
+    """Complete the source of an objective: a trained model, or a diffusion classifier's denoiser."""
     table: dict[str, Any] = dict(specs.part("objective", objective))
     source = table.get("source")
     if isinstance(source, str) and ":" not in source and source not in MENU["classifier"]:

@@ -1,14 +1,13 @@
 """Training: one loop for every objective, resumed exactly where it stopped.
 
-The state of a training is a number, the step; images, augmentation and noise of a step are a
-function of the seed and the step. A checkpoint holds the step, the weights, their average and the
-optimizer, and is written whole or not at all, so a training that is killed and run again ends with
-the very weights of one that was not (bit for bit on the CPU).
+The images, augmentation and noise of a step are a function of the seed and the step. A checkpoint holds
+the step, the weights, their running average and the optimizer, and is written atomically. So a training
+run that is killed and run again ends with the same weights as one that was not (bit for bit on the CPU).
 
-A batch may be split, over processes and into parts one after another. Each image keeps its place in it,
-and so its augmentation, time and noise; the gradient is the mean over the whole batch. It is the same
-sum in another order, so the weights agree with those of one process to rounding. What is drawn or
-measured over images together, as dropout and the statistics of batch normalization, is of each part.
+A batch may be split over processes and into parts that run one after another. Each image keeps its place
+in the batch, and with it its augmentation, time and noise, and the gradient is the mean over the whole
+batch. This is the same sum in another order, so the weights agree with those of one process up to
+rounding. Dropout and the statistics of batch normalization are separate for each part.
 """
 
 import math
@@ -63,11 +62,11 @@ def train(
         data: Images with labels.
         folder: Where the checkpoint (`latest.pt`) and the log (`log.jsonl`) go.
         options: How to train it.
-        kept: Called with the step and the average of the weights after each of `options.save_steps`,
-            before the checkpoint: after a kill it may be called again, with the same bits.
+        kept: Called with the step and the averaged model after each of `options.save_steps`, before
+            the checkpoint is written: after a kill it may be called again, with the same bits.
         save_every: Steps between checkpoints.
-        device: Where to train.
-        channels_last: Lay images out with the channels last, which some devices prefer.
+        device: Device to train on.
+        channels_last: Store images with the channels last, which is faster on some devices.
         compile: Compile the network by torch.compile.
         asked: A description of the training (`checkpoint.question`); a checkpoint with another one
             is refused.
@@ -96,7 +95,7 @@ def train(
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
-    shared = {id(p): p for p in frozen.values()}  # not copied
+    shared = {id(p): p for p in frozen.values()}  # deepcopy's memo: frozen weights are not copied
     mean = deepcopy(model, shared).eval().requires_grad_(False)
     if compile:
         compile_network(getattr(model, "network", model))
@@ -141,7 +140,7 @@ def train(
                 total += loss.detach()
             lost = processes.average(trained, total)
             size = nn.utils.clip_grad_norm_(trained, options.grad_clip)
-            value, size = torch.stack([lost, size.to(lost)]).tolist()  # waits for the device
+            value, size = torch.stack([lost, size.to(lost)]).tolist()  # one wait for the device
             if not (math.isfinite(value) and math.isfinite(size)):
                 what = "gradient" if math.isfinite(value) else "loss"
                 raise RuntimeError(
@@ -171,7 +170,7 @@ def train(
 
 @torch.no_grad()
 def blend(average: nn.Module, now: nn.Module, decay: float) -> None:
-    """Move a running average of weights towards those of `now`; buffers are copied."""
+    """Update a running average of weights with those of `now`; buffers are copied."""
     for slow, fast in zip(average.parameters(), now.parameters(), strict=True):
         if slow is not fast:
             slow.lerp_(fast, 1 - decay)
@@ -180,7 +179,7 @@ def blend(average: nn.Module, now: nn.Module, decay: float) -> None:
 
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
-    """The optimizer of the trainable weights; a group has `faster` times the learning rate."""
+    """Build the optimizer; the key `faster` of a group is a factor of the learning rate."""
     decay, faster = options.weight_decay, options.bias_lr_factor
     settings: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": decay}
     trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
@@ -200,7 +199,7 @@ def build_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.O
 
 
 def _kernels_apart(trained: list[Any], faster: float) -> list[dict[str, Any]]:
-    """Groups of an optimizer, with kernels of convolutions in one of their own."""
+    """Split off convolution kernels into a parameter group of their own."""
     groups = trained if isinstance(trained[0], dict) else [{"params": trained}]
     kernels = [p for group in groups for p in group["params"] if is_kernel(p)]
     others = [
@@ -213,7 +212,7 @@ def _kernels_apart(trained: list[Any], faster: float) -> list[dict[str, Any]]:
 def load_batch(
     data: Dataset, seed: int, places: range, flip: bool, crop: int, device: str
 ) -> Batch:
-    """The images at `places` of the endless shuffled data set, augmented, and their noise."""
+    """Load the images at `places` of the endless shuffled data set, augmented, with their noise."""
     x, y = fetch(data, _indices(len(data), seed, places))
     noise = Noise.of(seed, places).child("train")
     x = augmented(x, noise.child("augment"), flip, crop)
@@ -223,7 +222,7 @@ def load_batch(
 
 
 def batches_ahead(make: Callable[[int], Batch], steps: range, helper: bool) -> Iterator[Batch]:
-    """The batches of `steps`; with a helper, four are made while the device works."""
+    """Yield the batches of `steps`; with `helper`, threads prepare four ahead of the device."""
     if not helper:
         yield from map(make, steps)
         return
@@ -253,7 +252,7 @@ def _order(size: int, seed: int, epoch: int) -> list[int]:
 
 
 def average_decay(step: int, options: TrainingOptions) -> float:
-    """How much of the average of weights stays at `step` (from 1)."""
+    """The decay of the running average of the weights at `step` (from 1)."""
     if options.ema_gamma is not None:
         return (1 - 1 / step) ** (options.ema_gamma + 1)
     power = options.ema_power

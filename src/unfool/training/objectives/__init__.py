@@ -1,1 +1,1 @@
-"""Training objectives, one file each: a model, images and labels to the loss of each image."""
+"""Training objectives, one per file: each maps a model, images and labels to the loss per image."""

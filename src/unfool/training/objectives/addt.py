@@ -1,7 +1,7 @@
 """ADDT: adversarial denoising diffusion training (Liu et al., 2025, "A stochastic perspective").
 
-A part of the forward noise is replaced, keeping its variance, by a perturbation that the classifier
-finds hard (CGPO) and that is made to look Gaussian (RBGM). The denoiser learns to take it away.
+Part of the forward noise is replaced, at the same variance, by a perturbation that is optimized to
+fool the classifier (CGPO) and mapped to look Gaussian (RBGM). The denoiser learns to remove it.
 """
 
 from typing import Any, Literal
@@ -19,33 +19,34 @@ from unfool.training.objectives.denoising import Denoising, Times, denoising_los
 Mapping = Literal["rbgm", "normalize", "none", "linf"]
 Target = Literal["ce", "mse"]
 Mode = Literal["train", "eval"]
-EPS, STEP = 16 / 255, 8 / 255  # of the variant linf, in the denoiser's [-1, 1]: 8/255 of pixels
-STEEPEST = 10  # alpha / sigma counts as no more there
+# PGD of the mapping "linf", in the denoiser's range [-1, 1], so eps is 8/255 for pixels in [0, 1].
+EPS, STEP = 16 / 255, 8 / 255
+STEEPEST = 10  # the largest alpha / sigma that the mapping "linf" uses
 
 
 @checked_dataclass
 class ADDT:
-    """The error of the denoiser on noise that is in part adversarial (section 4 and algorithm 1).
+    """The denoiser's error on partly adversarial noise (section 4 and algorithm 1).
 
-    Noise of the strength lambda = clip(strength alpha / sigma, 0, most) is exchanged:
-    n = sqrt(1 - lambda^2) eps + lambda delta, and the prediction is of n. For discrete, continuous
-    and EDM models alike, as alpha / sigma is 1 / sigma of EDM.
+    With lambda = clip(lambda_unit alpha / sigma, 0, lambda_max), the noise of x_t is
+    n = sqrt(1 - lambda^2) eps + lambda delta, and the denoiser is trained to predict n. This holds
+    for discrete, continuous and EDM models alike, because alpha / sigma is 1 / sigma of EDM.
 
     Attributes:
-        classifier: The protected classifier (`nn.Module`), which guides the perturbation: in
-            evaluation mode, and its weights stay as they are.
+        classifier: The protected classifier (`nn.Module`), which guides the perturbation; it is in
+            evaluation mode, and its weights do not change.
         lambda_unit: lambda per unit of alpha / sigma.
         lambda_max: The largest lambda, in [0, 1].
-        cgpo_steps: Steps of CGPO; their gradients add up.
+        cgpo_steps: The number of CGPO steps, whose gradients are summed.
         mapping: How a gradient becomes noise: by the ranks of its values (`"rbgm"`), scaled to unit
-            variance (`"normalize"`), or as it is (`"none"`). With `"linf"` (a control) it does not:
+            variance (`"normalize"`), or unchanged (`"none"`). `"linf"`, a control, makes no noise:
             PGD from 0 with steps of 8/255 finds a perturbation of the image, at most 16/255 in the
-            denoiser's space (8/255 for pixels in [0, 1]) and within its box. Gradients do not add
-            up, n = eps + min(alpha / sigma, 10) delta, and `lambda_unit` and `lambda_max` are not
-            used.
+            denoiser's space (8/255 for pixels in [0, 1]) and within the valid range of images.
+            Gradients are not summed, n = eps + min(alpha / sigma, 10) delta, and `lambda_unit` and
+            `lambda_max` are ignored.
         target: The loss that the perturbation increases: the classifier's cross-entropy on the
-            one-step estimate of the image, or the denoiser's error (`"mse"`, a control): that of
-            its prediction of the Gaussian part eps alone, not of the whole noise n.
+            one-step estimate of the image (`"ce"`), or, as a control, the denoiser's error
+            (`"mse"`) in predicting the Gaussian part eps alone, not the whole noise n.
         mode: The mode of the denoiser during the search for a perturbation: `"train"` (dropout on,
             as released) or `"eval"`.
         t_min, t_max, label_dropout, times: See `Denoising`.
@@ -78,15 +79,15 @@ class ADDT:
     def perturbation(
         self, model: NetworkDenoiser, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
     ) -> Tensor:
-        """Classifier-guided perturbation optimization: delta (B, ...), noise-like unless linf.
+        """Find delta (B, C, H, W) by classifier-guided perturbation optimization (CGPO).
 
         Args:
-            model: The denoiser; its weights get no gradient.
+            model: The denoiser, whose weights get no gradient.
             x: Clean images (B, C, H, W) in [0, 1].
             y: Their classes (B,).
             t: Times (B, 1, 1, 1).
             label: The labels (B,) given to a conditional denoiser.
-            noise: The noise for all steps.
+            noise: The randomness of all steps.
         """
         with frozen(model, self.mode == "train"):
             return self._search(model, x, y, t, label, noise)
@@ -121,7 +122,7 @@ class ADDT:
         return delta.detach()
 
     def mixed(self, model: NetworkDenoiser, t: Tensor, eps: Tensor, delta: Tensor) -> Tensor:
-        """The noise `eps` with the perturbation `delta` (both (B, C, H, W)) mixed in at times `t`."""
+        """Mix the perturbation `delta` into the noise `eps`, both (B, C, H, W), at times `t`."""
         _, alpha, sigma, _ = model.schedule(t)
         if self.mapping == "linf":
             return eps + (alpha / sigma).clamp(max=STEEPEST) * delta
@@ -138,14 +139,14 @@ class ADDT:
 
 
 def rank_map(values: Tensor, gaussian: Tensor) -> Tensor:
-    """Rank-based Gaussian mapping: Gaussian numbers in the order of the values.
+    """Arrange Gaussian samples in the order of `values` (rank-based Gaussian mapping, RBGM).
 
-    In each channel of each image the largest number goes where the largest value is, and so on; of
-    equal values the first counts as the smaller.
+    In each channel of each image, the largest sample goes to the position of the largest value, and
+    so on; of two equal values, the first counts as smaller.
 
     Args:
-        values: What gives the order, (B, C, H, W).
-        gaussian: The numbers, of the same shape.
+        values: Tensor (B, C, H, W) that determines the order.
+        gaussian: Gaussian samples of the same shape.
     """
     ranks = values.flatten(2).argsort(dim=2, stable=True).argsort(2)
     return gaussian.flatten(2).sort(2).values.gather(2, ranks).view(values.shape)

@@ -17,14 +17,14 @@ from unfool.training.freeze import frozen
 
 @checked_dataclass
 class PGDAT:
-    """Cross-entropy of the worst images that PGD finds (Madry et al., 2018, section 2.1).
+    """Cross-entropy on adversarial images from PGD (Madry et al., 2018, section 2.1).
 
-    The attack sees the model in evaluation mode, the loss in training mode.
+    The model is in evaluation mode for the attack, and in training mode for the loss.
 
     Attributes:
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images.
-        steps: Steps of PGD, from a random start; 0 takes the random start alone.
+        steps: Steps of PGD, from a random start; with 0, the random start is the adversarial image.
         step_size: The step size of PGD, in units of eps.
     """
 
@@ -41,7 +41,7 @@ class PGDAT:
         return self.loss(model, x, self.adversarial(model, x, y, noise), y, noise)
 
     def adversarial(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
-        """The images that PGD finds, shaped like `x`; the weights get no gradient."""
+        """Find adversarial images with PGD, shaped like `x`; the weights get no gradient."""
 
         def loss(logits: Tensor) -> Tensor:
             return F.cross_entropy(logits, y, reduction="sum")
@@ -51,21 +51,22 @@ class PGDAT:
         return _strongest_images(model, loss, x, start, threat, self.steps, self.step_size, noise)
 
     def loss(self, model: Classifier, x: Tensor, x_adv: Tensor, y: Tensor, noise: Noise) -> Tensor:
-        """The loss of each image (B,), given what PGD found."""
+        """The loss of each image (B,), given its adversarial image from PGD."""
         return F.cross_entropy(model(x_adv, noise).float(), y, reduction="none")
 
 
 @checked_dataclass
 class TRADES:
-    """Cross-entropy of the image, and how far an attack can move the answer (Zhang et al., 2019).
+    """Cross-entropy on clean images plus the divergence an attack can cause (Zhang et al., 2019).
 
-    Cross-entropy(f(x), y) + beta KL(f(x) || f(x')), x' from PGD on that divergence (equation 5 and
-    algorithm 1).
+    The loss is cross-entropy(f(x), y) + beta KL(f(x) || f(x')), where PGD finds x' by maximizing
+    that divergence (equation 5 and algorithm 1).
 
     Attributes:
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images.
-        steps: Steps of PGD, from a start with a little normal noise (0.001, as published).
+        steps: Steps of PGD, starting from the image plus normal noise of standard deviation 0.001
+            (as published).
         step_size: The step size of PGD, in units of eps.
         beta: The weight of the divergence (1 / lambda of the paper).
     """
@@ -84,7 +85,7 @@ class TRADES:
         return self.loss(model, x, self.adversarial(model, x, y, noise), y, noise)
 
     def adversarial(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
-        """The images that PGD finds, shaped like `x`; the weights get no gradient."""
+        """Find adversarial images with PGD, shaped like `x`; the weights get no gradient."""
         threat = Threat(self.norm, self.eps)
         with frozen(model):
             clean = model(x, noise).float().softmax(1)
@@ -96,7 +97,7 @@ class TRADES:
         return _strongest_images(model, loss, x, start, threat, self.steps, self.step_size, noise)
 
     def loss(self, model: Classifier, x: Tensor, x_adv: Tensor, y: Tensor, noise: Noise) -> Tensor:
-        """The loss of each image (B,), given what PGD found."""
+        """The loss of each image (B,), given its adversarial image from PGD."""
         logits, moved = model(x, noise).float(), model(x_adv, noise).float()
         drift = F.kl_div(moved.log_softmax(1), logits.softmax(1), reduction="none").sum(1)
         return F.cross_entropy(logits, y, reduction="none") + self.beta * drift
@@ -112,10 +113,10 @@ def _strongest_images(
     step_size: float,
     noise: Noise,
 ) -> Tensor:
-    """The steps of `attacks.PGD` on `loss` of the logits, from `start`; the weights get no gradient.
+    """Increase `loss` of the logits by steps of `attacks.PGD`; the weights get no gradient.
 
-    The loss may be any, such as the divergence of TRADES, and is of logits in float32 whatever
-    autocast makes of them; and the steps may be none. So the loop is not that of an attack.
+    The loop is not the attack's own, because here the loss can be any function, such as the
+    divergence of TRADES, its logits are float32 even under autocast, and there can be 0 steps.
     """
     pgd, x_adv = PGD(max(steps, 1), step_size=step_size), start
     with frozen(model):

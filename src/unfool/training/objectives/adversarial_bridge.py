@@ -1,8 +1,8 @@
-"""Adversarial bridges: a denoiser learns the way from the adversarial image to the clean one.
+"""Adversarial bridges: a denoiser learns a path from the adversarial image to the clean image.
 
-A denoiser that was trained on Gaussian noise takes an adversarial perturbation for a part of the image.
-Here the perturbation stands on the path, fades on it to the clean image, and is unlearned with the
-noise. There are two paths: that of a diffusion (ADBM; Li et al., 2025) and a straight line (FlowPure;
+A denoiser trained on Gaussian noise treats an adversarial perturbation as a part of the image. Here the
+perturbation is a part of the path and fades along it, so the denoiser learns to remove it together with
+the noise. There are two paths: a diffusion (ADBM; Li et al., 2025) and a straight line (FlowPure;
 Collaert et al., 2025).
 """
 
@@ -31,33 +31,35 @@ Budget = Literal["fixed", "uniform"]
 class AdversarialBridge:
     """The denoiser's error on a path from the adversarial image z + delta to the clean image z.
 
-    With s = sigma / alpha at the time t and S the same at the path's end T, the network sees
-    x_t / alpha = z + s eps + (s / S)^2 delta on the path `"diffusion"` (Li et al., 2025): at T the
-    adversarial image, noised. On the path `"flow"` (Collaert et al., 2025) it sees z + (s / S) delta: at
-    T the adversarial image, without noise. x_hat is to be z on both, so the loss is that of denoising
-    with other noise. On the flow it is the error of the velocity, up to a factor.
+    Let s = sigma / alpha at time t, and S its value at the end T of the path. On the path
+    `"diffusion"` (Li et al., 2025), the network sees x_t / alpha = z + s eps + (s / S)^2 delta, which
+    at T is the noised adversarial image. On the path `"flow"` (Collaert et al., 2025), it sees
+    z + (s / S) delta, which at T is the adversarial image without noise. The target of x_hat is z on
+    both, so the loss is the denoising loss with another noise. On the flow, it is the error of the
+    velocity, up to a factor.
 
-    Purify by `diffpure` with a t* from `t_from` to `t_max`. The steps of `ddpm` stay on this very path;
-    those of `ddim`, which the paper takes, keep more of delta. After the path `"flow"` purify by
-    `flowpure`, whose t is `t_max`.
+    After the path `"diffusion"`, purify by `diffpure` with t* between `t_from` and `t_max`. The steps
+    of `ddpm` stay exactly on the path; those of `ddim`, which the paper uses, keep more of delta.
+    After the path `"flow"`, purify by `flowpure` with t = `t_max`.
 
     Attributes:
-        classifier: The protected classifier, which the attack fools; its weights stay as they are.
-        attack: The attack that makes the adversarial images, again in each training step. ADBM: PGD
-            with 3 steps and `step_size: 1`. FlowPure: PGD with 10 steps.
+        classifier: The protected classifier, which the attack fools; its weights do not change.
+        attack: The attack that makes new adversarial images in each training step. ADBM: PGD with 3
+            steps and `step_size: 1`. FlowPure: PGD with 10 steps.
         path: `"diffusion"` or `"flow"`.
-        attacked: The model that the attack fools: `"one-step"` is the classifier on the one-step
-            estimate x_hat of the state on the path, at this time and with this noise (ADBM);
-            `"classifier"` is the classifier alone (FlowPure).
+        attacked: The model that the attack fools: `"one-step"` is the classifier applied to the
+            one-step estimate x_hat from the state on the path, at its time and with its noise
+            (ADBM); `"classifier"` is the classifier alone (FlowPure).
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images. FlowPure: 0.05.
-        budget: `"fixed"`, or `"uniform"`, where the budget of an image is a random share of `eps`
-            (FlowPure).
+        budget: `"fixed"`, or `"uniform"`, where each image's budget is a uniformly random share of
+            `eps` (FlowPure).
         t_min: The smallest time.
-        t_from: The smallest T of the path `"diffusion"`; not used by `"flow"`.
-        t_max: The largest T, and the only one for `"flow"`. For each image, T is uniform, and t is
-            uniform below it; for `"flow"`, s is uniform.
-        label_dropout: How often a label is replaced by the null class, for a conditional denoiser.
+        t_from: The smallest T of the path `"diffusion"`; `"flow"` ignores it.
+        t_max: The largest T, and the only T of `"flow"`. For each image, T is uniform between
+            `t_from` and `t_max`, and t is uniform between `t_min` and T; for `"flow"`, s is uniform.
+        label_dropout: The probability of replacing a label by the null class, for a conditional
+            denoiser.
     """
 
     classifier: Any
@@ -94,7 +96,7 @@ class AdversarialBridge:
         return denoising_loss(model, z, t, label, state.noise_of(model, model.encode(x_adv)))
 
     def _times(self, schedule: Schedule, noise: Noise, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The time t of each image, and that of the end of its path, both (B, 1, 1, 1)."""
+        """Draw the time t of each image and the end T of its path, both (B, 1, 1, 1)."""
         share = noise.child("time").uniform(like)
         if self.path == "diffusion":
             end = self.t_from + (self.t_max - self.t_from) * noise.child("end").uniform(like)
@@ -108,7 +110,7 @@ class AdversarialBridge:
     def _attacked(
         self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise, state: "_State"
     ) -> Tensor:
-        """Adversarial images, shaped like `x`; the weights get no gradient."""
+        """Attack `x` within each image's budget; the weights get no gradient."""
         threat, share = Threat(self.norm, self.eps), torch.ones_like(x[:, :1, :1, :1])
         if self.budget == "uniform":
             share = noise.child("budget").uniform(share)
@@ -131,15 +133,15 @@ class AdversarialBridge:
 
 @dataclass(frozen=True)
 class _State:
-    """Where the images of a batch stand on their paths: what does not depend on the attack.
+    """The states of a batch of images on their paths, without the perturbation.
 
     Attributes:
-        path: Which path.
+        path: The path.
         z: Clean images (B, C, H, W) in the denoiser's space.
-        eps: Gaussian noise, shaped alike.
-        t: Their times (B, 1, 1, 1).
-        end: The times of the ends of their paths, shaped alike.
-        label: What a conditional denoiser is told (B,).
+        eps: Gaussian noise, shaped like `z`.
+        t: Times (B, 1, 1, 1).
+        end: The times at which the paths end, shaped like `t`.
+        label: The labels (B,) given to a conditional denoiser.
     """
 
     path: Path
@@ -150,12 +152,12 @@ class _State:
     label: Tensor
 
     def take(self, rows: list[int]) -> "_State":
-        """That of the images at these rows."""
+        """The state of the images at `rows` of the batch."""
         parts = (self.z, self.eps, self.t, self.end, self.label)
         return _State(self.path, *(part[rows] for part in parts))
 
     def noise_of(self, model: NetworkDenoiser, z_adv: Tensor) -> Tensor:
-        """The n such that the state is alpha z + sigma n, with the perturbation in n."""
+        """The n, which contains the perturbation, such that the state is alpha z + sigma n."""
         delta, whole = z_adv - self.z, _size(model.schedule, self.end)
         if self.path == "flow":
             return delta / whole
@@ -164,18 +166,18 @@ class _State:
 
 @dataclass(frozen=True)
 class _Target:
-    """What the attack fools, with an image's time, noise and budget held fixed.
+    """The model that the attack fools, with the time, noise and budget of each image held fixed.
 
-    A query is known by the keys of its noise, of which the attack was told, whatever part of the batch
-    it is about.
+    The attack may query any part of the batch: the keys of the noise, which the attack knows, tell
+    which images a query contains.
 
     Attributes:
         classifier: The classifier.
-        denoiser: It estimates the image first; None to fool the classifier alone.
-        state: Where the images stand.
+        denoiser: The denoiser that estimates the image first; None to fool the classifier alone.
+        state: The states of the images on their paths.
         x: Clean images (B, C, H, W) in [0, 1].
-        share: How much of a perturbation counts (B, 1, 1, 1).
-        places: The row of each key.
+        share: The factor that scales each perturbation (B, 1, 1, 1).
+        places: The row of the batch that belongs to each key.
     """
 
     classifier: Classifier

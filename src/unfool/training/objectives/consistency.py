@@ -1,7 +1,7 @@
-"""Consistency distillation (Song et al., 2023): a denoiser's whole way back in one call of a network.
+"""Consistency distillation (Song et al., 2023): the whole reverse process in one call of a network.
 
-The network is to answer alike at two neighboring states of one trajectory of a teacher's flow, whose last
-state is the clean image. It then purifies in one call, where its teacher takes many steps.
+The network learns to give the same output at two neighboring states of one trajectory of a teacher's
+probability flow, which ends at the clean image. It then purifies in one call instead of many steps.
 """
 
 from collections.abc import Callable
@@ -28,28 +28,29 @@ HUBER = (
 
 @checked_dataclass
 class ConsistencyDistillation:
-    """How differently a network answers at two neighboring states of its teacher's flow.
+    """The distance between a network's outputs at two neighboring states of its teacher's flow.
 
-    The loss is d(f(x_t, t), f'(x_u, u)) of a noised image x_t and of x_u, to which one step of the
-    teacher's solver leads from it (Song et al., 2023, algorithm 2, weight 1). t and the next time u are
-    neighbors among EDM's times from `t_max` to 0, at which f is the state itself. f' is the network f
-    itself without a gradient, in evaluation mode: an average of decay 0.
+    The loss is d(f(x_t, t), f'(x_u, u)), where x_t is a noised image, and one step of the teacher's
+    solver leads from x_t to x_u (Song et al., 2023, algorithm 2, weight 1). t and u < t are adjacent
+    among EDM's times from `t_max` to 0; at time 0, f returns its input. f' is f itself without
+    gradient and in evaluation mode, which is a running average with decay 0.
 
-    f is what `NetworkDenoiser` makes of the network: of the prediction `"consistency"` (as published;
-    begin with the weights of an `"edm"` teacher), or of any other but `"image"`, which would not be the
-    state itself at time 0. Use the result in one call (the purifier `one-step`); it is not E[x_0 | x_t],
-    which samplers of several steps need.
+    f is the estimate of `NetworkDenoiser`, whose network may predict `"consistency"` (as published;
+    start from the weights of an `"edm"` teacher) or anything but `"image"`, with which f would not
+    return its input at time 0. Use the result in one call (the purifier `one-step`): it is not
+    E[x_0 | x_t], which samplers with several steps need.
 
     Attributes:
-        denoiser: The teacher, with the schedule of the network; its weights do not change. It is
-            given labels if the network is.
+        denoiser: The teacher, with the same schedule as the network; its weights do not change. It
+            gets labels if the network does.
         levels: The number of times, including `t_max` and excluding 0; 18 as published.
         t_max: The largest time; a purifier cannot use the model at a larger one.
-        solver: The solver of the teacher's step: `"heun"` (two calls of it; published) or `"euler"`
-            (one).
+        solver: The solver of the teacher's step: `"heun"` (two calls of the teacher; published) or
+            `"euler"` (one call).
         distance: `"huber"` (pseudo-Huber; Song and Dhariwal, 2024, equation 7), which needs no other
             network; `"l2"` (squared) or `"l1"`; or `"lpips"` (Song et al., 2023), with the extra `lpips`.
-        label_dropout: How often a label is replaced by the null class, for a conditional denoiser.
+        label_dropout: The probability of replacing a label by the null class, for a conditional
+            denoiser.
     """
 
     denoiser: Any
@@ -63,8 +64,8 @@ class ConsistencyDistillation:
         """The loss of each image (B,).
 
         Raises:
-            ValueError: The teacher has another schedule, the network predicts images, the chain has
-                fewer levels, or images are too small for `"lpips"`.
+            ValueError: The teacher has another schedule, the network predicts images, the schedule
+                has fewer than `levels` noise levels, or images are too small for `"lpips"`.
         """
         times = self._times(model).to(x)
         label = label_or_null(model, y, self.label_dropout, noise)
@@ -74,7 +75,7 @@ class ConsistencyDistillation:
         x_t = now.alpha * z + now.sigma * noise.child("noise").normal(z)
         with torch.no_grad(), frozen(model):
             x_u = self._step(x_t, now, then, label if model.classes else None)
-            ended = then.sigma == 0  # where networks that are told the logarithm of the noise fail
+            ended = then.sigma == 0  # there, networks that take the logarithm of the noise fail
             target = model.estimate(x_u, torch.where(ended, now.t, then.t), label).to(x_u)
             target = torch.where(ended, x_u, target)
         answer = model.estimate(x_t, now.t, label).to(x_t)
@@ -87,7 +88,7 @@ class ConsistencyDistillation:
         return DISTANCES[self.distance](answer - target)
 
     def _times(self, model: NetworkDenoiser) -> Tensor:
-        """The falling times (levels + 1,), the last 0."""
+        """The decreasing times (levels + 1,), of which the last is 0."""
         if model.schedule != self.denoiser.schedule:
             raise ValueError(
                 f"objective.denoiser: its schedule is {self.denoiser.schedule}, and that of the "
@@ -107,7 +108,7 @@ class ConsistencyDistillation:
         return times
 
     def _step(self, x_t: Tensor, now: Scales, then: Scales, label: Tensor | None) -> Tensor:
-        """The state at `then`, by the teacher's flow in EDM's variables x / alpha and sigma / alpha."""
+        """Step to `then` along the teacher's flow, in EDM's variables x / alpha and sigma / alpha."""
         teacher = self.denoiser.to(x_t.device).eval().requires_grad_(False)
         size, least = now.sigma / now.alpha, then.sigma / then.alpha
         state = x_t / now.alpha
@@ -122,7 +123,7 @@ class ConsistencyDistillation:
 
 
 def pseudo_huber(gap: Tensor) -> Tensor:
-    """sqrt(|gap|^2 + c^2) - c of each image (B,), c = 0.00054 sqrt(values) (Song and Dhariwal, 2024)."""
+    """sqrt(|gap|^2 + c^2) - c per image (B,), c = 0.00054 sqrt(dimension) (Song and Dhariwal, 2024)."""
     c = HUBER * gap[0].numel() ** 0.5
     return (gap.square().flatten(1).sum(1) + c**2).sqrt() - c
 

@@ -10,11 +10,11 @@ from unfool.ranges import ShareBelowOne, checked_dataclass
 
 @checked_dataclass
 class CrossEntropy:
-    """The plain objective of a classifier.
+    """The standard objective of a classifier.
 
     Attributes:
-        smoothing: How much of the label is spread over all classes (label smoothing; Szegedy et
-            al., 2016, section 7), from 0 to below 1.
+        smoothing: The share of the label that is spread over all classes (label smoothing; Szegedy
+            et al., 2016, section 7), from 0 to below 1.
     """
 
     smoothing: ShareBelowOne = 0.0

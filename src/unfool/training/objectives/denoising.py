@@ -1,4 +1,4 @@
-"""Denoising score matching (Ho et al., 2020): the squared error of what a network predicts of x_t."""
+"""Denoising score matching (Ho et al., 2020): the squared error of a network's prediction at x_t."""
 
 from typing import Literal
 
@@ -22,16 +22,18 @@ class Denoising:
     Attributes:
         t_min: The smallest time of training, above 0.
         t_max: The largest time of training, at most 1; a purifier at t* never needs more than t*.
-        label_dropout: How often a label is replaced by the null class, for a conditional denoiser.
+        label_dropout: The probability of replacing a label by the null class, for a conditional
+            denoiser.
         times: The distribution of times: `"uniform"`, or `"lognormal"`, where the logarithm of
-            sigma / alpha is normal (Karras et al., 2022, table 1), cut to the range.
+            sigma / alpha is normal (Karras et al., 2022, table 1), truncated to the range.
         center: The mean of that logarithm, for `"lognormal"`.
         spread: The standard deviation of that logarithm, for `"lognormal"`.
-        min_snr: The cap on the weight of an error of x_hat, in units of (alpha / sigma)^2 (Hang et
-            al., 2023, section 3.4: 5); None weighs errors of the prediction alike.
-        stratified: Whether the times of a batch are spread evenly, one in each of B parts.
+        min_snr: The cap on the weight (alpha / sigma)^2 of the squared error of x_hat (Hang et al.,
+            2023, section 3.4: 5); None weights errors of the network's own prediction equally.
+        stratified: Whether the times of a batch of B images are stratified, with one time in each
+            of B parts of equal probability.
         classification_weight: The weight of the cross-entropy of the diffusion classifier on this
-            random draw, whose logits are minus the squared errors of the prediction under each
+            random draw. Its logits are the negative squared errors of the prediction under each
             class, summed over the image. It needs a multi-head denoiser, which returns all of them
             in one call.
     """
@@ -53,7 +55,7 @@ class Denoising:
             )
 
     def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
-        """The loss of each image (B,), with a time of its own for each."""
+        """The loss of each image (B,), each at its own random time."""
         t, label = time_and_label(self, model, x, y, noise)
         z = model.encode(x)
         eps = noise.child("noise").normal(z)
@@ -68,7 +70,7 @@ class Denoising:
         return loss + self.classification_weight * cross_entropy
 
     def at(self, share: Tensor, schedule: Schedule) -> Tensor:
-        """The times below which lies this `share` of them all."""
+        """The quantiles of the distribution of times at the probabilities `share`."""
         if self.times == "uniform":
             return self.t_min + (self.t_max - self.t_min) * share
         grid = torch.linspace(self.t_min, self.t_max, 2001, dtype=torch.float64)
@@ -83,7 +85,7 @@ class Denoising:
 def time_and_label(
     objective: Denoising, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """A time (B, 1, 1, 1) for each image, and what a conditional denoiser is told of it (B,)."""
+    """Draw each image's time (B, 1, 1, 1) and the label (B,) that a conditional denoiser gets."""
     share = noise.child("time").uniform(x[:, :1, :1, :1])
     if objective.stratified:
         share = stratified(share, noise.child("stratum").uniform(share))
@@ -92,13 +94,13 @@ def time_and_label(
 
 
 def label_or_null(model: NetworkDenoiser, y: Tensor, dropout: float, noise: Noise) -> Tensor:
-    """What a conditional denoiser is told of images (B,): their class, or now and then the null class.
+    """Replace some labels (B,) by the null class of a conditional denoiser.
 
     Args:
-        model: The denoiser; one without classes takes no notice.
+        model: The denoiser; if it has no classes, `y` is returned unchanged.
         y: The classes of the images (B,).
-        dropout: How often it is the null class.
-        noise: Draws which.
+        dropout: The probability of replacing a label.
+        noise: The randomness that selects which labels are replaced.
     """
     if not model.classes:
         return y
@@ -107,25 +109,25 @@ def label_or_null(model: NetworkDenoiser, y: Tensor, dropout: float, noise: Nois
 
 
 def stratified(rank: Tensor, within: Tensor) -> Tensor:
-    """Uniform numbers of [0, 1), one in each of B parts of equal length, shaped like `rank`.
+    """Return stratified uniform values, one in each of B equal parts of [0, 1), shaped like `rank`.
 
     Args:
-        rank: Uniform numbers (B, ...), one for each image, by whose order images get their parts.
-        within: Where in its part an image lies, uniform, shaped alike.
+        rank: Uniform values (B, ...), one per image, whose order assigns images to parts.
+        within: Uniform position of each image within its part, in the same shape.
     """
-    tied = rank.double() + within.double() * 2**-24  # equal numbers, of 24 bits, are told apart
+    tied = rank.double() + within.double() * 2**-24  # breaks ties between equal 24-bit values
     order = tied.flatten().argsort().argsort().view_as(rank)
     return ((order + within) / len(rank)).clamp(max=1 - 2**-24)
 
 
 def denoising_loss(model: NetworkDenoiser, z: Tensor, t: Tensor, y: Tensor, eps: Tensor) -> Tensor:
-    """The mean squared error of what the network predicts of x_t, (B,).
+    """The mean squared error of the network's prediction at x_t, (B,).
 
     Args:
         model: The denoiser.
         z: Clean images (B, C, H, W) in the denoiser's space.
         t: Times, shaped () or (B, 1, 1, 1).
-        y: Labels (B,), of which an unconditional denoiser takes no notice.
+        y: Labels (B,), which an unconditional denoiser ignores.
         eps: The noise in x_t, shaped like `z`.
     """
     _, alpha, sigma, _ = model.schedule(t)
@@ -136,13 +138,13 @@ def denoising_loss(model: NetworkDenoiser, z: Tensor, t: Tensor, y: Tensor, eps:
 def losses_of_heads(
     model: NetworkDenoiser, z: Tensor, t: Tensor, label: Tensor, y: Tensor, eps: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The denoising loss, and the cross-entropy of the errors of all classes, both (B,).
+    """Return the denoising loss and the diffusion classifier's cross-entropy, both (B,).
 
     Args:
         model: A multi-head denoiser.
         z: Clean images (B, C, H, W) in the denoiser's space.
         t: Times (B, 1, 1, 1).
-        label: Whose head is to denoise each image (B,), up to and with the null class.
+        label: The head that denoises each image (B,): a class, or the null class.
         y: The classes of the images (B,).
         eps: The noise in x_t, shaped like `z`.
 

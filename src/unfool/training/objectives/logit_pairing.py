@@ -1,4 +1,4 @@
-"""Adversarial logit pairing (ALP; Kannan et al., 2018): like logits for clean and attacked images."""
+"""Adversarial logit pairing (ALP; Kannan et al., 2018): similar logits for clean and attacked images."""
 
 from typing import Literal
 
@@ -12,20 +12,20 @@ from unfool.training.objectives.adversarial import PGDAT
 
 @checked_dataclass
 class ALP:
-    """Cross-entropy of clean and adversarial images, and the squared gap of their logits.
+    """Cross-entropy on clean and adversarial images plus the squared difference of their logits.
 
-    share CE(f(x), y) + (1 - share) CE(f(x'), y) + weight mean (f(x') - f(x))^2 (Kannan et al.,
-    2018), x' from PGD, the mean over classes. With `weight` and `clean_share` 0 it is
-    PGD-AT. The published model withstood only weak attacks (Engstrom et al., 2018), so evaluate
-    with strong ones.
+    The loss is clean_share CE(f(x), y) + (1 - clean_share) CE(f(x'), y) + weight mean (f(x') -
+    f(x))^2 (Kannan et al., 2018), where x' is from PGD and the mean is over classes. With `weight`
+    and `clean_share` 0 it is PGD-AT. The published model withstood only weak attacks (Engstrom et
+    al., 2018), so evaluate with strong ones.
 
     Attributes:
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images.
-        steps: Steps of PGD, from a random start; 0 takes the random start alone.
+        steps: Steps of PGD, from a random start; with 0, the random start is the adversarial image.
         step_size: The step size of PGD, in units of eps.
-        weight: The weight of the squared gap; 0.5 in the paper.
-        clean_share: The share of the cross-entropy of clean images, in [0, 1]; 0.5 in the paper.
+        weight: The weight of the squared difference; 0.5 in the paper.
+        clean_share: The weight of the cross-entropy on clean images, in [0, 1]; 0.5 in the paper.
     """
 
     norm: Literal["linf", "l2"] = "linf"

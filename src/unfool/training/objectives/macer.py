@@ -1,4 +1,4 @@
-"""MACER (Zhai et al., 2020): a classifier trained for a large certified radius, without any attack."""
+"""MACER (Zhai et al., 2020): train a classifier for a large certified radius, without an attack."""
 
 import math
 
@@ -13,20 +13,20 @@ from unfool.ranges import Count, InPixels, NotNegative, Positive, checked_datacl
 
 @checked_dataclass
 class MACER:
-    """Cross-entropy of the smoothed classifier, and a hinge on its certified radius (Zhai et al., 2020).
+    """Cross-entropy of the smoothed classifier plus a hinge on its certified radius (Zhai et al., 2020).
 
-    Probabilities p are means over `copies` noisy copies of an image. The loss is - log p_y, and, of
-    images that the smoothed classifier gets right with a margin of at most gamma, weight sigma / 2 (gamma
-    - margin) more. The margin is Phi^-1(p_y) - Phi^-1(the greatest other), of probabilities sharpened by
-    `beta`; sigma / 2 times the margin is the certified radius.
+    Probabilities p are means over `copies` noisy copies of an image. The loss is -log p_y. Images that
+    the smoothed classifier gets right with a margin of at most gamma add the hinge loss weight sigma / 2
+    (gamma - margin). The margin is Phi^-1(p_y) - Phi^-1(the largest other p), where p is computed from
+    logits multiplied by `beta`; sigma / 2 times the margin is the certified radius.
 
     Attributes:
         sigma: The standard deviation of the noise, in units of [0, 1] pixels; certify with the
-            same.
+            same value.
         copies: Noisy copies of each image in a step, all in one call (k in the paper).
-        weight: The weight of the hinge (lambda): 12 for sigma 0.25, 4 for 0.5.
-        gamma: The margin at which an image no longer counts.
-        beta: How many times logits are scaled up before the softmax of the hinge.
+        weight: The weight of the hinge (lambda in the paper): 12 for sigma 0.25, 4 for 0.5.
+        gamma: The margin above which the hinge is 0.
+        beta: The factor that multiplies logits before the softmax of the hinge.
     """
 
     sigma: InPixels = 0.25
@@ -45,7 +45,7 @@ class MACER:
         return F.nll_loss(log_mean, y, reduction="none") + self.weight * self.hinge(logits, y)
 
     def hinge(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The hinge, sigma / 2 (gamma - margin), of each image (B,), or 0 where it does not count.
+        """The hinge, sigma / 2 (gamma - margin), of each image (B,), or 0 where it does not apply.
 
         Args:
             logits: Logits of the noisy copies (B, copies, K).
@@ -55,7 +55,7 @@ class MACER:
         (best, other), places = mean.topk(2).values.unbind(1), mean.argmax(1)
         margin = torch.special.ndtri(best) - torch.special.ndtri(other)  # infinite at 0 and 1
         counts = (places == y) & (margin <= self.gamma)
-        # where an image does not count, numbers whose slopes are finite
+        # Where the hinge does not apply, constants keep NaN out of the gradient.
         best, other = torch.where(counts, best, 0.75), torch.where(counts, other, 0.25)
         margin = torch.special.ndtri(best) - torch.special.ndtri(other)
         return torch.where(counts, self.sigma / 2 * (self.gamma - margin), 0.0)

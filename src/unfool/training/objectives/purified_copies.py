@@ -1,7 +1,7 @@
 """Train a classifier on purified copies of its images and on the clean images.
 
-A purifier changes images in ways that a classifier of clean images has never seen. FT-CADIS fine-tunes
-smoothed classifiers for the same reason.
+A purifier changes images in ways that a classifier trained on clean images has never seen. FT-CADIS
+fine-tunes smoothed classifiers for the same reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,21 +19,21 @@ from unfool.ranges import Count, ShareBelowOne, checked_dataclass
 from unfool.training.image_cache import CachedImages, fill_cache
 from unfool.training.objectives.cross_entropy import CrossEntropy
 
-# what the copies depend on
+# options of the objective on which the copies depend
 OPTIONS = ("denoiser", "purifier", "copies", "images", "seed")
 
 
 @checked_dataclass
 class PurifiedCopies:
-    """Cross-entropy on purified copies and on the images they were made from, one of each.
+    """Cross-entropy on purified copies and on their clean images, in equal numbers.
 
     `with_purified_copies` makes the purified copies; this object only computes the loss.
 
     Attributes:
         denoiser: The denoiser of the purifier.
-        purifier: Makes the copies.
-        copies: Copies of each image, each with its own noise.
-        images: How many images of the data set are used, chosen by `seed`; None for all.
+        purifier: The purifier that makes the copies.
+        copies: The number of copies of each image, each with its own noise.
+        images: The number of images of the data set that are used, chosen by `seed`; None for all.
         smoothing: See `CrossEntropy`.
         seed: Seed of the purifier's noise and of the choice of images.
     """
@@ -55,7 +55,8 @@ class CleanAndPurified:
 
     Args:
         data: Holds the clean images.
-        indices: Which images of `data`; copy i x len(indices) + j is made from `indices[j]`.
+        indices: The images of `data` that are used; copy i x len(indices) + j is made from
+            `indices[j]`.
         purified: The purified images.
     """
 
@@ -72,7 +73,7 @@ class CleanAndPurified:
         return self.purified[index - len(self.purified)]
 
     def facts(self) -> dict[str, object]:
-        """How many copies there are, and how far purification moves an image."""
+        """The number of copies, and the mean distance by which purification moves an image."""
         moved = self.purified.column("moved").double()
         return {
             "images": len(self.purified),
@@ -89,18 +90,18 @@ def with_purified_copies(
     device: str = "cpu",
     quiet: bool = False,
 ) -> CleanAndPurified:
-    """Clean images and their purified copies, the latter from disk as far as they are there.
+    """Return clean images and their purified copies, computing the copies that are not yet on disk.
 
     Args:
         data: Clean images with labels.
-        objective: Says what purifies them, and how often.
-        asked: The checked part of a spec that it was built from.
-        home: Holds a folder for each such set.
-        device: Where to purify.
+        objective: Defines the purifier and the number of copies.
+        asked: The checked spec part from which `objective` was built.
+        home: Folder that holds one subfolder for each set of images.
+        device: Device on which the purifier runs.
         quiet: Show no progress.
 
     Raises:
-        SpecError: There are not so many images.
+        SpecError: The data set has too few images.
         ValueError: A file is damaged, or the purifier changes the shape of images.
     """
     indices = choose_indices(
@@ -123,9 +124,9 @@ def with_purified_copies(
 def purify_block(
     data: Dataset, indices: Sequence[int], numbers: range, objective: PurifiedCopies, device: str
 ) -> dict[str, Tensor]:
-    """Copies of these numbers: images in float16, labels, and how far each moved (root mean square).
+    """Make the copies `numbers`: images in float16, labels, and root-mean-square distances moved.
 
-    They are cut to [0, 1], as those of a data set are, though a defense does not do so.
+    The images are clipped to [0, 1] like those of a data set, although a defense does not do that.
     """
     which = [indices[number % len(indices)] for number in numbers]
     x, y = (part.to(device) for part in fetch(data, which))

@@ -1,8 +1,8 @@
 """Truth maximization (TMDC): fine-tuning a diffusion classifier's denoiser on adversarial images.
 
 The loss is the error of the network's prediction for adversarial images under their true labels, so
-that these explain them better; nothing is said of the other classes. The images are made once, before
-the training (see `adversarial_images`).
+that the true labels explain them better; other classes do not enter the loss. The images are computed
+once, before training (see `adversarial_images`).
 """
 
 from collections.abc import Sequence
@@ -29,24 +29,24 @@ Released = Literal["range", "noise", "unattacked"]
 class TruthMaximization:
     """The denoiser's error on adversarial images with their true label (TMDC, equation 8).
 
-    Call it with the images that `attacked` returns, which are adversarial. The equation is for a
-    network that predicts noise; any other network is trained on its own target, with its own
-    weights: the squared error of the noise times 1 / alpha^2 (`"velocity"`), 1 + 4 s^2 (`"edm"`) or
-    s^2 (`"image"`), with s = sigma / alpha.
+    Call it with the adversarial images that `attacked` returns. The equation is for a network that
+    predicts noise. Any other network is trained on its own target, which weights the squared error
+    of the noise by 1 / alpha^2 (`"velocity"`), 1 + 4 s^2 (`"edm"`) or s^2 (`"image"`), with
+    s = sigma / alpha.
 
     Attributes:
         source: The classifier that is attacked.
         attack: The attack on the source.
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images.
-        images: How many images of the data set are attacked and trained on, chosen by `seed`; None
-            for all.
+        images: The number of images of the data set that are attacked and trained on, chosen by
+            `seed`; None for all.
         seed: Seed of the attack and of the choice of images.
         released: Deviations of the released code to reproduce. `"range"`: the attack runs on 2x - 1
             as if that were in [0, 1], so values below mid-gray become mid-gray. `"noise"`: the
             noised image lacks its factor alpha, as in a variance-exploding process. `"unattacked"`:
             an image stays clean if the source misclassifies it before the attack, or classifies it
-            correctly after.
+            correctly after the attack.
         t_min, t_max, times: See `Denoising`.
     """
 
@@ -90,12 +90,12 @@ class TruthMaximization:
         return (out.to(z) - model.target(z, eps, t)).square().flatten(1).mean(1)
 
     def attacked(self, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
-        """Adversarial images, shaped like `x` and in [0, 1].
+        """Attack `x`, and return adversarial images of the same shape in [0, 1].
 
         Args:
             x: Images (B, C, H, W) in [0, 1].
             y: Their labels (B,).
-            noise: For the attack.
+            noise: The randomness of the attack.
 
         Raises:
             RuntimeError: The attack exceeded the threat.
@@ -104,7 +104,7 @@ class TruthMaximization:
         asked: AbstractContextManager[None] = nullcontext()
         if "range" in self.released:
             model, start = _of_model_space(model), 2 * x - 1
-            asked = images_of_any_range()  # the very mistake that is followed here
+            asked = images_of_any_range()  # allows the mistake that is reproduced here
         with asked:
             x_adv = self.attack(model, start, y, threat, noise.child("attack"))
         if "range" in self.released:
@@ -122,7 +122,7 @@ class TruthMaximization:
         return (x_adv + 1) / 2 if "range" in self.released else x_adv
 
     def attacked_model(self) -> Classifier:
-        """The source as the attack sees it: a diffusion classifier without its elimination."""
+        """The source as the attack sees it: a diffusion classifier does not eliminate classes."""
         source: Any = self.source
         if isinstance(source, nn.Module):
             source.eval().requires_grad_(False)
@@ -130,5 +130,5 @@ class TruthMaximization:
 
 
 def _of_model_space(model: Classifier) -> Classifier:
-    """The classifier as a function of images in [-1, 1]."""
+    """Wrap a classifier so that it takes images in [-1, 1]."""
     return lambda z, noise: model((z + 1) / 2, noise)

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation (AWP; Wu et al., 2020): adversarial training at bad nearby weights."""
+"""Adversarial weight perturbation (AWP; Wu et al., 2020): train at the worst weights nearby."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,12 +14,12 @@ from unfool.training.objectives.adversarial import PGDAT, TRADES
 
 @checked_dataclass
 class AWP:
-    """The loss of PGD-AT, or of TRADES, at weights w + v that an ascent step finds (Wu et al., 2020).
+    """The loss of PGD-AT or TRADES at perturbed weights w + v (Wu et al., 2020).
 
-    v of a layer is gamma |w| g / |g|, with the gradient g, at w, of the mean loss over the batch's
-    adversarial images. The gradient of the training is that at w + v, and moves w. As released, only
-    weights of two dimensions or more are perturbed, and the search for v leaves no trace on the
-    statistics of batch normalization. Each part of a split batch has a v of its own.
+    For each layer, v = gamma |w| g / |g|, where g is the gradient, at w, of the mean loss over the
+    batch's adversarial images. Training computes its gradient at w + v and applies it to w. As
+    released, only weights with two or more dimensions are perturbed, and the search for v does not
+    change the statistics of batch normalization. Each part of a split batch has its own v.
 
     Attributes:
         norm: `"linf"` or `"l2"`.
@@ -51,14 +51,14 @@ class AWP:
     def perturbed(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, noise: Noise
     ) -> dict[str, Tensor]:
-        """The weights w + v by name; gradients of them are gradients of w.
+        """Return the weights w + v by name, differentiable in w with the identity as derivative.
 
         Args:
             model: The classifier; neither its weights nor its buffers change.
             x: Clean images (B, C, H, W) in [0, 1].
             x_adv: Their adversarial images.
             y: Labels (B,).
-            noise: The noise of the model.
+            noise: The randomness of the model.
         """
         weights = {
             name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim > 1
@@ -66,7 +66,7 @@ class AWP:
         if not self.gamma or not weights:
             return {}
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        # copies, lest autocast keep casts of the weights without their graph
+        # Copies, because autocast would cache casts of the weights themselves without their graph.
         copies = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
         loss = self._plain().loss(_At(model, copies | buffers), x, x_adv, y, noise).mean()
         slopes = torch.autograd.grad(loss, [*copies.values()], allow_unused=True)
@@ -85,7 +85,7 @@ class AWP:
 
 @dataclass(frozen=True)
 class _At:
-    """A model at other weights, or with other buffers; what is not named is its own."""
+    """A model in which the weights and buffers named in `state` are replaced."""
 
     model: nn.Module
     state: dict[str, Tensor]
