@@ -1,7 +1,7 @@
 """Interfaces of the replaceable parts of a diffusion: noise level, shaping, guide, correction, step.
 
-States are (B, C, H, W) in the denoiser's own space. Scales (`Scales`) are shaped (), or (B, 1, 1,
-1) if each image has times of its own.
+States are (B, C, H, W) in the denoiser's own space. Scales (`Scales`) are shaped (), or
+(B, 1, 1, 1) if each image has times of its own.
 """
 
 from typing import Protocol, runtime_checkable

@@ -262,7 +262,8 @@ def karras(schedule: Schedule, start: float, steps: int) -> Tensor:
     top, end = (2 * pixel_noise(schedule, start)) ** (1 / POWER), least ** (1 / POWER)
     parts = [i / max(steps - 1, 1) for i in range(1, steps)]
     sizes = [(top + part * (end - top)) ** POWER for part in parts]
-    times = [time_of_noise(schedule, size / 2 * (1 - 1e-12)) for size in sizes]  # rounding up
+    # a little less than `size`, so that rounding errors do not skip a step
+    times = [time_of_noise(schedule, size / 2 * (1 - 1e-12)) for size in sizes]
     return torch.tensor([start, *times, 0.0], dtype=torch.float64)
 
 

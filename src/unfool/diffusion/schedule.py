@@ -136,7 +136,7 @@ class TimesOfImages:
         self.scales = [schedule(time) for time in times.double().cpu()]
 
     def at(self, i: int, own: Tensor | None) -> Scales:
-        """The scales at time number `i`, given the first time of each image (B,) or None for `times`.
+        """The scales at time number `i`, given each image's first time (B,), or None for `times`.
 
         All images end at the same time.
         """
