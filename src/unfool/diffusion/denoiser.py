@@ -95,8 +95,8 @@ class NetworkDenoiser(Denoiser):
             an integer, `"rescaled"` is the index in a schedule of 1000 steps, `"score_sde"` 999 t,
             `"edm"` ln(s) / 4, `"consistency"` 250 ln(s), `"ve"` ln(s / 2), `"subvp"` 999 times the
             time of the sub-VP SDE. Or a function from scales to the time input.
-        clip_x0: Whether x_hat is clipped to [-1, 1], as many DDPM samplers do. Clipped pixels have no
-            gradient.
+        clip_x0: Whether x_hat is clipped to [-1, 1], as many DDPM samplers do. Clipped pixels have
+            no gradient.
         null: Whether the network has a null class. If not, it needs labels.
     """
 
@@ -275,7 +275,7 @@ def _consistency(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _subvp_alpha(scales: Scales) -> Tensor:
-    """The alpha of the sub-VP SDE, whose sigma is 1 - alpha^2, at the noise sigma / alpha of `scales`."""
+    """The alpha of the sub-VP SDE, whose sigma is 1 - alpha^2, at the sigma / alpha of `scales`."""
     noise = scales.sigma / scales.alpha
     return 2 / (noise + torch.sqrt(noise**2 + 4))
 

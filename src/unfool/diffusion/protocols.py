@@ -1,4 +1,4 @@
-"""Interfaces of the replaceable parts of a diffusion: noise level, shaping, guide, correction, step.
+"""Interfaces of the parts of a diffusion process: noise level, shaping, guide, correction, step.
 
 States are (B, C, H, W) in the denoiser's own space. Scales (`Scales`) are shaped (), or
 (B, 1, 1, 1) if each image has times of its own.

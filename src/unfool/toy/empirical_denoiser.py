@@ -70,7 +70,7 @@ class Empirical(Denoiser):
         return flat + pull * (x_t - alpha.to(x_t)[..., None, None] * flat)
 
     def evidence(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The log-likelihoods log p(x_t | c) at `t`, up to a term that classes share, (B, K) in float64.
+        """The log-likelihoods (B, K) in float64, log p(x_t | c) up to a term that classes share.
 
         Args:
             x_t: Noisy images (B, C, H, W), in the denoiser's space.

@@ -59,7 +59,7 @@ class LinearClassifier(nn.Module):
         self.register_buffer("weight", normal_vector())
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """Logits (B, 4) of images (B, C, H, W): plus and minus the scaled distance, and two low ones."""
+        """Logits (B, 4) of images (B, C, H, W): the scaled distance, its negative, two low ones."""
         lead = ((x - GRAY) * self.weight.to(x)).flatten(1).sum(1)
         low = torch.full_like(lead, -3.0)
         return self.scale * torch.stack([lead, -lead, low, low - 1], 1)
