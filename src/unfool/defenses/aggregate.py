@@ -23,7 +23,7 @@ class Aggregated(nn.Module):
 
     Args:
         model: A classifier behind a purifier.
-        paths: How many independent purifications; 10 for GDMP, DensePure and gradual purification.
+        paths: The number of purifications; 10 for GDMP, DensePure, and gradual purification.
         by: How the logits of all paths become one answer: `"logits"` averages logits, `"softmax"`
             averages probabilities, `"votes"` counts votes.
 

@@ -33,7 +33,7 @@ class Confidence(nn.Module):
         classifier: The protected classifier, frozen.
         denoiser: The denoiser in whose space x_t is.
         weight: lambda, 0 or more; with 1, classifier and denoiser weigh the same.
-        detach: Treat the term as a constant in the backward pass, as the release does. By default
+        detach: Whether the term is a constant in the backward pass, as in the release. By default
             the gradient goes through it and is exact.
     """
 
@@ -72,7 +72,7 @@ class Confidence(nn.Module):
 
 
 class COUP(nn.Module):
-    """A purifier that takes the image itself as x_{t*} and goes back, guided by the classifier.
+    """A purifier that runs the reverse process from the image as x_{t*}, guided by the classifier.
 
     There is no forward noise. It draws from the stream `reverse`; the guide's classifier, if it is
     random, draws from `classify` below that. A step costs one call of the denoiser and one forward
@@ -90,8 +90,8 @@ class COUP(nn.Module):
             your own step (`protocols.Step`).
         variance: The variance of a `"ddpm"` step: `"small"` (posterior) or `"large"` (forward).
         eta: The share of fresh noise in `"ddim"` and `"heun"`, 0 to 1.
-        detach: Leave the second derivatives out of the gradient, as the release does. The purified
-            images are the same, but attacks no longer have the exact gradient.
+        detach: Whether to leave second derivatives out of the gradient, as the release does. The
+            purified images are the same, but attacks no longer have the exact gradient.
         clamp: `"none"`; `"released"` clamps the image before and after purification to [0, 1],
             which sets the gradient of saturated pixels to 0; `"straight"` gives the same images,
             with the gradient as if there were no clamp.

@@ -37,9 +37,9 @@ class DistributionTransfer(nn.Module):
     purifier's own stream (for x_adv) or below a step's (for x_t).
 
     D_out compares logits: `kl` is KL(p(x_adv) || p(x_t)), `l2` the squared distance of the
-    probabilities, `confidence` - log max p(x_t), `entropy` that of p(x_t), `repel` - kl, and `none`
-    0. D_in compares images in [0, 1]: `mse` and `l1` (means over pixels), `ssim` (1 - SSIM),
-    `lpips`, or `none`.
+    probabilities, `confidence` is - log max p(x_t), `entropy` is that of p(x_t), `repel` is - kl,
+    and `none` is 0. D_in compares images in [0, 1]: `mse` and `l1` (means over pixels), `ssim`
+    (1 - SSIM), `lpips`, or `none`.
 
     Args:
         denoiser: The diffusion model.

@@ -29,7 +29,7 @@ class FlowPure(nn.Module):
     Args:
         denoiser: A denoiser that was trained on the straight path.
         t: The time at the end of the path, in (0, 1]: `t_max` of the training.
-        steps: Euler steps, each one call of the network; the release uses 9 (10 times).
+        steps: Euler steps, each one call of the network; the release uses 9 (between 10 times).
         noised: Whether noise of time t is added to the image first (the Gaussian variant).
 
     Raises:
@@ -83,7 +83,8 @@ def straight(schedule: Schedule, t: float, steps: int) -> Tensor:
         ValueError: A discrete chain has fewer times below `t`.
     """
     sizes = [pixel_noise(schedule, t) * (1 - i / steps) for i in range(1, steps)]
-    times = [time_of_noise(schedule, size * (1 - 1e-12)) for size in sizes]  # rounded up
+    # a little less than `size`, so that rounding errors do not skip a step
+    times = [time_of_noise(schedule, size * (1 - 1e-12)) for size in sizes]
     found = torch.tensor([t, *times, 0.0], dtype=torch.float64)
     if not bool((found.diff() < 0).all()):
         raise ValueError(

@@ -19,8 +19,9 @@ class FreqPure:
 
     The released code differs (`released`). It rounds both images down to 256 levels through
     integers, which have no gradient, so that its attacks see only how x_t enters the step besides
-    x_hat. It replaces the phases of x_hat by the image's and clips them afterwards, without effect,
-    so that `delta` does nothing. And it takes magnitudes of the result and clips them to [0, 1].
+    x_hat. It replaces the phases of x_hat with the image's and clips them afterwards, without
+    effect, so that `delta` does nothing. And it takes magnitudes of the result and clips them to
+    [0, 1].
 
     Attributes:
         amplitude_radius: Frequencies up to this radius get the image's amplitudes, in cycles per

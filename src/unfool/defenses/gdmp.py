@@ -39,7 +39,8 @@ class GDMP(nn.Module):
 
     Args:
         denoiser: The diffusion model.
-        t: The time to which each pass noises; 0.036 is 36 of 1000, as for CIFAR-10. ImageNet: 0.18.
+        t: The time to which each pass adds noise; 0.036 is 36 of 1000, as for CIFAR-10. ImageNet:
+            0.18.
         steps: Reverse steps of a pass, each one call of the network. ImageNet: 45.
         passes: M. ImageNet: 1.
         distance: S: `"mse"`, `"ssim"`, `"ssim-padded"` (the release's SSIM), or `"none"` for passes
@@ -51,10 +52,10 @@ class GDMP(nn.Module):
             CIFAR-10), or the image itself (`"image"`, as for ImageNet).
         reference_batch_size: The number of images by which S is divided: the batch size that
             `scale` was chosen for.
-        batch_mean: Divide by the number of images in the call instead, as released. The result then
-            depends on the batch, and runs are not reproducible at another batch size.
-        extra_noise_step: Noise to one step beyond t, as the release does on CIFAR-10 (index 36,
-            back from 35).
+        batch_mean: Whether to divide by the number of images in the call instead, as released. The
+            result then depends on the batch, and runs are not reproducible at another batch size.
+        extra_noise_step: Whether to add noise up to one step beyond t, as the release does on
+            CIFAR-10 (index 36, back from 35).
         variance: The variance of a step: `"small"` (posterior) or `"large"` (forward; the release's
             on CIFAR-10).
 

@@ -110,7 +110,7 @@ class Langevin(nn.Module):
         return along(shorter, ((each**-0.5,) * each,) * taken)
 
     def _times(self) -> Tensor:
-        """The times of all steps, at each of which the score is that at `score_t`."""
+        """The times of the steps, which are all `score_t`."""
         return torch.full((self.steps + 1,), self.score_t, dtype=torch.float64)
 
     def _step(self, anchor: Tensor) -> "_Pulled":

@@ -62,7 +62,7 @@ def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int, first:
 
     Draw i uses the stream ("vote", `first` + i), which no attack uses, even one that gets the same
     noise. All passes go into one call; `unfool.Batched(model, 256)` limits a call to 256 images. If
-    the model has a method `decide`, that chooses the class.
+    the model has a method `decide`, that method chooses the class.
 
     Raises:
         TypeError: The images or the noise have the wrong type.

@@ -16,7 +16,8 @@ from unfool.runtime.text import html_repr, short_repr
 class Resized(nn.Module):
     """A purifier that resizes images, purifies them, and resizes back (bilinear).
 
-    DiffPure's release does so on ImageNet: 224, 256, 224 pixels. The gradient goes through both.
+    DiffPure's release does so on ImageNet: 224, 256, 224 pixels. The gradient goes through
+    both resizings.
 
     Args:
         purifier: Any purifier.

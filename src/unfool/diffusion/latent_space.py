@@ -23,8 +23,8 @@ AT_ONCE = 4  # images in the autoencoder at a time: at 512 pixels, its activatio
 class Latent(NetworkDenoiser):
     """A denoiser whose network works on the latents of an autoencoder.
 
-    For purification, images must have its own size (see `defenses.resized`). Training is for the
-    network only, and uses the first wording of each class.
+    For purification, images must have the model's size (see `defenses.resized`). Train the network
+    only; training uses the first wording of each class.
 
     Args:
         network: Called with (z_t, time (B,), labels (B,)), where the label `classes` is the null

@@ -54,7 +54,7 @@ def groups_of(step: Step, scales: Sequence[Scales], which: Sequence[int]) -> Gro
 
 @dataclass(frozen=True)
 class Along(Noise):
-    """Noise whose streams `reverse`, at any depth, are those of a reverse process in fewer steps.
+    """Noise whose streams named `reverse`, at any depth, are those of a process in fewer steps.
 
     Attributes:
         groups: For each coarse step, the weights of its fine steps' normal draws.

@@ -85,7 +85,7 @@ class ForwardPath:
         return _Meet.apply(state, i, self)  # pyright: ignore
 
     def apart(self, state: Tensor, i: int) -> Tensor:
-        """The gradient of the deviation after step `i`; its parts for image and start add up."""
+        """The gradient of the deviation after step `i`; also adds its parts for image and start."""
         first, now = self.scales(0), self.scales(i + 1)
         of_start = now.sigma / first.sigma
         of_image = now.alpha - of_start * first.alpha

@@ -270,9 +270,9 @@ def karras(schedule: Schedule, start: float, steps: int) -> Tensor:
 def churned(schedule: Schedule, times: Tensor, share: float) -> dict[float, float]:
     """Map each time at which noise is added to the later time that has the increased noise.
 
-    As in DPEDM (Liu et al., 2025, for CIFAR-10), sigma / alpha from 0.01 to 0.46 is increased by
-    the share `share` 6 / N of itself, but at most by sqrt(2) - 1. On a discrete chain, the later
-    time is the nearest step; no noise is added if that is the same step.
+    As in DPEDM (Liu et al., 2025, for CIFAR-10), sigma / alpha from 0.01 to 0.46 is multiplied by
+    1 + 6 `share` / N, but at most by sqrt(2). On a discrete chain, the later time is the nearest
+    step; no noise is added if that is the same step.
     """
     more = min(share * CHURN / (len(times) - 1), 2**0.5 - 1)
     sizes = {float(t): 2 * pixel_noise(schedule, float(t)) for t in times[:-1]}

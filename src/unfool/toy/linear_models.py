@@ -23,8 +23,8 @@ class RandomGuess(nn.Module):
     """A classifier that is right with probability `p`, whatever the image; class 0 is always right.
 
     Per draw, its accuracy is `p` under every attack. The number of right answers in k draws is
-    binomial, which gives the probability that the majority is right; all k are with probability
-    p^k.
+    binomial, which gives the probability that the majority is right; all k are right with
+    probability p^k.
     """
 
     def __init__(self, p: float = 0.9):
@@ -82,7 +82,7 @@ class MultiPlaneClassifier(nn.Module):
         return (x - GRAY).flatten(1) @ self.weights.to(x).flatten(1).T
 
     def distances(self, x: Tensor, norm: str) -> Tensor:
-        """The distance from each image to the nearest of another class, (B,), ignoring the box."""
+        """The distance of each image to the nearest of another class, (B,), even beyond [0, 1]."""
         logits = self(x, Noise(()))
         own = logits.argmax(1)
         apart = (self.weights[own][:, None] - self.weights[None]).flatten(2).to(x)  # (B, K, D)
@@ -186,11 +186,10 @@ def accuracy(x: Tensor, y: Tensor, sigma: float = 0.2) -> Tensor:
 
 
 def worst(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-    """The worst-case images of a plane, noisy or not, for images that are far from the box's edges.
+    """The worst-case images of a plane, noisy or not, for images that are far from 0 and 1.
 
-    The distance from the plane falls by eps times the dual norm of the plane's normal. For l1,
-    edges may be near: the values of the largest weights go as far as the box allows, until the
-    budget is spent.
+    The distance from the plane falls by eps times the dual norm of the plane's normal. For l1, 0
+    and 1 may be near: the values with the largest weights go that far, until the budget is spent.
     """
     normal = normal_vector().to(x)
     away = (2 * y - 1).to(x)[:, None, None, None] * normal

@@ -38,9 +38,9 @@ class DiffusionClassifier(nn.Module):
     Draw k of an image uses the stream ("eps", k). The logit of an eliminated class comes from the
     draws it was given, but is at most the lowest logit of the classes that stayed longer, minus 1.
 
-    Attacks should maximize the loss of `without_elimination()`, which has a gradient everywhere, and be
-    scored on the model itself; `stage(1)` is for attacks that try to get the true class eliminated
-    early.
+    Attacks should maximize the loss of `without_elimination()`, which has a gradient everywhere,
+    and be scored on the model itself; `stage(1)` is for attacks that try to get the true class
+    eliminated early.
 
     Args:
         denoiser: A denoiser with classes.
@@ -160,7 +160,7 @@ class DiffusionClassifier(nn.Module):
         return self._with(None, [self._used[k] for k in spread(len(self._used), draws)])
 
     def stage(self, number: int) -> "DiffusionClassifier":
-        """The classifier on the draws of the first `number` stages, without elimination before.
+        """The classifier on the draws of the first `number` stages, which eliminates no class.
 
         Its logits are the scores by which the stage ranks classes. Its attribute `classes_kept`
         tells attacks how many classes must score above the true one to drop it: the stage's
@@ -195,7 +195,7 @@ class DiffusionClassifier(nn.Module):
     def _measure(
         self, errors: ClassErrors, z: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The errors and a mask of those computed, (B, K, M), and each class's last round (B, K)."""
+        """The errors, a mask of those computed, (B, K, M), and each class's last round (B, K)."""
         draws, classes = len(weight), self.denoiser.classes
         table = z.new_zeros((len(z), classes, draws))
         taken = torch.zeros_like(table, dtype=torch.bool)

@@ -54,10 +54,10 @@ class Elimination(Protocol):
 class Stages:
     """The stages of the Diffusion Classifier (Li et al., 2023, section 3.3).
 
-    Stage s takes an even grid of `samples[s]` of all draws, leaves out those taken before, and keeps
-    the `classes_per_stage[s]` classes with the least mean error over all draws taken so far, on
-    ties those with lower numbers. The last stage drops nothing, because the logits already give the
-    answer.
+    Stage s takes an even grid of `samples[s]` of all draws, leaves out those taken before, and
+    keeps the `classes_per_stage[s]` classes with the least mean error over all draws taken so far,
+    on ties those with lower numbers. The last stage drops nothing: the class that it would keep is
+    the answer.
 
     Attributes:
         samples: The number of draws in each stage's grid, increasing.
@@ -152,7 +152,7 @@ class Paired:
         variance = rest.diff(dim=2).square().mean(2) / 2
         deviation = torch.sqrt(variance / used * (1 - used / draws))
         level = self.risk / (rounds * max(1, alive.shape[1] - 1))
-        freedom = 2 / 3 * (used - 1)  # successive differences overlap
+        freedom = 2 / 3 * (used - 1)  # below used - 1, as successive differences overlap
         return alive & ~(mean > -float(stdtrit(freedom, level)) * deviation)
 
     def _ends(self, draws: int) -> list[int]:

@@ -149,7 +149,7 @@ class ClassErrors:
         wording = torch.arange(len(spot), device=wanted.device) - (ways.cumsum(0) - ways)[spot]
 
         ends = list(range(len(spot) + 1))  # where each row of the network begins and ends
-        if self.denoiser.multi_head:  # a row answers for all classes
+        if self.denoiser.multi_head:  # a row gives the errors of all classes
             _, counts = places[:, :2].unique_consecutive(dim=0, return_counts=True)
             ends = [0, *counts.cumsum(0).tolist()]
 
@@ -201,7 +201,7 @@ class _Mean(torch.autograd.Function):
             back(at, value, (wanted[spot] * part).to(value))
 
         left, learned = wanted != 0, errors.learned(z)
-        # a product costs 2 forward calls: replay costs 3 per needed entry, keeping 2 per entry
+        # a product costs 2 forward calls: replay costs 3 per needed entry, kept graphs 2 per entry
         most = 3 * int(left.sum()) >= 2 * int((share != 0).sum())
         if not most:
             learned.forget()

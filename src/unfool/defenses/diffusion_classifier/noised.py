@@ -1,6 +1,6 @@
 """The noised diffusion classifier (Chen et al., 2024b), for images that carry Gaussian noise.
 
-That makes it a base classifier for randomized smoothing, which certifies it. The noise is a standard
+It can be the base classifier of randomized smoothing, which certifies it. The noise is a standard
 deviation in units of [0, 1] pixels, and the image is not clipped.
 """
 
@@ -33,7 +33,8 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
     The target of the approximate posterior (APNDC) is x_hat(z), the unconditional estimate at s_0.
 
     Args:
-        denoiser: A denoiser of pixels with classes, and without a label too for `"approximate"`.
+        denoiser: A class-conditional denoiser of pixels; for `"approximate"`, it must also work
+            without labels.
         sigma: The noise that the image carries, in units of [0, 1] pixels.
         posterior: `"approximate"` or `"exact"`.
         draws: The number of noise levels s, evenly from s_0 to 3. The exact posterior leaves out

@@ -76,7 +76,8 @@ def weights_of(
 def _edm(sigma: Tensor, power: int) -> Tensor:
     """EDM's training weight times density (Karras et al., 2022, table 1), for noise errors."""
     gap = ((sigma.log() + 1.2) / 1.2**power).square() / 2
-    # for x_hat errors, the weight is (sigma^2 + data^2) / (sigma data)^2; for noise, times sigma^2
+    # for errors of x_hat, the weight is (sigma^2 + data^2) / (sigma data)^2;
+    # for errors of the noise, it is sigma^2 times that
     return (sigma**2 + SIGMA_DATA**2) * torch.exp(-gap) / sigma * _widths(sigma)
 
 
