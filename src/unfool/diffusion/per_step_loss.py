@@ -104,7 +104,7 @@ class ForwardPath:
 def forward_path(
     image: Tensor | None, start: Tensor, scales: Callable[[int], Scales], times: int
 ) -> ForwardPath | None:
-    """The forward path of a chain inside `deviating`; None elsewhere, or if `image` is None."""
+    """The path of a chain inside `deviating`; None elsewhere, or without image or gradients."""
     asked = _ASKED.get()
     if asked is None or image is None or not torch.is_grad_enabled():
         return None
