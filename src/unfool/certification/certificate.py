@@ -1,8 +1,8 @@
-"""Certificates: what was counted of an image under noise, and what that proves of it.
+"""Certificates: the answers counted for an image under noise, and what they prove.
 
-A certificate says that the smoothed classifier gives the same answer on every image nearer than its
-radius, in Euclidean length (Cohen et al., 2019, theorem 1). It is wrong with a chance of at most
-alpha, over the draws of the noise. All here is a pure function of the counts.
+A certificate says that the smoothed classifier gives the same answer on every image closer than its
+radius, in Euclidean distance (Cohen et al., 2019, theorem 1). It is wrong with a probability of at
+most alpha, over the draws of the noise. Everything here is a pure function of the counts.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,21 +24,21 @@ from unfool.statistics import Share, lower_bound, mean_of, wilson
 
 VERSION = 1
 KIND = "certification"
-RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # those of the report's table
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # the radii in the report's table
 
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """The answers to the noisy draws of one image.
+    """The counts of the answers to noisy draws of one image.
 
     Attributes:
-        index: Its place in the data set.
-        label: Its class.
-        selected: How often each class was chosen in the draws that choose the answer.
-        estimated: And in the draws, apart from these, that measure how sure the answer is.
-        seconds: Time spent on it.
-        cost: Network calls spent on it.
-        made_by: The versions of what did it.
+        index: The index of the image in the data set.
+        label: The label of the image.
+        selected: The count of each class in the draws that choose the answer.
+        estimated: The count of each class in the other draws, which measure how sure the answer is.
+        seconds: The time spent on the image.
+        cost: The network calls spent on the image, and the peak memory in bytes.
+        made_by: The versions of the software that counted.
     """
 
     index: int
@@ -56,9 +56,9 @@ class Certificate:
 
     Attributes:
         answer: The class of the smoothed classifier; None if it abstains.
-        rate: What the answer's share of all noise exceeds, but for a chance of alpha.
-        radius: Every image nearer than this, in the Euclidean length of [0, 1] pixels, has the same
-            answer; 0 if it abstains.
+        rate: A lower bound on the probability of the answer under noise, at confidence 1 - alpha.
+        radius: Every image closer than this, in Euclidean distance of [0, 1] pixels, has the same
+            answer; 0 if the classifier abstains.
     """
 
     answer: int | None
@@ -70,9 +70,9 @@ def certificate(count: ClassCounts, sigma: float, alpha: float) -> Certificate:
     """The certificate of an image (Cohen et al., 2019, `Certify`).
 
     Args:
-        count: Its answers under noise.
+        count: The counts of its answers under noise.
         sigma: The standard deviation of the noise, in units of [0, 1] pixels.
-        alpha: The chance that the certificate may be wrong.
+        alpha: The probability with which the certificate may be wrong.
     """
     answer, total = _leader(count.selected), sum(count.estimated.values())
     rate = lower_bound(count.estimated.get(answer, 0), total, alpha)
@@ -82,21 +82,21 @@ def certificate(count: ClassCounts, sigma: float, alpha: float) -> Certificate:
 
 
 def largest_radius(sigma: float, n: int, alpha: float) -> float:
-    """The largest radius that `n` draws can prove: when all agree; 0 if they prove nothing."""
+    """The largest radius that `n` draws can prove, when all agree; 0 if they prove nothing."""
     rate = lower_bound(n, n, alpha)
     return sigma * _quantile(rate) if rate > 0.5 else 0.0
 
 
 def certified_at(radius: float, images: Sequence[CertifiedImage]) -> Share:
-    """How many of a summary's `images` are rightly answered up to `radius`, for certain."""
+    """The share of a summary's `images` that are certified to be answered right within `radius`."""
     return wilson(sum(_right(row) and row["radius"] >= radius for row in images), len(images))
 
 
 def summary(run: Run) -> CertificationSummary:
-    """What `report.json` holds of a certification, finished or not.
+    """The contents of `report.json` for a certification, finished or not.
 
     Raises:
-        RuntimeError: The run is no certification, has nothing yet, or a file of it is damaged.
+        RuntimeError: The run is not a certification, has no images yet, or has a damaged file.
     """
     if run.kind != KIND:
         raise RuntimeError(
@@ -138,7 +138,7 @@ def summary(run: Run) -> CertificationSummary:
 
 
 def _image(count: ClassCounts, found: Certificate) -> CertifiedImage:
-    """A row of `report.json`: `most` is the class of most estimation draws, None of equals."""
+    """A row of `report.json`; `most` is the class of most estimation draws, or None on ties."""
     first, *others = sorted(count.estimated.values(), reverse=True)
     tied = bool(others) and others[0] == first
     return {
@@ -157,7 +157,7 @@ def _right(row: CertifiedImage) -> bool:
 
 
 def _leader(counts: dict[int, int]) -> int:
-    """The class chosen most often; of equals, the lowest number."""
+    """The class chosen most often; on ties, the lowest number."""
     return min(counts, key=lambda label: (-counts[label], label))
 
 
@@ -175,7 +175,7 @@ def _cost(counts: Sequence[ClassCounts]) -> CertificationCost:
 
 
 def _quantile(share: float) -> float:
-    """Of the normal distribution."""
+    """The quantile of the standard normal distribution."""
     from scipy.special import ndtri
 
     return float(ndtri(share))

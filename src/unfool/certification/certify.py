@@ -1,8 +1,8 @@
 """Certification by randomized smoothing (Cohen et al., 2019), from a spec to a run folder.
 
 The function that is smoothed is classify(denoise(x + sigma eps)): noise of standard deviation sigma
-on the pixels, not clipped; then a purifier that takes it off, if there is one; then the classifier.
-Its answers are counted here; what the counts prove is said by `evaluation.certificate`.
+on the pixels, not clipped; then a purifier that removes it, if there is one; then the classifier.
+This module counts the answers; `certification.certificate` computes what the counts prove.
 """
 
 import inspect
@@ -39,7 +39,7 @@ from unfool.runtime.progress import progress
 from unfool.spec import Part, menu
 
 SECTIONS = ("data", "classifier", "denoiser", "purifier", "paths", "certification", "machine")
-CERTIFICATION = {  # what is taken where nothing is said
+CERTIFICATION = {  # defaults
     "n0": 100,
     "n": 10_000,
     "alpha": 0.001,
@@ -51,10 +51,10 @@ MACHINE: CertificationMachine = {"device": "auto", "batch_size": 256}
 
 
 class Denoising(nn.Module):
-    """A purifier that takes off noise of a known size, and puts none on.
+    """A purifier that removes noise of a known size and adds none.
 
     Args:
-        purifier: With a method `denoise(x, sigma, noise)`.
+        purifier: A purifier with a method `denoise(x, sigma, noise)`.
         sigma: The standard deviation of the noise, in units of [0, 1] pixels.
     """
 
@@ -63,15 +63,16 @@ class Denoising(nn.Module):
         self.purifier, self.sigma = purifier, sigma
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """Images without their noise, shaped like `x` (B, C, H, W)."""
+        """Denoised images, shaped like `x` (B, C, H, W)."""
         return self.purifier.denoise(x, self.sigma, noise)
 
 
 class Noisy(nn.Module):
     """The function that is smoothed: a noisy draw of an image, denoised and classified.
 
-    The noise comes from the stream `smooth`, apart from those of the model. Several paths of a
-    purifier see the same noisy image, and only then vote (DensePure; Xiao et al., 2022).
+    The noise comes from the stream `smooth`, which is separate from those of the model. If a
+    purifier takes several paths, all see the same noisy image before they vote (DensePure; Xiao et
+    al., 2022).
 
     Args:
         model: The classifier alone, or behind a purifier with a method `denoise`.
@@ -87,7 +88,7 @@ class Noisy(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """Logits (B, K), each for one noisy draw of an image (B, C, H, W) in [0, 1].
+        """Logits (B, K) of one noisy draw for each image (B, C, H, W) in [0, 1].
 
         Raises:
             RuntimeError: The logits are not finite.
@@ -102,14 +103,14 @@ class Noisy(nn.Module):
 
 
 def check(spec: Mapping[str, Any], folder: str | None = None) -> CertificationSpec:
-    """A certification spec with every option checked and filled in.
+    """Check a certification spec and fill in its defaults.
 
     Args:
-        spec: What `spec.load` read.
-        folder: Where data sets are read from.
+        spec: The spec, from `spec.load`.
+        folder: The folder that data sets are read from.
 
     Raises:
-        SpecError: What is wrong with it.
+        SpecError: The spec is not valid.
     """
     for key in spec:
         if key not in SECTIONS:
@@ -129,17 +130,17 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> CertificationSp
 def run(
     spec: CertificationSpec, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False
 ) -> Run:
-    """Certify what a checked `spec` asks, from where `folder` left off.
+    """Run the certification of a checked `spec`, or resume it from what `folder` holds.
 
     Args:
-        spec: What `check` returned.
+        spec: The spec, from `check`.
         folder: The run folder.
-        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
-        quiet: Show no progress.
+        shard: (i, n): do only the images i, i + n, i + 2 n, ...
+        quiet: Whether to show no progress.
 
     Raises:
-        SpecError: A part refuses its options, or the parts do not fit each other.
-        RuntimeError: The folder holds another run, or the model returns no numbers.
+        SpecError: A part rejects its options, or the parts do not fit together.
+        RuntimeError: The folder holds another run, or the model returns logits that are not finite.
     """
     device = pick_device(spec["machine"]["device"])
     data: Dataset = specs.build("data", spec["data"])
@@ -157,26 +158,26 @@ def certify_model(
     shard: tuple[int, int] = (0, 1),
     quiet: bool = False,
 ) -> Run:
-    """Certify a model that is made already, from where `folder` left off.
+    """Certify a model that is already built, or resume from what `folder` holds.
 
     Args:
-        spec: What is asked; the parts it describes are given.
-        model: On `device`, frozen.
+        spec: The checked spec; `model` and `data` are the parts that it describes.
+        model: The model, frozen, on `device`.
         data: Images with labels.
         folder: The run folder.
-        device: Where to compute.
-        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
-        quiet: Show no progress.
+        device: The device to compute on.
+        shard: (i, n): do only the images i, i + n, i + 2 n, ...
+        quiet: Whether to show no progress.
 
     Raises:
-        SpecError: The parts do not fit each other.
-        RuntimeError: The folder holds another run, or the model returns no numbers.
+        SpecError: The parts do not fit together.
+        RuntimeError: The folder holds another run, or the model returns logits that are not finite.
     """
     options, machine = spec["certification"], spec["machine"]
     if isinstance(model, Defended):
         _denoises(specs.part("purifier", spec.get("purifier"))["name"], model.purifier)
     noisy = Noisy(model, options["sigma"]).eval()
-    weights = weights_hash(noisy)  # before a call, which may keep what it computed
+    weights = weights_hash(noisy)  # before any call, because a call may cache results
     indices = choose_indices(
         len(data), options["images"], options["subset_seed"], labels=labels_of(data)
     )
@@ -209,17 +210,17 @@ def certify(
     seed: int = 0,
     machine: Machine | None = None,
 ) -> None:
-    """Count what `run` still lacks, and write down each image as it is done.
+    """Count the answers for the images that `run` lacks, and save each image when it is done.
 
     Args:
-        model: The function that is smoothed: images and noise to logits (`Noisy`).
+        model: The function that is smoothed (`Noisy`), from images and noise to logits.
         data: Images with labels.
-        run: Where counts go, and which are there.
-        indices: The images to do.
-        n0: Draws that choose the answer.
-        n: Draws, apart from these, that measure how sure it is.
-        seed: Of all noise.
-        machine: What changes only speed; `rows` is how many draws go into one call.
+        run: The run that holds the counts and gets the new ones.
+        indices: The indices of the images to certify.
+        n0: The number of draws that choose the answer.
+        n: The number of other draws, which measure how sure the answer is.
+        seed: The seed of all noise.
+        machine: Options that change only speed; `batch_size` is the number of draws in one call.
     """
     machine = machine or Machine()
     done = {count.index for count in run.read(ClassCounts)}
@@ -254,14 +255,14 @@ def certify(
 def answers(
     model: Classifier, x: Tensor, draws: int, noise: Noise, rows: int = 256
 ) -> Iterator[list[int]]:
-    """The class that `model` chooses at each of `draws` draws of one image; of equals, the lowest.
+    """Yield the classes that `model` chooses in `draws` draws of one image; the lowest on ties.
 
     Args:
         model: The function that is smoothed (`Noisy`).
         x: The image (1, C, H, W).
-        draws: How many.
-        noise: Of the image; draw i has a stream of its own, whatever `rows` is.
-        rows: Draws in one call of the model.
+        draws: The number of draws.
+        noise: The noise of the image; draw i has a stream of its own, whatever `rows` is.
+        rows: The number of draws in one call of the model.
 
     Yields:
         The classes of the draws of one call.
@@ -275,7 +276,7 @@ def answers(
 
 
 def check_options(section: Any) -> CertificationSection:
-    """The section `certification`, checked and filled in.
+    """Check the section `certification` and fill in its defaults.
 
     Raises:
         SpecError: An option is unknown or out of range.
@@ -297,10 +298,10 @@ def check_options(section: Any) -> CertificationSection:
 
 
 def _judge(spec: Mapping[str, Any], sigma: float) -> Part:
-    """The classifier's part; of one that judges noisy images, told of their noise.
+    """The classifier's part, with `sigma` filled in if it classifies noisy images itself.
 
     Raises:
-        SpecError: It was told of another, or a purifier takes the noise off before.
+        SpecError: The part has another `sigma`, or a purifier would remove the noise first.
     """
     table = specs.part("classifier", spec.get("classifier"))
     if not getattr(menu.find("classifier", table["name"]), "noised", False):
@@ -317,7 +318,7 @@ def _judge(spec: Mapping[str, Any], sigma: float) -> Part:
 
 
 def _for_noise(part: Any, sigma: float) -> Part:
-    """A purifier's part, its own noise set to that of the certification."""
+    """The purifier's part, with its noise set to that of the certification."""
     table = specs.part("purifier", part)
     found = menu.find("purifier", table["name"])
     if inspect.isclass(found) or menu.is_callable_part("purifier", found):

@@ -36,5 +36,5 @@ if TYPE_CHECKING:
     from unfool.defenses.sampling import make_sampler as make_sampler
     from unfool.defenses.ssni import ScoreNorm as ScoreNorm
     from unfool.defenses.ssni import score_norms as score_norms
-else:  # at run time alone, lest a type checker take a name that is not there
+else:  # only at run time, so that type checkers do not accept unknown names
     __getattr__, __dir__, __all__ = lazily(__name__)

@@ -1,4 +1,4 @@
-"""Several purifications of one image, and one answer: by mean logits, mean softmax or votes."""
+"""Several purifications of an image, combined into one answer by mean logits, softmax, or votes."""
 
 from typing import Literal
 
@@ -16,14 +16,14 @@ By = Literal["logits", "softmax", "votes"]
 
 
 class Aggregated(nn.Module):
-    """A classifier behind a purifier that purifies each image `paths` times and combines the answers.
+    """A classifier that purifies each image `paths` times and combines the answers.
 
     Path 0 draws from the streams of `Purified`, and path i from the same streams below ("path", i).
-    The paths run one after the other, so purification needs the memory of one.
+    The paths run one after the other, so purification takes the memory of one path.
 
     Args:
         model: A classifier behind a purifier.
-        paths: How many independent purifications; 10 for GDMP, DensePure and gradual purification.
+        paths: The number of purifications; 10 for GDMP, DensePure, and gradual purification.
         by: How the logits of all paths become one answer: `"logits"` averages logits, `"softmax"`
             averages probabilities, `"votes"` counts votes.
 
@@ -50,14 +50,14 @@ class Aggregated(nn.Module):
         return self.model.purifier
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """The aggregate (B, K) for images (B, C, H, W) in [0, 1]; without noise, at a fresh draw."""
+        """Aggregate (B, K) for images (B, C, H, W) in [0, 1]; without noise, of a fresh draw."""
         if noise is None:
             noise = Noise.fresh(len(x))
         logits = [self.model(x, stream) for stream in self._streams(noise)]
         return aggregate(torch.stack(logits), self.by)
 
     def decide(self, x: Tensor, noise: Noise) -> Tensor:
-        """The class (B,) of the highest aggregate; by votes, no path that cannot change it is taken."""
+        """The class (B,) of the highest aggregate; votes skip paths that cannot change it."""
         if self.by == "votes":
             return majority_vote(self.model, x, self._streams(noise))
         return predict(self, x, noise)
@@ -66,18 +66,18 @@ class Aggregated(nn.Module):
         return [noise, *(noise.child("path", i) for i in range(1, self.paths))]
 
     def with_purifier(self, purifier: Purifier) -> "Aggregated":
-        """The same behind another purifier."""
+        """The same aggregation behind another purifier."""
         return Aggregated(self.model.with_purifier(purifier), paths=self.paths, by=self.by)
 
 
 def aggregate(logits: Tensor, by: By) -> Tensor:
-    """One answer (B, K) of the logits (R, B, K) of R paths.
+    """Combine the logits (R, B, K) of R paths into one answer (B, K).
 
     Args:
-        logits: Of each path.
+        logits: The logits of each path.
         by: `"logits"`: their mean; `"softmax"`: the logarithm of the mean probability; `"votes"`:
-            the share of the paths that choose a class, whose gradient, which is 0 in truth, is taken
-            for that of the mean probability, so that an attack has something to go by.
+            the share of the paths that choose a class. The true gradient of that share is 0, so it
+            is replaced by that of the mean probability, which gives attacks a direction.
     """
     if by == "logits":
         return logits.mean(0)

@@ -1,4 +1,4 @@
-"""COUP (Zhang et al., 2024): run the model back from the image itself, guided by the classifier."""
+"""COUP (Zhang et al., 2024): reverse diffusion from the image itself, guided by the classifier."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -32,8 +32,8 @@ class Confidence(nn.Module):
     Args:
         classifier: The protected classifier, frozen.
         denoiser: The denoiser in whose space x_t is.
-        weight: lambda, from 0 upward; 1 weighs classifier and denoiser alike.
-        detach: Treat the term as a constant in the backward pass, as the release does. By default
+        weight: lambda, 0 or more; with 1, classifier and denoiser weigh the same.
+        detach: Whether the term is a constant in the backward pass, as in the release. By default
             the gradient goes through it and is exact.
     """
 
@@ -53,7 +53,7 @@ class Confidence(nn.Module):
     def forward(
         self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
     ) -> Tensor:
-        """The term at `x_t` (B, C, H, W), of each image by itself, shaped like it.
+        """The term at `x_t` (B, C, H, W), for each image separately, shaped like `x_t`.
 
         Raises:
             ValueError: The classifier has no gradient.
@@ -72,7 +72,7 @@ class Confidence(nn.Module):
 
 
 class COUP(nn.Module):
-    """Treat the image itself as x_{t*}, and run the reverse process guided by the classifier.
+    """A purifier that runs the reverse process from the image as x_{t*}, guided by the classifier.
 
     There is no forward noise. It draws from the stream `reverse`; the guide's classifier, if it is
     random, draws from `classify` below that. A step costs one call of the denoiser and one forward
@@ -90,8 +90,8 @@ class COUP(nn.Module):
             your own step (`protocols.Step`).
         variance: The variance of a `"ddpm"` step: `"small"` (posterior) or `"large"` (forward).
         eta: The share of fresh noise in `"ddim"` and `"heun"`, 0 to 1.
-        detach: Leave the second derivatives out of the gradient, as the release does. The purified
-            images are the same, but attacks no longer have the exact gradient.
+        detach: Whether to leave second derivatives out of the gradient, as the release does. The
+            purified images are the same, but attacks no longer have the exact gradient.
         clamp: `"none"`; `"released"` clamps the image before and after purification to [0, 1],
             which sets the gradient of saturated pixels to 0; `"straight"` gives the same images,
             with the gradient as if there were no clamp.
@@ -120,7 +120,7 @@ class COUP(nn.Module):
         check_arguments(COUP, locals())
         guide = Confidence(classifier, denoiser, weight=weight, detach=detach)
         self.denoiser, self.t, self.steps, self.clamp = denoiser, t, steps, clamp
-        self.sampler, self.variance, self.eta = sampler, variance, eta  # for who reads them
+        self.sampler, self.variance, self.eta = sampler, variance, eta  # for `repr`
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
         self.guide = guide if weight else None
 
@@ -132,7 +132,7 @@ class COUP(nn.Module):
         return self._clamped(self.denoiser.decode(z))
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
-        """The way of `forward`: (time, image) from the image at t* to the purified one."""
+        """Yield the path of `forward`, (time, image) from the image at t* to the purified one."""
         z, back = self.denoiser.encode(self._clamped(x)), noise.child("reverse")
         end = float(self.times[-1])
         for t, state in walk(self.denoiser, z, self.times, back, step=self.step, guide=self.guide):
@@ -140,7 +140,7 @@ class COUP(nn.Module):
             yield t, self._clamped(image) if t == end else image
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
-        """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`)."""
+        """The same purifier in fewer steps, on the same noise path if `matched`."""
         return with_fewer_steps(self, steps, matched)
 
     def _clamped(self, x: Tensor) -> Tensor:
@@ -153,8 +153,8 @@ class COUP(nn.Module):
 def _log_surest(logits: Tensor) -> Tensor:
     """The logarithm of max_y p(y), (B,), of logits (B, K), from the gaps between them.
 
-    The log of a softmax, as released, and a log-softmax both lose 1 - p of a sure classifier to
-    rounding, and with it half of the gradient.
+    The log of a softmax, as released, and a log-softmax both lose 1 - p of a confident classifier
+    to rounding, and with it half of the gradient.
     """
     top = logits.max(1, keepdim=True)
     gaps = (logits - top.values).scatter(1, top.indices, -torch.inf)

@@ -1,9 +1,9 @@
-"""Denoised smoothing: Gaussian noise of a known size on the pixels, then a denoiser that removes it.
+"""Denoised smoothing: Gaussian noise of known size on the pixels, then a denoiser that removes it.
 
-Randomized smoothing certifies a classifier of images with Gaussian noise on them; a denoiser before
-it makes an ordinary classifier into such a one. Here the noise is a standard deviation in units of
-[0, 1] pixels, and an image that carries it, scaled by alpha, is the x_t of the time where sigma_t /
-alpha_t / 2 is that noise. The method `denoise` is for certification: it adds no noise of that kind.
+Randomized smoothing certifies a classifier of images with Gaussian noise; with a denoiser in front,
+an ordinary classifier becomes one. Here the noise is a standard deviation in units of [0, 1]
+pixels, and an image with that noise, scaled by alpha, is x_t at the time where sigma_t / alpha_t /
+2 is that noise. The method `denoise` is for certification: it adds no forward noise.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from unfool.runtime.text import html_repr, short_repr
 
 
 class _Smoothing(nn.Module):
-    """A purifier that puts noise on, and takes it off again by its method `denoise`."""
+    """A purifier that adds noise and removes it again with its method `denoise`."""
 
     __repr__, _repr_html_ = short_repr, html_repr
 
@@ -39,7 +39,7 @@ class _Smoothing(nn.Module):
         return x + self.pixel_noise * noise.child("forward").normal(x)
 
     def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
-        """Images without the noise that they carry."""
+        """Remove the noise that images carry."""
         raise NotImplementedError
 
 
@@ -56,14 +56,15 @@ class OneStep(_Smoothing):
         t: The same noise as a time in (0, 1]; give either `t` or `sigma`.
 
     Raises:
-        ValueError: Both or neither of `sigma` and `t` are given, or the schedule has less noise.
+        ValueError: Both or neither of `sigma` and `t` are given, or the schedule never reaches the
+            noise.
     """
 
     def __init__(self, denoiser: Denoiser, *, sigma: Positive | None = None, t: Time | None = None):
         super().__init__(denoiser, sigma, t)
 
     def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
-        """Images without the noise that they carry; nothing is drawn.
+        """Remove the noise that images carry, without random draws.
 
         Args:
             x: Images (B, C, H, W) of [0, 1] plus Gaussian noise, not clipped.
@@ -78,10 +79,10 @@ class OneStep(_Smoothing):
 
 
 class DensePure(_Smoothing):
-    """DensePure's purifier (Xiao et al., 2022): the reverse chain in K steps, drawn at random.
+    """DensePure's purifier (Xiao et al., 2022): a random reverse chain of K steps.
 
-    The paper takes the majority of the classes of R reverse chains of the same noised image: certify
-    with R paths, or, for an attack, see `aggregate.Aggregated`. The streams are `forward` and
+    The paper takes the majority class of R reverse chains from the same noised image: certify with
+    R paths, or see `aggregate.Aggregated` for attacks. It draws from the streams `forward` and
     `reverse`.
 
     Args:
@@ -93,8 +94,8 @@ class DensePure(_Smoothing):
             release's network learned its own, between the two.
 
     Raises:
-        ValueError: Both or neither of `sigma` and `t` are given, the schedule has less noise, or it
-            has fewer than `steps` steps at this noise.
+        ValueError: Both or neither of `sigma` and `t` are given, the schedule never reaches the
+            noise, or it has fewer than `steps` steps below it.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class DensePure(_Smoothing):
         self._times(time_of_noise(denoiser.schedule, self.pixel_noise))
 
     def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
-        """Images without the noise that they carry: one draw of the reverse chain.
+        """Remove the noise that images carry, by one draw of the reverse chain.
 
         Args:
             x: Images (B, C, H, W) of [0, 1] plus Gaussian noise, not clipped.
@@ -127,13 +128,13 @@ class DensePure(_Smoothing):
         return self.denoiser.decode(reverse(self.denoiser, x_t, times, back, step=self.step))
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
-        """The way back of `forward`: (time, image) from the noised image to the purified one."""
+        """Yield the reverse path of `forward` as (time, image), from noised to purified image."""
         x_t, times, back = self._start(self._noised(x, noise), self.pixel_noise, noise)
         for t, state in walk(self.denoiser, x_t, times, back, step=self.step):
             yield t, self.denoiser.decode(state)
 
     def _start(self, x: Tensor, sigma: float, noise: Noise) -> tuple[Tensor, Tensor, Noise]:
-        """x_t, the times of the way back, and its noise."""
+        """x_t, and the times and the noise of the reverse chain."""
         x_t, t = _as_state(self.denoiser, x, sigma)
         return x_t, self._times(float(t)), noise.child("reverse")
 
@@ -145,7 +146,7 @@ class DensePure(_Smoothing):
                 f"steps below t = {t:.4g}; not {self.steps}"
             )
         times = strided(t, self.steps, chain)
-        times[0] = t  # a continuous schedule has the noise exactly
+        times[0] = t  # a continuous schedule reaches the noise exactly
         return times
 
 
@@ -159,11 +160,11 @@ def _noise_of(denoiser: Denoiser, sigma: float | None, t: float | None) -> float
     if sigma is None:
         assert t is not None
         return pixel_noise(denoiser.schedule, t)
-    time_of_noise(denoiser.schedule, sigma)  # refuses what the schedule does not have
+    time_of_noise(denoiser.schedule, sigma)  # raises if the schedule never reaches it
     return sigma
 
 
 def _as_state(denoiser: Denoiser, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """x_t, and its time in float64, of images (B, C, H, W) that carry the pixel noise `sigma`."""
+    """x_t and its time in float64, for images (B, C, H, W) that carry the pixel noise `sigma`."""
     t = torch.tensor(time_of_noise(denoiser.schedule, sigma), dtype=torch.float64)
     return denoiser.schedule(t).alpha * denoiser.encode(x), t

@@ -1,4 +1,4 @@
-"""DiffPure (Nie et al., 2022): noise the image to time t*, then run the model back."""
+"""DiffPure (Nie et al., 2022): add noise up to time t*, then run the reverse process."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -22,7 +22,7 @@ Forward = Literal["continuous", "discrete"]
 
 
 class DiffPure(nn.Module):
-    """Add noise up to t*, then denoise by the reverse SDE, DDPM, DDIM, the flow ODE, or Heun's steps.
+    """A purifier that noises to t*, then denoises by the reverse SDE, DDPM, DDIM, ODE, or Heun.
 
     It draws from the streams `forward` and `reverse`. Nothing is clipped, as in the release (Nie et
     al., 2022).
@@ -39,7 +39,8 @@ class DiffPure(nn.Module):
         forward: `"continuous"` noises by the denoiser's own schedule, as the paper writes;
             `"discrete"` by the linear chain of 1000 steps, as the released code does (sigma 0.3209
             instead of 0.3221 at t* = 0.1).
-        guide: A term of the score (`protocols.Guide`), or None. It draws from `guide` below a step.
+        guide: A term to add to the score (`protocols.Guide`), or None. It draws from the stream
+            `guide` below that of a step.
         correction: Changes each estimate of the clean image before the guide sees it
             (`protocols.Correction`), or None.
         noise_level: Chooses the t* of each image (`protocols.NoiseLevel`), or None for `t`. All
@@ -71,7 +72,7 @@ class DiffPure(nn.Module):
         super().__init__()
         check_arguments(DiffPure, locals())
         self.denoiser, self.t, self.steps = denoiser, t, steps
-        self.sampler, self.variance, self.eta = sampler, variance, eta  # for who reads them
+        self.sampler, self.variance, self.eta = sampler, variance, eta  # for `repr`
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
         if noise_level is not None and isinstance(self.step, Heun):
             raise ValueError(
@@ -96,7 +97,7 @@ class DiffPure(nn.Module):
         return self.denoiser.decode(x_0)
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
-        """The way back of `forward`: (time, image) from the noised image to the purified one."""
+        """Yield the reverse path of `forward` as (time, image), from noised to purified image."""
         z, x_t, own, back = self._noised(x, noise)
         options = self._reverse_options() | {"image": z, "own": own}
         for t, state in walk(self.denoiser, x_t, self.times, back, **options):
@@ -123,11 +124,11 @@ class DiffPure(nn.Module):
         return purify
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
-        """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`).
+        """The same purifier in fewer steps, on the same noise path if `matched`.
 
         Raises:
-            ValueError: There are not that many steps, or the noise is to be matched and there is a
-                noise level.
+            ValueError: There are not that many steps, or `matched` is true and there is a noise
+                level.
         """
         if matched and self.noise_level:
             raise ValueError(
@@ -140,7 +141,7 @@ class DiffPure(nn.Module):
         return {"step": self.step, "guide": self.guide, "correction": self.correction}
 
     def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor | None, Noise]:
-        """The image in the denoiser's space, noised to t*, the t* of each, and noise for the way back."""
+        """The encoded images, x_t at t*, the t* of each, and the noise for the reverse process."""
         z, back = self.denoiser.encode(x), noise.child("reverse")
         eps = noise.child("forward").normal(z)
         if self.shaping is not None:

@@ -1,7 +1,7 @@
 """Distribution transfer (arXiv 2311.13841): DiffPure, guided by the protected model's output.
 
-The paper's equations 8 to 11 leave much open, and no code was released; every reading is an option,
-and none is the paper's own (see docs/purifiers.md).
+The paper's equations 8 to 11 leave much open, and no code was released. Each possible reading is an
+option, and none is certain to be the paper's own (see docs/purifiers.md).
 """
 
 from collections.abc import Iterator
@@ -29,16 +29,17 @@ Anchor = Literal["image", "noised"]
 
 
 class DistributionTransfer(nn.Module):
-    """Noise to t*, then denoise and reduce D = D_out(f(x_t), f(x_adv)) + lambda D_in(x_t, x_adv).
+    """DiffPure with a guide that reduces D = D_out(f(x_t), f(x_adv)) + lambda D_in(x_t, x_adv).
 
-    The guide is - scale * grad_{x_t} D, for each image by itself; with `scale` 0, this is DiffPure.
-    Gradients are exact, through the guide and its anchor. It draws from the streams `forward` and
-    `reverse`; the classifier, if it is random, draws from `classify` below the purifier's own
-    stream (for x_adv) or below a step's (for x_t).
+    The guide is - scale * grad_{x_t} D, for each image separately; with `scale` 0, this is
+    DiffPure. Gradients are exact, through the guide and its anchor. It draws from the streams
+    `forward` and `reverse`; the classifier, if it is random, draws from `classify` below the
+    purifier's own stream (for x_adv) or below a step's (for x_t).
 
-    D_out, of logits: `kl` KL(p(x_adv) || p(x_t)); `l2` of the probabilities; `confidence`
-    - log max p(x_t); `entropy` of p(x_t); `repel` - kl; `none`. D_in, of images of [0, 1]: `mse` and
-    `l1` (means over pixels), `ssim` (1 - SSIM), `lpips`; `none`.
+    D_out compares logits: `kl` is KL(p(x_adv) || p(x_t)), `l2` the squared distance of the
+    probabilities, `confidence` is - log max p(x_t), `entropy` is that of p(x_t), `repel` is - kl,
+    and `none` is 0. D_in compares images in [0, 1]: `mse` and `l1` (means over pixels), `ssim`
+    (1 - SSIM), `lpips`, or `none`.
 
     Args:
         denoiser: The diffusion model.
@@ -60,7 +61,8 @@ class DistributionTransfer(nn.Module):
         eta: The share of fresh noise in `"ddim"` and `"heun"`, 0 to 1.
 
     Raises:
-        ValueError: An option is out of range, options do not go together, or there is no classifier.
+        ValueError: An option is out of range, options contradict each other, or there is no
+            classifier.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -117,18 +119,18 @@ class DistributionTransfer(nn.Module):
         return self.denoiser.decode(z)
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
-        """The way back of `forward`: (time, image) from the noised image to the purified one."""
+        """Yield the reverse path of `forward` as (time, image), from noised to purified image."""
         x_t, guide, _ = self._start(x, noise)
         back = noise.child("reverse")
         for t, state in walk(self.denoiser, x_t, self.times, back, step=self.step, guide=guide):
             yield t, self.denoiser.decode(state)
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
-        """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`)."""
+        """The same purifier in fewer steps, on the same noise path if `matched`."""
         return with_fewer_steps(self, steps, matched)
 
     def _start(self, x: Tensor, noise: Noise) -> tuple[Tensor, Descent | None, tuple[Tensor, ...]]:
-        """x_t at t*, the guide, and what the guide uses that may need a gradient."""
+        """x_t at t*, the guide, and the tensors that it uses and that may need a gradient."""
         z = self.denoiser.encode(x)
         x_t = self.denoiser.perturb(z, self.times[0], noise.child("forward"))
         if not self._guided:

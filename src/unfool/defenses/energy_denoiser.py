@@ -1,4 +1,4 @@
-"""An energy-based model in the place of a denoiser, for Langevin dynamics along its score."""
+"""An energy-based model in the role of a denoiser, for Langevin dynamics along its score."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ from unfool.ranges import Positive, check_arguments
 
 
 class Energy(Denoiser):
-    """The x_hat whose score is the slope of a classifier's log p(x), the same at all times.
+    """A denoiser whose score is the gradient of a classifier's log p(x), the same at all times.
 
-    By Tweedie's formula x_hat = (x_t + sigma^2 score) / alpha, and what purifiers make of it,
-    (alpha x_hat - x_t) / sigma^2, is that score again. It does not depend on the noise, so use it
-    with `langevin`, whose steps stay at one small time: without an anchor (`sigma2: null`) and with
-    many steps that is purification by the long-run dynamics of an energy-based model (Hill et al.,
-    2021: 1500 steps of noise 0.01 in [-1, 1]; 150 chains, whose logits are averaged).
+    By Tweedie's formula, x_hat = (x_t + sigma^2 score) / alpha, from which purifiers get that score
+    again as (alpha x_hat - x_t) / sigma^2. It does not depend on the noise, so use it with
+    `langevin`, whose steps stay at one small time. Without an anchor (`sigma2: null`) and with many
+    steps, that is purification by the long-run dynamics of an energy-based model
+    (Hill et al., 2021: 1500 steps of noise 0.01 in [-1, 1]; 150 chains, whose logits are averaged).
 
     Args:
-        classifier: With a method `density(x)`, up to a constant log p(x) (B,) of images in [0, 1], such
-            as `jem`.
+        classifier: A classifier such as `jem`, with a method `density(x)` that returns log p(x)
+            (B,) of images in [0, 1] up to a constant.
         temperature: The divisor of log p. A JEM was trained with steps of length 1 and noise of
             0.01, which is a temperature of 5e-5.
 
@@ -43,7 +43,7 @@ class Energy(Denoiser):
         self.temperature, self.schedule = temperature, VP()
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The x_hat of the score at `x_t` (B, C, H, W) in [-1, 1], shaped like it; no label counts."""
+        """The x_hat of the score at `x_t` (B, C, H, W) in [-1, 1], whatever the label."""
         now = self.schedule(t.double() if t.ndim == 0 else t.to(x_t))
         with torch.set_grad_enabled(torch.is_grad_enabled() and x_t.requires_grad):
             score = ascent(self._log_density, x_t) / self.temperature

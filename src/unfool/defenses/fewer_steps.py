@@ -1,4 +1,4 @@
-"""A purifier with fewer steps, which an attacker differentiates to save time."""
+"""A purifier with fewer steps, which an attack differentiates to save time."""
 
 from copy import copy
 from typing import Any
@@ -9,16 +9,18 @@ from unfool.protocols import Purifier
 
 
 def with_fewer_steps(purifier: Any, steps: int | None, matched: bool) -> Purifier:
-    """A purifier with fewer of its own steps back, at times among its own.
+    """Make a purifier that takes fewer reverse steps, between some of its own times.
 
     Args:
-        purifier: It goes from one of its `times` to the next by its `step`, on its stream `reverse`.
-        steps: How many are left; None is a tenth, but at least 5 (or all, of fewer).
-        matched: On the same path of noise (see `diffusion.matched_noise`), or on noise of its own.
+        purifier: A purifier that takes a `step` between two of its `times`, on its stream
+            `reverse`.
+        steps: The number of steps to take; None is a tenth, but at least 5 (or all, if fewer).
+        matched: Whether to use the same noise path (see `diffusion.matched_noise`) or independent
+            noise.
 
     Raises:
-        ValueError: It has not so many, or goes by `heun`, whose noise depends on how many it has; or
-            it is to be matched, and goes by a step of one's own.
+        ValueError: The purifier has fewer steps, or its sampler is `heun`, whose noise depends on
+            their number; or `matched` is true and the step is your own.
     """
     if isinstance(purifier.step, Heun):
         raise ValueError("the sampler `heun` has no view with fewer steps: use the view `exact`")
@@ -37,15 +39,15 @@ def with_fewer_steps(purifier: Any, steps: int | None, matched: bool) -> Purifie
 
 
 def along(purifier: Purifier, groups: Groups) -> Purifier:
-    """A purifier of few steps on the path of noise of one with more."""
+    """A purifier of few steps on the noise path of one with more steps."""
     return lambda x, noise: purifier(x, Along(noise.keys, noise.given, groups))
 
 
 def apart(purifier: Purifier) -> Purifier:
-    """A purifier on noise of its own, unrelated to that of the model it stands in for."""
+    """A purifier on independent noise, unrelated to that of the model it stands in for."""
     return lambda x, noise: purifier(x, noise.child("surrogate"))
 
 
 def _adds_up(step: Any) -> bool:
-    """Whether a step's noise is known to be added, times a number that the scales alone set."""
+    """Whether a step is known to add its noise times a factor that depends on the scales only."""
     return isinstance(step, Ancestral | DDIM) or step in (euler_maruyama, flow)

@@ -1,4 +1,4 @@
-"""FlowPure (Collaert et al., 2025): the straight way from the image to a clean one, without noise."""
+"""FlowPure (Collaert et al., 2025): a straight, noise-free path from the image to a clean one."""
 
 from collections.abc import Iterator
 
@@ -17,19 +17,19 @@ from unfool.runtime.text import html_repr, short_repr
 
 
 class FlowPure(nn.Module):
-    """Euler steps of equal length along a flow that leads from the image at time t to a clean one at 0.
+    """A purifier of even Euler steps along a flow from the image at time t to a clean one at 0.
 
-    With s = sigma / alpha the flow's state is x / alpha, and its velocity along falling s is
-    (x_hat - x / alpha) / s. The denoiser is trained for it by the objective `adversarial-bridge` with
-    `path: flow`, and the image that comes in stands for the end of that path. With an ordinary denoiser
-    and `noised`, this is the paper's Gaussian variant.
+    With s = sigma / alpha, the flow's state is x / alpha, and its velocity along falling s is
+    (x_hat - x / alpha) / s. The denoiser is trained for it with the objective `adversarial-bridge`
+    and `path: flow`, and the input image takes the place of the end of that path. With an ordinary
+    denoiser and `noised`, this is the paper's Gaussian variant.
 
-    It draws nothing; with `noised`, from the stream `forward`.
+    It is deterministic, except that `noised` draws from the stream `forward`.
 
     Args:
         denoiser: A denoiser that was trained on the straight path.
         t: The time at the end of the path, in (0, 1]: `t_max` of the training.
-        steps: Euler steps, each one call of the network; the release uses 9 (10 times).
+        steps: Euler steps, each one call of the network; the release uses 9 (between 10 times).
         noised: Whether noise of time t is added to the image first (the Gaussian variant).
 
     Raises:
@@ -58,7 +58,7 @@ class FlowPure(nn.Module):
         return self.denoiser.decode(reverse(self.denoiser, x_t, self.times, back, step=self.step))
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
-        """The way of `forward`: (time, image) from the image that came in to the purified one."""
+        """Yield the path of `forward`, (time, image) from the input image to the purified one."""
         x_t, back = self._start(x, noise)
         for t, state in walk(self.denoiser, x_t, self.times, back, step=self.step):
             alpha = self.denoiser.schedule(torch.tensor(t, dtype=torch.float64)).alpha
@@ -69,7 +69,7 @@ class FlowPure(nn.Module):
         return with_fewer_steps(self, steps, matched)
 
     def _start(self, x: Tensor, noise: Noise) -> tuple[Tensor, Noise]:
-        """The state at the path's end, and the noise of the way back, of which nothing is drawn."""
+        """The state at the path's end, and the noise for `reverse`, which does not use it."""
         z, back = self.denoiser.encode(x), noise.child("reverse")
         if self.noised:
             return self.denoiser.perturb(z, self.times[0], noise.child("forward")), back
@@ -80,10 +80,11 @@ def straight(schedule: Schedule, t: float, steps: int) -> Tensor:
     """Falling times (steps + 1,) from `t` to 0, between which sigma / alpha falls evenly.
 
     Raises:
-        ValueError: A chain has fewer times.
+        ValueError: A discrete chain has fewer times below `t`.
     """
     sizes = [pixel_noise(schedule, t) * (1 - i / steps) for i in range(1, steps)]
-    times = [time_of_noise(schedule, size * (1 - 1e-12)) for size in sizes]  # rounded up
+    # a little less than `size`, so that rounding errors do not skip a step
+    times = [time_of_noise(schedule, size * (1 - 1e-12)) for size in sizes]
     found = torch.tensor([t, *times, 0.0], dtype=torch.float64)
     if not bool((found.diff() < 0).all()):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""FreqPure (Pei et al., 2025): low frequencies of each estimate are taken from the image."""
+"""FreqPure (Pei et al., 2025): the low frequencies of each estimate come from the image."""
 
 import torch
 from torch import Tensor
@@ -9,17 +9,19 @@ from unfool.ranges import NotNegative, checked_dataclass
 
 @checked_dataclass
 class FreqPure:
-    """The low frequencies of x_hat get the image's amplitudes, and phases close to the image's.
+    """A correction that gives low frequencies of x_hat the image's amplitudes and nearby phases.
 
-    In each channel, of pixels in [0, 1]: within `amplitude_radius` the amplitude of x_hat becomes that of
-    the image; within `phase_radius` its phase goes to the nearest one that is at most `delta` away from
-    the image's, around the circle. The gradient is exact, by x_hat and by the image. Other frequencies
-    stay as they are (arXiv 2505.01267, amplitude spectrum exchange and phase spectrum projection).
+    In each channel, for pixels in [0, 1], the amplitude of x_hat within `amplitude_radius` becomes
+    that of the image, and its phase within `phase_radius` moves to the nearest one that is at most
+    `delta` away from the image's, around the circle. Other frequencies do not change
+    (arXiv 2505.01267, amplitude spectrum exchange and phase spectrum projection). The gradient is
+    exact, with respect to x_hat and to the image.
 
-    The released code is not this (`released`): it rounds both images down to 256 levels through integers,
-    which have no gradient, so that its attacks see only how x_t enters the step beside x_hat; it puts the
-    image's phases in the place of x_hat's, and clips them afterwards, in vain, so that `delta` does
-    nothing; and it takes magnitudes of the outcome, and clips them to [0, 1].
+    The released code differs (`released`). It rounds both images down to 256 levels through
+    integers, which have no gradient, so that its attacks see only how x_t enters the step besides
+    x_hat. It replaces the phases of x_hat with the image's and clips them afterwards, without
+    effect, so that `delta` does nothing. And it takes magnitudes of the result and clips them to
+    [0, 1].
 
     Attributes:
         amplitude_radius: Frequencies up to this radius get the image's amplitudes, in cycles per
@@ -28,7 +30,8 @@ class FreqPure:
             image; 3 is the release's. None changes no phase.
         delta: How far a phase may be from the image's, in radians; 0.3 is the release's. pi or more
             leaves all phases.
-        released: Do as the released code does, above. Such a defense masks its gradient.
+        released: Whether to do what the released code does (see above). Such a defense masks its
+            gradient.
 
     Raises:
         ValueError: An option is out of range.
@@ -40,10 +43,10 @@ class FreqPure:
     released: bool = False
 
     def __call__(self, x_hat: Tensor, x: Tensor, now: Scales) -> Tensor:
-        """Another estimate of x_0, shaped like `x_hat` (B, C, H, W) in [-1, 1]; nothing is clipped."""
+        """The corrected x_hat, shaped like `x_hat` (B, C, H, W) in [-1, 1]; nothing is clipped."""
         if self.released:
             return self._as_released(x_hat, x)
-        exact = torch.promote_types(x_hat.dtype, torch.float32)  # spectra are in no less
+        exact = torch.promote_types(x_hat.dtype, torch.float32)  # FFTs need at least float32
         estimate, image = (torch.fft.fft2((z.to(exact) + 1) / 2) for z in (x_hat, x))
         radius = _radius(x_hat)
         amplitude, ours, theirs = estimate.abs(), _direction(estimate), _direction(image)
@@ -74,12 +77,12 @@ def _radius(like: Tensor) -> Tensor:
 
 
 def _direction(spectrum: Tensor) -> Tensor:
-    """Numbers on the circle with the phases of a spectrum; 1, with no slope, where it is 0."""
+    """Unit complex numbers with the phases of a spectrum; 1, without gradient, where it is 0."""
     size = spectrum.abs()
     there = size > 0
     return torch.where(there, spectrum, 1) / torch.where(there, size, 1)
 
 
 def _angle(turn: Tensor) -> Tensor:
-    """The angles of numbers on the circle, in (-pi, pi]."""
+    """The angles of unit complex numbers, in (-pi, pi]."""
     return torch.atan2(turn.imag, turn.real)

@@ -1,4 +1,4 @@
-"""GDMP (Wang et al., 2022): noise a little and go back, several times, held to the image given."""
+"""GDMP (Wang et al., 2022): several short diffusion passes, guided to stay near the image."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -25,36 +25,37 @@ Anchor = Literal["image", "noised"]
 
 
 class GDMP(nn.Module):
-    """M passes of DDPM, guided by c_t grad_{x_t} S(x_t, y_t), S being - MSE or SSIM.
+    """M passes of DDPM, guided by c_t grad_{x_t} S(x_t, y_t), where S is - MSE or SSIM.
 
     c_t = 3 scale sigma_t / (2 eps alpha_t), as released, and S is a mean over pixels, in the
-    denoiser's range [-1, 1]. The released S is a mean over the batch too, so that guidance there
-    fades as batches grow; here an image's S is divided by the fixed number `reference_batch_size`
-    and depends on nothing but the image, unless `batch_mean` asks for the released form.
+    denoiser's range [-1, 1]. The released S is also a mean over the batch, so its guide weakens as
+    batches grow; here, an image's S is divided by the fixed number `reference_batch_size` and
+    depends on that image only, unless `batch_mean` selects the released form.
 
     Pass i draws from the streams `forward` and `reverse` below ("pass", i). The release aggregates
     10 purifications: see `aggregate.Aggregated`. Its DDPM clips x_hat (an option of the denoiser),
-    its SSIM pads images with zeros of [-1, 1] (`ssim-padded`; with `ssim` windows stay inside), and its
-    `default.yml` does not guide.
+    its SSIM pads images in [-1, 1] with zeros (`ssim-padded`; with `ssim`, windows stay inside),
+    and its `default.yml` has no guide.
 
     Args:
         denoiser: The diffusion model.
-        t: The time that each pass noises to; 0.036 is 36 of 1000, as for CIFAR-10. ImageNet: 0.18.
+        t: The time to which each pass adds noise; 0.036 is 36 of 1000, as for CIFAR-10. ImageNet:
+            0.18.
         steps: Reverse steps of a pass, each one call of the network. ImageNet: 45.
         passes: M. ImageNet: 1.
         distance: S: `"mse"`, `"ssim"`, `"ssim-padded"` (the release's SSIM), or `"none"` for passes
             without a guide.
         scale: The release's guide_scale: 60000 for MSE and 70000 for SSIM; on ImageNet, 1000 for
             SSIM.
-        eps: The perturbation that scale was chosen for, in units of [0, 1] pixels.
-        anchor: y_t: the image noised to t, afresh at each step (`"noised"`, as for CIFAR-10), or the
-            image itself (`"image"`, as for ImageNet).
+        eps: The perturbation that `scale` was chosen for, in units of [0, 1] pixels.
+        anchor: y_t: the image noised to t, with fresh noise in each step (`"noised"`, as for
+            CIFAR-10), or the image itself (`"image"`, as for ImageNet).
         reference_batch_size: The number of images by which S is divided: the batch size that
             `scale` was chosen for.
-        batch_mean: Divide by the number of images in the call instead, as released. The result then
-            depends on the batch, and runs are not reproducible at another batch size.
-        extra_noise_step: Noise to one step beyond t, as the release does on CIFAR-10 (index 36,
-            back from 35).
+        batch_mean: Whether to divide by the number of images in the call instead, as released. The
+            result then depends on the batch, and runs are not reproducible at another batch size.
+        extra_noise_step: Whether to add noise up to one step beyond t, as the release does on
+            CIFAR-10 (index 36, back from 35).
         variance: The variance of a step: `"small"` (posterior) or `"large"` (forward; the release's
             on CIFAR-10).
 
@@ -115,7 +116,7 @@ class GDMP(nn.Module):
         return self.denoiser.decode(z)
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
-        """The way of `forward`, pass after pass: (time left of all passes, image)."""
+        """Yield the path of `forward`, pass after pass, as (time left in all passes, image)."""
         z = self.denoiser.encode(x)
         guide = self._guide(z)
 
@@ -128,11 +129,11 @@ class GDMP(nn.Module):
             yield t, self.denoiser.decode(state)
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
-        """The same purifier with fewer steps in each pass, on the same path of noise or not."""
+        """The same purifier with fewer steps per pass, on the same noise path if `matched`."""
         return with_fewer_steps(self, steps, matched)
 
     def _noised(self, z: Tensor, own: Noise) -> tuple[Tensor, Noise]:
-        """What a pass begins with, and the noise of its way back."""
+        """The noised state that a pass starts from, and the noise of its reverse process."""
         x_t = self.denoiser.perturb(z, self._noised_to, own.child("forward"))
         return x_t, own.child("reverse")
 

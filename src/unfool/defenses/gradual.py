@@ -1,4 +1,4 @@
-"""Gradual purification (Lee and Kim, 2023): DiffPure several times, with more noise each time."""
+"""Gradual purification (Lee and Kim, 2023): passes of DiffPure, the later ones with more noise."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -24,13 +24,13 @@ class Gradual(nn.Module):
 
     Args:
         denoiser: The diffusion model.
-        passes: (t*, steps) of each pass. The paper's for CIFAR-10 is the default; it takes the vote
-            of 10 purifications (`aggregate.Aggregated`).
+        passes: (t*, steps) of each pass. The default is the paper's for CIFAR-10, which takes the
+            vote of 10 purifications (`aggregate.Aggregated`).
         sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"`, `"heun"`, or your own step.
         variance: The variance of a `"ddpm"` step: `"small"` (posterior) or `"large"` (forward).
         eta: The share of fresh noise in `"ddim"` and `"heun"`, 0 to 1.
         correction: Changes each estimate of the clean image (`protocols.Correction`), or None. In
-            each pass it is given the image that the pass began with.
+            each pass, it gets the image that the pass started from.
 
     Raises:
         ValueError: The list of passes is empty, or one of them is out of range.
@@ -75,7 +75,7 @@ class Gradual(nn.Module):
         return x
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
-        """The way of `forward`, pass after pass: (time left of all passes, image)."""
+        """Yield the path of `forward`, pass after pass, as (time left in all passes, image)."""
         ways = [
             (purify.t, partial(purify.walk, noise=noise.child("pass", i)))  # pyright: ignore
             for i, purify in enumerate(self.passes)

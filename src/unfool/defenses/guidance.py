@@ -1,4 +1,4 @@
-"""Guides: the checks that all guides by a classifier share, and a guide by a distance to an image."""
+"""Guides: checks that all classifier guides share, and a guide by the distance to an image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 
-# The state looked at, the anchor, and noise for whatever looks, to a distance of each image (B,).
+# Maps a state, the anchor, and noise for a random classifier to a distance per image (B,).
 Distance = Callable[[Tensor, Tensor, Noise], Tensor]
 
 
 def require_classifier(classifier: Classifier | None) -> Classifier:
-    """The classifier that a guide asks.
+    """Return the classifier of a guide, after checking that there is one.
 
     Raises:
-        ValueError: There is none.
+        ValueError: `classifier` is None.
     """
     if classifier is None:
         raise ValueError(
@@ -31,10 +31,10 @@ def require_classifier(classifier: Classifier | None) -> Classifier:
 
 
 def require_grad_path(values: Tensor) -> Tensor:
-    """What a guide climbs, if a gradient leads from it to the images.
+    """Return the values that a guide differentiates, after checking that they have a gradient.
 
     Raises:
-        ValueError: None does.
+        ValueError: They have no gradient with respect to the images.
     """
     if not values.requires_grad:
         raise ValueError(
@@ -48,18 +48,18 @@ def require_grad_path(values: Tensor) -> Tensor:
 class Descent:
     """The guide - weight * grad_{x_t} D(x_t, anchor), of distribution transfer and of GDMP.
 
-    The gradient is exact through the guide too, and reaches the anchor if that stands in `beside` of
-    `reverse`.
+    The gradient is also exact through the guide, and reaches the anchor if `beside` of `reverse`
+    contains it.
 
     Attributes:
-        distance: D; states of the denoiser's space.
-        anchor: The image that was given (B, C, H, W), in that space.
-        weight: Of the guide, at the scales of x_t.
+        distance: D, of states in the denoiser's space.
+        anchor: The input image (B, C, H, W), in that space.
+        weight: The weight of the guide, a function of the scales at x_t.
         step: The step that is guided. A DDPM mean moves by the step's variance times the guide
-            (Dhariwal and Nichol, 2021, algorithm 1), as the papers have it; under every other step
-            the guide is a term of the score.
-        noised: Compare with the anchor noised to t, afresh at each step, and not with itself.
-        deep: Look at x_hat in the place of x_t; then the gradient goes through the denoiser.
+            (Dhariwal and Nichol, 2021, algorithm 1), as in the papers; with every other step, the
+            guide is a term of the score.
+        noised: Whether to compare with the anchor noised to t, with fresh noise in each step.
+        deep: Whether D compares x_hat instead of x_t, with the gradient through the denoiser.
     """
 
     distance: Distance
@@ -88,9 +88,9 @@ class Descent:
 
 
 def _share(step: Step | Heun, now: Scales, then: Scales) -> Tensor | float:
-    """How much of a term g of the score makes the mean of a DDPM step move by its variance times g.
+    """The factor with which a score term g moves the mean of a DDPM step by its variance times g.
 
-    As a term of the score, g moves it by beta / sqrt(1 - beta), with 1 - beta = (alpha / alpha')^2.
+    Without it, g moves the mean by beta / sqrt(1 - beta) g, where 1 - beta = (alpha / alpha')^2.
     """
     if not isinstance(step, Ancestral):
         return 1.0

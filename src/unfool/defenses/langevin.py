@@ -1,4 +1,4 @@
-"""The Langevin-like purifier of DiffPure's release (`ldsde`): no forward noise, an anchor instead."""
+"""The Langevin-like purifier of DiffPure's release (`ldsde`): no forward noise, but an anchor."""
 
 import math
 from collections.abc import Iterator
@@ -23,20 +23,21 @@ class Langevin(nn.Module):
     """dx = -lambda/2 [-s(x, score_t) + (x - x_init) / sigma2] dt + eta sqrt(lambda) dw, from x_init.
 
     Every step uses the score of slightly noised images; the anchor pulls back toward the input
-    image. Euler-Maruyama steps; it draws from the stream `reverse`. The gradient is exact and goes
-    through the anchor, too. With the default settings the anchor alone is a Gaussian blur of
-    deviation 0.126 of the range [-1, 1].
+    image. It takes Euler-Maruyama steps and draws from the stream `reverse`. The gradient is exact
+    and goes through the anchor, too. With the default settings and without the score, it adds
+    Gaussian noise of standard deviation about 0.13 to the image, in units of [-1, 1].
 
-    Without an anchor (`sigma2: null`), with `eta: 1` and with many steps it is long-run Langevin dynamics
-    (Hill et al., 2021): each step adds tau^2 / 2 times the score and noise of tau, where
-    tau^2 is lambda t / steps. The score may be an energy-based model's (the denoiser `energy`).
+    Without an anchor (`sigma2: null`), with `eta: 1` and many steps, it is long-run Langevin
+    dynamics (Hill et al., 2021): each step adds tau^2 / 2 times the score and noise of standard
+    deviation tau, where tau^2 is lambda t / steps. The score may be that of an energy-based model
+    (the denoiser `energy`).
 
     Args:
         denoiser: The diffusion model.
         t: How long to run, in (0, 1].
         steps: Number of steps, each one call of the network; 10 in the release.
         sigma2: The variance of the anchor, in units of [-1, 1]; a smaller one pulls harder toward
-            the image. None is no anchor.
+            the image. None turns the anchor off.
         weight: lambda, the size of a step.
         eta: The scale of the noise.
         score_t: The time at which the score is evaluated, in (0, 1].
@@ -75,7 +76,7 @@ class Langevin(nn.Module):
         )
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
-        """The way of `forward`: (time left, image) from the image to the purified one."""
+        """Yield the path of `forward`, (time left, image) from the image to the purified one."""
         z = self.denoiser.encode(x)
         noise, step = noise.child("reverse"), self._step(z)
         states = walk(self.denoiser, z, self._times(), noise, step=step)
@@ -83,10 +84,10 @@ class Langevin(nn.Module):
             yield self.t * (1 - i / self.steps), self.denoiser.decode(state)
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
-        """The same purifier in fewer steps, on the same path of noise or on noise of its own.
+        """The same purifier in fewer steps, on the same noise path if `matched`.
 
         Raises:
-            ValueError: `steps` does not divide its own, or the anchor overshoots.
+            ValueError: `steps` does not divide the purifier's own steps, or the anchor overshoots.
         """
         taken = len(coarse_times(self.steps, steps)) - 1
         if self.steps % taken:
@@ -109,7 +110,7 @@ class Langevin(nn.Module):
         return along(shorter, ((each**-0.5,) * each,) * taken)
 
     def _times(self) -> Tensor:
-        """The model is asked at the same time all along."""
+        """The times of the steps, which are all `score_t`."""
         return torch.full((self.steps + 1,), self.score_t, dtype=torch.float64)
 
     def _step(self, anchor: Tensor) -> "_Pulled":

@@ -1,4 +1,4 @@
-"""Likelihood maximization (Chen et al., 2024): make the image one that the model denoises well."""
+"""Likelihood maximization (Chen et al., 2024): make the image easy for the model to denoise."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -20,16 +20,16 @@ Optimizer = Literal["adam", "gradient", "momentum"]
 
 
 class LikelihoodMaximization(nn.Module):
-    """A few steps down the denoising loss |x_hat(x_t) - x|^2, one term of the diffusion's ELBO.
+    """A purifier that descends the denoising loss |x_hat(x_t) - x|^2, a term of the diffusion ELBO.
 
     Each step noises the image to a level of its own, and takes the gradient of the mean square
-    error with respect to the image, through the denoiser. The gradient through all steps is exact,
-    and costs the memory of one. The noise of step i comes from the stream ("forward", i). The
-    release (for EDM models) draws the same noise for every image and call, draws the level evenly
-    in sigma and not in time, clips the result, and detaches its gradient.
+    error with respect to the image, through the denoiser. The gradient through all steps is exact
+    and takes the memory of one step. The noise of step i comes from the stream ("forward", i). The
+    release (for EDM models) draws the same noise for every image and call, draws the level
+    uniformly in sigma and not in time, clips the result, and detaches its gradient.
 
     The first step of Adam is the step size times the sign of the gradient, whose derivative is 0,
-    so exact gradients are of little use there: evaluate with BPDA, too.
+    so exact gradients are of little use there: evaluate with BPDA as well.
 
     With `eta`, every step ends with a clamp to [0, 1] and to the linf ball around the input image.
     The gradient goes through the clamp and through its center. With `optimizer="momentum"`, this is
@@ -48,12 +48,12 @@ class LikelihoodMaximization(nn.Module):
         step_size: The step size, in units of [0, 1] pixels: Adam's learning rate; with
             `"momentum"`, the change of each pixel; with `"gradient"`, the factor of the gradient of
             |x_hat - x|^2 in the denoiser's space.
-        low: The least noise, in units of [0, 1] pixels; half the sigma of an EDM model.
-        high: The most noise; a step's time is drawn evenly between those of `low` and `high`.
-        optimizer: `"adam"` (the release's), `"gradient"`, or `"momentum"`: against the sign of the mean
-            of all gradients so far, each weighted 0.9 times the next.
-        eta: The largest change of a pixel, in units of [0, 1]; None does not limit it, not even to
-            [0, 1] (as released).
+        low: The smallest noise, in units of [0, 1] pixels; half the sigma of an EDM model.
+        high: The largest noise; a step's time is uniform between those of `low` and `high`.
+        optimizer: `"adam"` (the release's), `"gradient"`, or `"momentum"`: steps against the sign
+            of a mean of all gradients so far, in which each weighs 0.9 times the next.
+        eta: The largest change of a pixel, in units of [0, 1]; None sets no limit, not even the
+            range [0, 1] (as released).
 
     Raises:
         ValueError: An option is out of range, the schedule has less noise than `high`, or `eta` is
@@ -100,7 +100,7 @@ class LikelihoodMaximization(nn.Module):
         return self.denoiser.decode(state.chunk(3, 1)[0])
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
-        """The way of `forward`: (share of the steps left, image) from the image to the purified."""
+        """Yield the path of `forward` as (share of steps left, image), from first to last image."""
         z = self.denoiser.encode(x)
         state = _state(z)
         yield 1.0, x
@@ -110,7 +110,7 @@ class LikelihoodMaximization(nn.Module):
 
     def _advance(self, noise: Noise, center: Tensor, i: int, state: Tensor) -> Tensor:
         z, first, second = state.chunk(3, 1)
-        signs = self.optimizer == "momentum"  # of which there is no slope to keep a graph for
+        signs = self.optimizer == "momentum"  # their derivative is 0, so they need no graph
         with torch.set_grad_enabled(torch.is_grad_enabled() and not signs):
             gradient = ascent(lambda at: self._loss(at, noise.child(i)), z)
         if self.optimizer == "gradient":
@@ -121,7 +121,7 @@ class LikelihoodMaximization(nn.Module):
             move = first.sign()
         else:
             second = 0.999 * second + 0.001 * gradient**2
-            # within the root the 1e-8 of Adam keeps its slope finite where the gradient is 0
+            # inside the root, Adam's 1e-8 keeps the derivative finite where the gradient is 0
             size = torch.sqrt(second / (1 - 0.999 ** (i + 1)) + 1e-16)
             move = first / (1 - 0.9 ** (i + 1)) / size
         return torch.cat([self._near(z - 2 * self.step_size * move, center), first, second], 1)
@@ -141,5 +141,5 @@ class LikelihoodMaximization(nn.Module):
 
 
 def _state(z: Tensor) -> Tensor:
-    """The image with the two moments, which travel with it as further channels."""
+    """The image with Adam's two moments, 0 at first, as further channels."""
     return torch.cat([z, torch.zeros_like(z), torch.zeros_like(z)], 1)

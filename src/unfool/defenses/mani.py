@@ -6,25 +6,25 @@ from torch.nn import functional as F
 
 from unfool.ranges import Count, NotNegative, checked_dataclass
 
-FLOOR = 1e-3  # of the mean magnitude, lest an empty ring get all of the noise
+FLOOR = 1e-3  # share of the mean magnitude, so that an empty ring does not get all of the noise
 TINY = 1e-6  # for black images, whose spectrum is 0
 
 
 @checked_dataclass
 class Spectrum:
-    """The forward noise, filtered so that bands of small magnitude in the image get more of it.
+    """A shaping of the forward noise that puts more of it where the image has small magnitudes.
 
-    The frequencies are cut into rings of one width. A ring with the mean magnitude M, over
-    channels, of the image's pixels in [0, 1] gets noise in proportion to (M + 0.001 mean M)^-gamma,
-    and the mean variance of a pixel stays 1, so t* and `pixel_noise` mean what they mean without.
-    The gradient goes through the magnitudes, because an attacker can shape the noise by them.
+    The frequencies are divided into rings of equal width. If M is a ring's mean magnitude, over
+    channels, for pixels in [0, 1], the ring gets noise in proportion to (M + 0.001 mean M)^-gamma.
+    The mean variance of a pixel stays 1, so t* and `pixel_noise` keep their meaning. The gradient
+    goes through the magnitudes, because an attacker can shape the noise with them.
 
     This is the idea of MANI-Pure (arXiv 2509.25082: noise weighted by decreasing functions of band
     magnitudes), whose other half is `freqpure`. The number of rings, the exponent, and the
     normalization are our choices, because the paper's code is not public.
 
     Attributes:
-        bands: How many rings; 1 is plain noise.
+        bands: The number of rings; 1 is plain noise.
         gamma: How strongly the noise avoids large magnitudes; 0 is plain noise.
 
     Raises:
@@ -35,11 +35,11 @@ class Spectrum:
     gamma: NotNegative = 0.5
 
     def __call__(self, eps: Tensor, x: Tensor) -> Tensor:
-        """Noise shaped like `eps` (B, C, H, W), given standard normal noise and the images in [-1, 1]."""
+        """Shape standard normal noise `eps` (B, C, H, W) by the images `x` in [-1, 1]."""
         return torch.fft.ifft2(self.weights(x)[:, None] * torch.fft.fft2(eps)).real
 
     def weights(self, x: Tensor) -> Tensor:
-        """What the noise of each frequency is multiplied by (B, H, W), in the order of `fft2`."""
+        """The factor of the noise at each frequency (B, H, W), in the order of `fft2`."""
         magnitude = torch.fft.fft2((x + 1) / 2).abs().mean(1).flatten(1)
         rings = self._rings(x)
         member = F.one_hot(rings.flatten(), self.bands).to(x)

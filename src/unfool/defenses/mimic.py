@@ -1,4 +1,4 @@
-"""MimicDiffusion (Song et al., 2024): go back from noise, guided down the l1 distance from the image."""
+"""MimicDiffusion (Song et al., 2024): reverse diffusion from noise, guided by the l1 distance."""
 
 import torch
 from torch import Tensor
@@ -12,19 +12,20 @@ from unfool.ranges import Count, NotNegative, checked_dataclass
 
 @checked_dataclass
 class Mimic:
-    """The guide - scale alpha grad_{x_t} |x_hat - x|_1, which moves the mean of a DDPM step by itself.
+    """The guide - scale alpha grad_{x_t} |x_hat - x|_1, by which the mean of a DDPM step moves.
 
-    The distance is the sum over channels and the mean over places, in [-1, 1]. Under other steps than
-    DDPM's the guide is the term of the score that would move a DDPM step so. From pure noise (t* = 1, 100
-    steps) it is MimicDiffusion (arXiv 2312.04802): the sign of the distance's slope is the same for an
-    image and for its adversarial neighbor, wherever x_hat is farther away than the perturbation.
+    The distance is the sum over channels and the mean over pixel positions, in [-1, 1]. With steps
+    other than DDPM's, the guide is the term of the score that would move a DDPM step by that. From
+    pure noise (t* = 1, 100 steps), it is MimicDiffusion (arXiv 2312.04802): the sign of the
+    distance's gradient is the same for an image and for a nearby adversarial image, wherever x_hat
+    is farther away than the perturbation.
 
-    The release differs in three ways, which are not the default here. Its distance is a mean over
-    the batch, too, so that an image is held less in a larger batch: here it is divided by
-    `reference_batch_size`. Its second guidance compares both images after the same upsampling by
-    nearest neighbors, which is the first one again: its scale of 3000 is 6000 here. And it treats
-    the network's answer as a constant (`through: false`), where the paper's gradient with respect
-    to x_t goes through it. Its attack, moreover, is on DiffPure without a guide.
+    The release differs in three ways, which are not the default here. Its distance is also a mean
+    over the batch, so that an image's guide weakens in a larger batch; here, it is divided by
+    `reference_batch_size`. Its second guide compares both images after the same nearest-neighbor
+    upsampling, which repeats the first guide: its scale of 3000 is 6000 here. And it treats the
+    network's output as a constant (`through: false`), whereas the paper's gradient with respect to
+    x_t goes through it. Moreover, its attack is on DiffPure without a guide.
 
     The sign has a derivative of 0, so an attacker gets gradients only through x_hat, and with
     `through: false` none at all: evaluate by attacks without gradients as well, and by images made
@@ -34,7 +35,7 @@ class Mimic:
         scale: The strength of the guide; 6000 is the release's.
         reference_batch_size: The number by which the distance is divided; 16 is the release's batch
             size.
-        through: Differentiate x_hat through the network, which takes twice the time.
+        through: Whether to differentiate x_hat through the network, which takes twice the time.
         smoothing: Replaces |d| by sqrt(d^2 + smoothing^2), for pixels in [-1, 1]; 0 is the paper's.
 
     Raises:
@@ -48,13 +49,13 @@ class Mimic:
 
     @property
     def deep(self) -> bool:
-        """Whether it differentiates x_hat."""
+        """Whether the guide differentiates x_hat."""
         return self.through
 
     def for_images(self, x: Tensor) -> Guide:
-        """The guide of the images `x` (B, C, H, W) in the denoiser's space.
+        """The guide for the images `x` (B, C, H, W) in the denoiser's space.
 
-        It raises a ValueError under the sampler `"heun"`.
+        Calling it with the sampler `"heun"` raises a ValueError.
         """
         share = self.scale / (self.reference_batch_size * x.shape[2] * x.shape[3])
 

@@ -1,4 +1,4 @@
-"""Purify, then classify: a defense is a classifier, so an attack need not know that it is one."""
+"""Purify, then classify: a defense is itself a classifier, so attacks need no special case."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ class Purified(nn.Module):
         self.classifier, self.purifier = classifier, purifier
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W) in [0, 1]; without noise, at a fresh draw."""
+        """Logits (B, K) of images (B, C, H, W) in [0, 1]; without `noise`, of a fresh draw."""
         if noise is None:
             noise = Noise.fresh(len(x))
         pure = self.purifier(x, noise.child("purify"))
@@ -52,7 +52,7 @@ class Purified(nn.Module):
 
 
 def image_shape(purifier: object) -> tuple[int, int, int] | None:
-    """(C, H, W) of the images that a purifier's denoiser was made for; None if any will do."""
+    """The image shape (C, H, W) of a purifier's denoiser; None if it accepts any shape."""
     return getattr(getattr(purifier, "denoiser", None), "shape", None)
 
 
@@ -60,14 +60,14 @@ def image_shape(purifier: object) -> tuple[int, int, int] | None:
 def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int, first: int = 0) -> Tensor:
     """The class that each of `draws` independent passes chooses, (B, draws).
 
-    Draw i uses the stream ("vote", `first` + i), which no attack uses, even if it had the same
+    Draw i uses the stream ("vote", `first` + i), which no attack uses, even one that gets the same
     noise. All passes go into one call; `unfool.Batched(model, 256)` limits a call to 256 images. If
-    the model has a method `decide`, it gives the class.
+    the model has a method `decide`, that method chooses the class.
 
     Raises:
-        TypeError: The images or the noise are of another type.
+        TypeError: The images or the noise have the wrong type.
         ValueError: The images do not lie in [0, 1], the noise is for more or fewer images or is an
-            attacker's, the model is in training mode, or has fewer than 2 classes.
+            attacker's, or the model is in training mode or has fewer than 2 classes.
         RuntimeError: Logits are not finite.
     """
     check_images(x)
@@ -87,7 +87,7 @@ def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int, first:
 
 
 def vote_streams(noise: Noise, draws: int, first: int = 0) -> Noise:
-    """The noise of `draws` passes over the images of `noise`: all images once, then all again."""
+    """The noise of `draws` passes over the images of `noise`, one whole pass after the other."""
     votes = range(first, first + draws)
     return Noise(tuple(key for i in votes for key in noise.child("vote", i).keys))
 
@@ -96,20 +96,20 @@ def predict(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
     """The class of the highest logit, (B,).
 
     Raises:
-        ValueError: The model does not give logits of 2 classes or more.
+        ValueError: The model does not return logits of 2 classes or more.
         RuntimeError: Logits are not finite.
     """
     return _answer(model, x, noise).argmax(1)
 
 
 def majority_class(chosen: Tensor, classes: int) -> Tensor:
-    """The class that most of the draws (B, draws) chose, (B,); of equals, the lowest number."""
+    """The class that most of the draws (B, draws) chose, (B,); the lowest on ties."""
     return nn.functional.one_hot(chosen, classes).sum(1).argmax(1)
 
 
 @torch.no_grad()
 def majority_vote(model: Classifier, x: Tensor, streams: Sequence[Noise]) -> Tensor:
-    """The class (B,) that most streams of noise choose, in as few calls as possible.
+    """The class (B,) that most streams of noise choose, in as few passes as possible.
 
     The streams are used one after the other, each only for the images whose majority the remaining
     streams can still change.
@@ -120,9 +120,9 @@ def majority_vote(model: Classifier, x: Tensor, streams: Sequence[Noise]) -> Ten
         streams: At least one; each is the noise of one pass over all images.
 
     Raises:
-        TypeError: The images or the noise are of another type.
-        ValueError: The images do not lie in [0, 1], the noise is for more or fewer images, the model
-            is in training mode, or has fewer than 2 classes.
+        TypeError: The images or the noise have the wrong type.
+        ValueError: The images do not lie in [0, 1], the noise is for more or fewer images, or the
+            model is in training mode or has fewer than 2 classes.
         RuntimeError: Logits are not finite.
     """
     check_images(x)
@@ -156,5 +156,5 @@ def _settled(counts: Tensor, left: int) -> Tensor:
     first = counts.argmax(1, keepdim=True)
     most = counts.gather(1, first)
     others = (counts + left).scatter(1, first, -1)
-    lower = torch.arange(counts.shape[1], device=counts.device) < first  # of equals, it wins
+    lower = torch.arange(counts.shape[1], device=counts.device) < first  # wins ties
     return ~((others > most) | ((others == most) & lower)).any(1)

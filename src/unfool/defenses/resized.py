@@ -1,4 +1,4 @@
-"""A purifier for images of another size than its denoiser's: up to it, and back."""
+"""A purifier that resizes images to the size of its denoiser, and back."""
 
 from collections.abc import Iterator
 
@@ -14,9 +14,10 @@ from unfool.runtime.text import html_repr, short_repr
 
 
 class Resized(nn.Module):
-    """Resize, purify, resize back (bilinear), as DiffPure's release does on ImageNet: 224, 256, 224.
+    """A purifier that resizes images, purifies them, and resizes back (bilinear).
 
-    The gradient goes through both.
+    DiffPure's release does so on ImageNet: 224, 256, 224 pixels. The gradient goes through
+    both resizings.
 
     Args:
         purifier: Any purifier.
@@ -24,7 +25,7 @@ class Resized(nn.Module):
             purifier's denoiser.
 
     Raises:
-        ValueError: Its denoiser is for another size, or for any and `size` was not given.
+        ValueError: The denoiser takes another size, or takes any size and `size` is None.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -77,7 +78,7 @@ class Resized(nn.Module):
         return Resized(inside, size=self.size[0])
 
     def _walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
-        """The way of the purifier inside, at the size of `x`."""
+        """Yield the path of the purifier inside, at the size of `x`."""
         for t, state in self.purifier.walk(_to(self.size, x), noise):  # pyright: ignore
             yield t, _to(x.shape[2:], state)
 

@@ -1,4 +1,4 @@
-"""Samplers: from a name, or your own step, to the times and the step rule of a reverse process."""
+"""Samplers turn a name, or your own step, into the times and the step of a reverse process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -27,11 +27,11 @@ Variance = Literal["small", "large"]
 
 
 class Sampler(NamedTuple):
-    """A way back.
+    """The times and the step rule of a reverse process.
 
     Attributes:
         times: Falling times (N + 1,) from t*.
-        step: How to go from one to the next.
+        step: The rule that goes from one time to the next.
     """
 
     times: Tensor
@@ -95,12 +95,12 @@ Walk = Callable[[Tensor], Iterator[tuple[float, Tensor]]]
 
 
 def in_turn(x: Tensor, walks: Sequence[tuple[float, Walk]]) -> Iterator[tuple[float, Tensor]]:
-    """The states of passes that each begin where the one before ended, as (time left, state).
+    """Yield the states of passes, each starting where the last one ended, as (time left, state).
 
     Args:
-        x: What the first begins with.
-        walks: Of each pass the time it takes, and its own way: from where it begins to pairs of the
-            time left of it and the state.
+        x: The state that the first pass starts from.
+        walks: For each pass, the time it takes and its path: a function from its first state to
+            pairs of the time left in the pass and the state.
     """
     left = sum(length for length, _ in walks)
     for length, walk in walks:

@@ -1,4 +1,4 @@
-"""Sample-specific noise (Sun et al., 2025): each image is noised to a time set by its score norm."""
+"""Sample-specific noise (Sun et al., 2025): an image's score norm sets the time it is noised to."""
 
 from typing import Literal
 
@@ -11,33 +11,35 @@ from unfool.diffusion.gradient import chain
 from unfool.noise import Noise
 from unfool.ranges import Count, Positive, Share, Time, check_arguments
 
-LEAST = 1e-4  # the earliest time that an image is noised to
+LEAST = 1e-4  # the smallest time that an image is noised to
 
 
 class ScoreNorm(nn.Module):
-    """t* of each image from the norm of its expected score: the larger it is, the more noise (SSNI).
+    """A noise level that is larger for images with a larger norm of the expected score (SSNI).
 
-    The score is the mean of those at `levels` times, evenly up to `up_to`, of the image noised to each
-    (the expected perturbation score of Zhang et al., 2023); its norm is the root mean square over pixels
-    and channels in [-1, 1], so that it does not depend on the size of images. With s = (norm - center) /
-    width, the time is (t* + bias) / (1 + exp(-s)), or, linear, t* times s + 1/2 cut to [0, 1], plus the
-    bias (arXiv 2506.06027, its two reweighting functions). It is never below 0.0001 or above 1.
+    The expected score is the mean of the scores at `levels` even times up to `up_to`, each of the
+    image noised to that time (the expected perturbation score of Zhang et al., 2023). Its norm is
+    the root mean square over pixels and channels in [-1, 1], so it does not depend on the size of
+    images. With s = (norm - center) / width, the time is (t* + bias) / (1 + exp(-s)) for the shape
+    `"sigmoid"`, and t* times (s + 1/2 clipped to [0, 1]) plus the bias for `"linear"`
+    (arXiv 2506.06027, its two reweighting functions). It is never below 0.0001 or above 1.
 
-    `center` and `width` are of clean images: `score_norms` measures them. They hold for one denoiser,
-    one `levels` and one `up_to`.
+    `center` and `width` describe clean images: measure them with `score_norms`. They hold for one
+    denoiser, one `levels`, and one `up_to`.
 
     The attacker can influence t*, so the gradient goes through it and through the scores, at the
     cost of one call of the network for each level and the memory of one. For a denoiser with
-    discrete steps, this gradient is 0, as in any code that counts steps. Stream i below its noise
-    is of level i.
+    discrete steps, this gradient is 0, as in any code that counts steps. Level i draws from the
+    stream i below its noise.
 
     Args:
         denoiser: The diffusion model.
-        center: The norm at which half of the noise is put on: the mean norm of clean images, or, linear,
-            the middle between the least and the most.
-        width: The scale of the norm: of the sigmoid a temperature, linear the most less the least.
+        center: The norm at which half of the noise is added: for `"sigmoid"`, the mean norm of
+            clean images; for `"linear"`, the middle between their smallest and largest norm.
+        width: The scale of the norm: for `"sigmoid"`, a temperature; for `"linear"`, the largest
+            minus the smallest norm.
         shape: `"sigmoid"` or `"linear"`.
-        bias: What is added to t* under the sigmoid, or to the time where linear, as a time.
+        bias: The time that is added to t* for `"sigmoid"`, or to the result for `"linear"`.
         levels: The number of times at which the score is evaluated.
         up_to: The latest of these times; 0.02 is 20 of 1000.
 

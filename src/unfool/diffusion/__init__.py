@@ -1,4 +1,4 @@
-"""Diffusion: schedules, denoisers, the one reverse loop and its exact gradient."""
+"""Noise schedules, denoisers, the reverse process, and its exact gradient."""
 
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,6 @@ if TYPE_CHECKING:
     from unfool.diffusion.schedule import VP as VP
     from unfool.diffusion.schedule import Discrete as Discrete
 
-# `reverse` is called like its module, and so is exported by `unfool` alone.
-else:  # at run time alone, lest a type checker take a name that is not there
+# `reverse` has the same name as its module, so only `unfool` exports it.
+else:  # only at run time, so that type checkers do not accept unknown names
     __getattr__, __dir__, __all__ = lazily(__name__)

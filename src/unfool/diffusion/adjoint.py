@@ -1,8 +1,9 @@
-"""The adjoint gradient of the released DiffPure, for comparison; it is not the exact one.
+"""The adjoint gradient of DiffPure's released code, for comparison; it is not exact.
 
-Nie et al. (2022, proposition 3.3) differentiate by torchsde's `sdeint_adjoint`: forward by
-Euler-Maruyama, back by the Milstein scheme on a grid that is shifted by the cut at the end, along a
-trajectory that is simulated anew. The two agree as the step goes to 0 only. Needs the extra `adjoint`.
+Nie et al. (2022, proposition 3.3) differentiate with torchsde's `sdeint_adjoint`. Its forward pass
+takes Euler-Maruyama steps; its backward pass takes Milstein steps, on a grid that is shifted by the
+cut at the end and along a trajectory that it simulates anew. The two passes agree only in the limit
+of small steps. Needs the extra `adjoint`.
 """
 
 import importlib
@@ -19,29 +20,29 @@ from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import euler_maruyama, reverse
 from unfool.noise import Noise
 
-RELATIVE_TOLERANCE = 1e-6  # of a step: how near a time must lie to one of the grid to be it
+RELATIVE_TOLERANCE = 1e-6  # a time within this share of a step of a grid time counts as that time
 
 
 def check_torchsde() -> None:
-    """Refuse to go on without torchsde.
+    """Check that torchsde is installed.
 
     Raises:
-        ValueError: It is not installed.
+        ValueError: torchsde is not installed.
     """
     _torchsde()
 
 
 def reverse_adjoint(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise) -> Tensor:
-    """`reverse` by Euler-Maruyama, with its values, and torchsde's adjoint for a gradient.
+    """Run `reverse` with Euler-Maruyama steps and torchsde's adjoint gradient.
 
-    It reaches `x` alone. Its way back costs a second way there, and a step of the Milstein scheme
-    per step.
+    The values are those of `reverse`; the gradient reaches only `x`. The backward pass costs a
+    second forward pass and one Milstein step per step.
 
     Args:
         denoiser: The model.
         x: States (B, C, H, W) in the denoiser's space, at `times[0]`.
-        times: What `even` returned.
-        noise: As of `reverse`.
+        times: Falling times, as returned by `even`.
+        noise: The noise, as for `reverse`.
 
     Raises:
         ValueError: torchsde is not installed.
@@ -71,7 +72,7 @@ def reverse_adjoint(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise) 
 
 
 class _Solved(torch.autograd.Function):
-    """The values of `run`, the gradient of `solve`."""
+    """The values of `run` with the gradient of `solve`."""
 
     @staticmethod
     def forward(ctx: Any, run: Callable[..., Tensor], solve: Any, x: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class _Solved(torch.autograd.Function):
 
 
 class _Backwards(nn.Module):
-    """The reverse SDE as torchsde wants it: flat states, and time 1 - t, which rises."""
+    """The reverse SDE in torchsde's form: flat states, and the rising time 1 - t."""
 
     noise_type, sde_type = "diagonal", "ito"
 
@@ -111,7 +112,7 @@ class _Backwards(nn.Module):
 def _brownian(torchsde: Any, x: Tensor, grid: list[float], noise: Noise) -> Any:
     """The Brownian path whose increments over `grid` are the draws of `reverse`.
 
-    Between the grid's times it is a bridge, of which the way back asks one value per step.
+    Between two grid times it is a Brownian bridge, which the backward pass evaluates once.
     """
     heights = [torch.zeros_like(x.flatten(1))]
     for k in range(len(grid) - 1):

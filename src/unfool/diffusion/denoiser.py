@@ -1,7 +1,7 @@
 """Denoisers: the interface of a diffusion model for all other code.
 
-A denoiser answers one question, E[x_0 | x_t]. Whether its network predicts the noise, the image, the
-velocity or a scaled mixture, and in which units it is told the time, is settled inside it.
+A denoiser computes E[x_0 | x_t]. It hides whether its network predicts the noise, the image, the
+velocity, or a scaled mixture, and in which units the network takes the time.
 """
 
 import math
@@ -18,7 +18,7 @@ from unfool.runtime.text import html_repr, short_repr
 
 Prediction = Literal["noise", "image", "velocity", "edm", "ve", "subvp", "consistency"]
 Time = Literal["scaled", "score_sde", "index", "rescaled", "edm", "consistency", "ve", "subvp"]
-SIGMA_DATA = 0.5  # the standard deviation that the prediction "edm" takes pixels in [-1, 1] to have
+SIGMA_DATA = 0.5  # standard deviation of pixels in [-1, 1] that the prediction "edm" assumes
 SIGMA_MIN = 0.002  # the noise at which a consistency model returns its input
 
 
@@ -29,10 +29,10 @@ class Denoiser(nn.Module, ABC):
         schedule: The noise schedule, which maps times to scales.
         shape: The image shape (C, H, W) the denoiser expects, or None if it accepts any shape.
         resizes: Whether `encode` brings images of any size to that shape.
-        classes: How many labels it can be conditioned on; 0 for an unconditional one.
-        multi_head: Whether one call gives the estimates for several labels of each image.
-        wordings: The number of prompts per class, where there are several: the label c + (classes +
-            1) w stands for class c with prompt w.
+        classes: The number of labels it can be conditioned on; 0 for an unconditional denoiser.
+        multi_head: Whether one call can return the estimates for several labels of each image.
+        wordings: The number of prompts of each class; empty if each has one. The label
+            c + (classes + 1) w stands for class c with prompt w.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -52,21 +52,21 @@ class Denoiser(nn.Module, ABC):
             x_t: Noisy images (B, C, H, W) in the denoiser's space.
             t: Times in [0, 1], shaped () or (B, 1, 1, 1).
             label: Class labels (B,), or (B, L) of a multi-head denoiser; None for the unconditional
-                answer.
+                estimate.
         """
 
     def encode(self, x: Tensor) -> Tensor:
-        """Images of [0, 1] to the denoiser's space: here [-1, 1], without a clamp."""
+        """Map images in [0, 1] to the denoiser's space: here [-1, 1], without a clamp."""
         return 2 * x - 1
 
     def decode(self, z: Tensor) -> Tensor:
-        """The denoiser's space to images of [0, 1]."""
+        """Map states in the denoiser's space to images in [0, 1]."""
         return (z + 1) / 2
 
     def perturb(
         self, z: Tensor, t: Tensor, noise: Noise, schedule: Schedule | None = None
     ) -> Tensor:
-        """A draw of x_t given x_0 = `z`, by the denoiser's schedule or another."""
+        """Draw x_t given x_0 = `z`, under the denoiser's schedule or another one."""
         scales = (schedule or self.schedule)(t)
         return scales.alpha * z + scales.sigma * noise.normal(z)
 
@@ -83,19 +83,20 @@ class NetworkDenoiser(Denoiser):
         schedule: Its noise schedule; `VP()` if None.
         predicts: `"noise"`, `"image"`, `"velocity"` (alpha noise - sigma x_0), or `"edm"`: the
             network's input and target are scaled to unit variance (Karras et al., 2022, section 5).
-            `"ve"` takes x_t / alpha and predicts the negative noise, `"subvp"` takes x_t of the same
-            noise under the sub-VP SDE (Song et al., 2021). `"consistency"` is the function of a
-            consistency model (Song et al., 2023), a point of the flow's end and not E[x_0 | x_t].
-        shape: (C, H, W) of its images.
-        classes: The number of labels it is conditional on, without the null class; 0 for none.
-        multi_head: Whether the network takes labels (B, L) too, and answers for all of them in one call.
+            `"ve"` takes x_t / alpha and predicts the negative noise. `"subvp"` predicts the noise
+            from x_t as the sub-VP SDE scales it at the same sigma / alpha (Song et al., 2021).
+            `"consistency"` is the function of a consistency model (Song et al., 2023), which gives
+            an end point of the probability flow and not E[x_0 | x_t].
+        shape: The shape (C, H, W) of its images.
+        classes: The number of labels it is conditioned on, without the null class; 0 for none.
+        multi_head: Whether the network also takes labels (B, L) and predicts for all in one call.
         time: The time input of the network, where n = T t counts the T steps of the schedule (1000
             for a continuous one) and s = sigma / alpha. `"scaled"` is n - 1, `"index"` is n - 1 as
             an integer, `"rescaled"` is the index in a schedule of 1000 steps, `"score_sde"` 999 t,
             `"edm"` ln(s) / 4, `"consistency"` 250 ln(s), `"ve"` ln(s / 2), `"subvp"` 999 times the
-            time of the sub-VP SDE. Or a function from scales to the time.
-        clip_x0: Whether x_hat is clipped to [-1, 1], as many DDPM samplers do. Clipped pixels have no
-            gradient.
+            time of the sub-VP SDE. Or a function from scales to the time input.
+        clip_x0: Whether x_hat is clipped to [-1, 1], as many DDPM samplers do. Clipped pixels have
+            no gradient.
         null: Whether the network has a null class. If not, it needs labels.
     """
 
@@ -132,7 +133,7 @@ class NetworkDenoiser(Denoiser):
         """E[x_0 | x_t], never clipped."""
         _, alpha, sigma, _ = self.schedule(_exact(t, x_t))
         out = self.predict(x_t, t, label)
-        if out.ndim > x_t.ndim:  # several labels of each image
+        if out.ndim > x_t.ndim:  # several labels per image
             x_t, alpha, sigma = (
                 value.unsqueeze(1) if value.ndim else value for value in (x_t, alpha, sigma)
             )
@@ -151,10 +152,10 @@ class NetworkDenoiser(Denoiser):
         return out
 
     def predict(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """What the network itself says, in its own terms, shaped as `forward` answers.
+        """The raw prediction of the network, in the shape that `forward` returns.
 
         Raises:
-            ValueError: The network has classes but no null class, and there is no label.
+            ValueError: The network has classes but no null class, and `label` is None.
         """
         scales = self.schedule(_exact(t, x_t))
         time = self._time(scales).to(x_t).expand(len(x_t), 1, 1, 1).flatten()
@@ -168,9 +169,9 @@ class NetworkDenoiser(Denoiser):
         return out[..., :channels, :, :] if out.shape[-3] == 2 * channels else out
 
     def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What `predict` should say of x_t = alpha z + sigma eps.
+        """The training target of `predict` at x_t = alpha z + sigma eps.
 
-        Of a consistency model it is what makes its function the clean image.
+        For a consistency model, it is the output that makes the consistency function equal `z`.
         """
         _, alpha, sigma, _ = self.schedule(t)
         if self.predicts == "edm":
@@ -183,7 +184,7 @@ class NetworkDenoiser(Denoiser):
         return {"noise": eps, "subvp": eps, "ve": -eps, "image": z}[self.predicts]
 
     def sharpness(self, t: Tensor) -> Tensor:
-        """How much a squared error of x_hat weighs in the squared error of the prediction."""
+        """The factor from a squared error of x_hat to the squared error of the prediction."""
         _, alpha, sigma, _ = self.schedule(t)
         if self.predicts == "image":
             return torch.ones_like(alpha)
@@ -230,7 +231,7 @@ class NetworkDenoiser(Denoiser):
 
 
 class Mixture(Denoiser):
-    """The exact denoiser of a world of equal isotropic Gaussians, for tests and tours.
+    """The exact denoiser of equally likely isotropic Gaussians, for tests and tours.
 
     Args:
         means: The center of each class (K, C, H, W), in [-1, 1].
@@ -262,19 +263,19 @@ class Mixture(Denoiser):
 
 
 def _size(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The standard deviation of x_t, if that of x_0 is SIGMA_DATA."""
+    """The standard deviation of x_t if that of x_0 is SIGMA_DATA."""
     return torch.sqrt((alpha * SIGMA_DATA) ** 2 + sigma**2)
 
 
 def _consistency(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """What x_t and the network count for in the function of a consistency model (Song et al., 2023)."""
+    """The factors of x_t and of the network in a consistency function (Song et al., 2023)."""
     beyond = sigma / alpha - SIGMA_MIN
     keep = SIGMA_DATA**2 / (beyond**2 + SIGMA_DATA**2) / alpha
     return keep, beyond * SIGMA_DATA * alpha / _size(alpha, sigma)
 
 
 def _subvp_alpha(scales: Scales) -> Tensor:
-    """The alpha of the sub-VP SDE, whose sigma is 1 - alpha^2, at the noise sigma / alpha of `scales`."""
+    """The alpha of the sub-VP SDE, whose sigma is 1 - alpha^2, at the sigma / alpha of `scales`."""
     noise = scales.sigma / scales.alpha
     return 2 / (noise + torch.sqrt(noise**2 + 4))
 
@@ -286,5 +287,5 @@ def _vp_time(alpha: Tensor) -> Tensor:
 
 
 def _exact(t: Tensor, x_t: Tensor) -> Tensor:
-    """A time in float64 if it is one for all images: a number keeps the type of what it meets."""
+    """The time in the type of `x_t`, or in float64 if it is a scalar, which promotes nothing."""
     return t.double() if t.ndim == 0 else t.to(x_t)

@@ -1,8 +1,9 @@
-"""Tests whether a denoiser denoises: compares the error of x_hat with estimates without a network.
+"""Check that a denoiser denoises, by comparing its error with that of estimates without a network.
 
-A wrong time, schedule, prediction or sign, or raw weights in place of averaged ones, raise no error: they
-only make a defense look weak. The best estimate that is linear in each pixel alone knows nothing of
-images but the mean and the variance of each pixel; a denoiser that is worse than that is wrong.
+A wrong time, schedule, prediction, or sign, or raw weights instead of averaged ones, raise no
+error: they only make a defense look weak. The best estimate that is linear in each pixel knows
+nothing about images but the mean and the variance of each pixel; a denoiser that is worse than that
+is set up wrong.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from unfool.diffusion.schedule import VP, Discrete, Schedule
 from unfool.noise import Noise
 
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3)
-BETTER = 0.75  # of the error: what another setting must reach to be named
+BETTER = 0.75  # another setting is suggested if its error is below this share of the current one
 SCHEDULES: dict[str, Schedule] = {
     "vp": VP(),
     "discrete": Discrete(),
@@ -27,7 +28,7 @@ SCHEDULES: dict[str, Schedule] = {
         1000, "scaled_linear", 0.85, 12.0
     ),
 }
-# Conventions of which no single part works without the others: what is predicted, and the time told.
+# Pairs of prediction and time input that only work together.
 TOGETHER: tuple[tuple[Prediction, Time], ...] = (
     ("edm", "edm"),
     ("ve", "ve"),
@@ -43,9 +44,9 @@ class DenoisingError(NamedTuple):
 
     Attributes:
         t: The time.
-        x_hat: Of the denoiser.
-        linear: Of the best estimate that is linear in each pixel alone.
-        nothing: Of x_t / alpha, which is to do nothing.
+        x_hat: The error of the denoiser.
+        linear: The error of the best estimate that is linear in each pixel.
+        nothing: The error of x_t / alpha, that is, without any denoising.
     """
 
     t: float
@@ -56,13 +57,13 @@ class DenoisingError(NamedTuple):
 
 @dataclass(frozen=True)
 class Clean:
-    """Clean images in a denoiser's space, and what the linear estimate knows.
+    """Clean images in a denoiser's space, and the statistics that the linear estimate uses.
 
     Attributes:
-        z: Images to be noised (B, C, H, W).
-        mean: Of each pixel (C, H, W).
-        variance: Of each pixel (C, H, W).
-        label: Classes (B,) that the denoiser is told; None for none.
+        z: Images to add noise to (B, C, H, W).
+        mean: The mean of each pixel (C, H, W).
+        variance: The variance of each pixel (C, H, W).
+        label: Class labels (B,) for the denoiser, or None.
     """
 
     z: Tensor
@@ -75,13 +76,13 @@ class Clean:
 def clean_images(
     denoiser: Denoiser, x: Tensor, count: int = 32, label: Tensor | None = None
 ) -> Clean:
-    """What `denoising_errors` needs.
+    """Prepare images for `denoising_errors`.
 
     Args:
-        denoiser: Whose space is meant.
-        x: Images (B, C, H, W) in [0, 1], on the denoiser's device; all of them tell mean and variance.
-        count: How many of them, the first ones, are noised.
-        label: Their classes (B,), if the denoiser is to be told.
+        denoiser: The denoiser, which encodes the images.
+        x: Images (B, C, H, W) in [0, 1], on the denoiser's device. Mean and variance are over all.
+        count: The number of images, from the first, to add noise to.
+        label: Their classes (B,), if the denoiser is to be conditioned on them.
     """
     z = denoiser.encode(x)
     told = None if label is None else label[:count]
@@ -92,13 +93,13 @@ def clean_images(
 def denoising_errors(
     denoiser: Denoiser, clean: Clean, times: Sequence[float] = TIMES, seed: int = 0
 ) -> list[DenoisingError]:
-    """The errors of x_hat at some times, each on the same draw of the noise.
+    """Compute the errors of x_hat at several times, with the same draw of the noise.
 
     Args:
-        denoiser: In evaluation mode.
-        clean: What `clean_images` returned.
-        times: Of the denoiser's schedule, in (0, 1].
-        seed: Of the noise.
+        denoiser: The denoiser, in evaluation mode.
+        clean: The images, from `clean_images`.
+        times: Times of the denoiser's schedule, in (0, 1].
+        seed: The seed of the noise.
     """
     noise = Noise.of(seed, range(len(clean.z))).child("denoising")
     found: list[DenoisingError] = []
@@ -115,18 +116,18 @@ def denoising_errors(
 
 
 def ratios(errors: Sequence[DenoisingError]) -> list[float]:
-    """The error of x_hat over that of the linear estimate, at each time; above 1 something is wrong."""
+    """The error of x_hat over that of the linear estimate, at each time; above 1 is a fault."""
     return [error.x_hat / error.linear for error in errors]
 
 
 def better_setting(
     denoiser: Denoiser, clean: Clean, times: Sequence[float] = (0.05, 0.1, 0.2)
 ) -> tuple[str, float] | None:
-    """The time, prediction or schedule under which a denoiser's network does far better, if any.
+    """Find a time, prediction, or schedule with which a denoiser's network does far better.
 
     Returns:
-        The options as a spec writes them, and the mean of the ratios under them; None if no other
-        setting is better by a quarter and than the linear estimate, or the denoiser has no such setting.
+        The options as written in a spec, and the mean of the ratios with them. None if no other
+        setting lowers that mean by a quarter and below 1, or if the denoiser has no such settings.
     """
     if not isinstance(denoiser, NetworkDenoiser):
         return None
@@ -149,11 +150,11 @@ def better_setting(
 def _mean_ratio(denoiser: Denoiser, clean: Clean, times: Sequence[float]) -> float:
     found = ratios(denoising_errors(denoiser, clean, times))
     mean = sum(found) / len(found)
-    return mean if mean == mean else float("inf")  # of NaN
+    return mean if mean == mean else float("inf")  # NaN is worse than all
 
 
 def _others(own: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every setting that differs from `own` in one part, and the conventions that go together."""
+    """The settings that change one part of `own`, and the pairs that only work together."""
     for time in get_args(Time):
         yield f"time: {time}", {"time": time}
     for predicts in get_args(Prediction):

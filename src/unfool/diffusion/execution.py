@@ -1,7 +1,7 @@
-"""Ways to execute a denoiser's network: the same numbers up to rounding, at another speed.
+"""Execution modes of a denoiser's network: the same numbers up to rounding, at different speeds.
 
-Which way is the fastest is found by a short trial, and remembered for the machine and the shape of the
-network. Second derivatives are taken the plain way (`gradient.twice_differentiable`).
+A short trial finds the fastest mode, which is remembered for the machine and the shape of the
+network. Second derivatives always use the plain mode (`gradient.twice_differentiable`).
 """
 
 import hashlib
@@ -27,21 +27,19 @@ from unfool.runtime.files import write_bytes
 ExecutionMode = Literal["plain", "channels_last", "compiled", "cuda_graphs"]
 Execution = Literal["auto", ExecutionMode]
 TRIAL_SIZES: tuple[ExecutionMode, ...] = ("plain", "channels_last", "compiled")
-RELATIVE_TOLERANCE = (
-    1e-3  # relative: a way that is farther off than this from the plain one is not taken
-)
-MAX_BATCH = 32  # images of a trial
-MODES = 2  # counts up when a way becomes another, so that it is tried anew
+RELATIVE_TOLERANCE = 1e-3  # a mode with a larger relative error than this is not used
+MAX_BATCH = 32  # the most images in a trial
+MODES = 2  # version of the modes: increase it when one changes, so that trials run again
 
 
 class Trial(NamedTuple):
-    """What a way was found to be.
+    """Measurements of one execution mode.
 
     Attributes:
-        forward: Seconds of a forward, and
-        gradient: of a forward with its vector-Jacobian product, of each turn.
-        error: The relative difference of both to the plain way, the larger.
-        prepare: Seconds of the first calls.
+        forward: Seconds of a forward pass, in each turn.
+        gradient: Seconds of a forward pass with its vector-Jacobian product, in each turn.
+        error: The relative difference of outputs or gradients from the plain mode, the larger one.
+        prepare: Seconds to set up the mode and run the first calls.
     """
 
     forward: list[float]
@@ -51,15 +49,16 @@ class Trial(NamedTuple):
 
 
 def execute(model: object, mode: Execution, rows: int) -> None:
-    """Let all denoisers of a model be executed that way from now on.
+    """Set the execution mode of all denoisers in a model.
 
     Args:
-        model: Anything; what is no module with a `NetworkDenoiser` in it stays as it is.
-        mode: How; `"auto"` is the fastest here, by trial or from memory.
-        rows: How many images one call will have.
+        model: Any object; without a `NetworkDenoiser` among its modules, it stays unchanged.
+        mode: The mode; `"auto"` is the fastest on this machine, by trial or from memory.
+        rows: The number of images in one call.
 
     Raises:
-        SpecError: CUDA graphs are asked for without a GPU, or the way gives other numbers here.
+        SpecError: CUDA graphs are requested without a GPU, or the mode gives different numbers
+            here.
     """
     if mode == "plain" or not isinstance(model, nn.Module):
         return
@@ -74,7 +73,7 @@ def execute(model: object, mode: Execution, rows: int) -> None:
 
 
 def off(denoiser: NetworkDenoiser, mode: ExecutionMode, rows: int) -> float:
-    """How far the values and gradients of a way are from the plain one, relatively; 0 if unknown."""
+    """The relative error of a mode's values and gradients; 0 if the denoiser has no fixed shape."""
     if denoiser.shape is None:
         return 0.0
     copy, x = deepcopy(denoiser), _input(denoiser, rows)
@@ -83,17 +82,17 @@ def off(denoiser: NetworkDenoiser, mode: ExecutionMode, rows: int) -> float:
 
 
 def run_as(denoiser: NetworkDenoiser, mode: ExecutionMode) -> None:
-    """Let the network of a denoiser be executed that way from now on.
+    """Set the execution mode of a denoiser's network.
 
     Raises:
-        SpecError: CUDA graphs are asked for without a GPU.
+        SpecError: CUDA graphs are requested without a GPU.
     """
     network = denoiser.network
     if mode == "cuda_graphs" and not any(p.is_cuda for p in network.parameters()):
         raise SpecError("machine.execution: cuda_graphs needs a GPU: use auto or plain")
     if mode == "channels_last":
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    elif mode == "cuda_graphs":  # which lay out memory by themselves, as do compiled networks
+    elif mode == "cuda_graphs":  # compiled networks choose their own memory layout
         compile_network(network, mode="reduce-overhead")
     elif mode == "compiled" and any(p.is_cuda for p in network.parameters()):
         compile_network(network)
@@ -102,11 +101,12 @@ def run_as(denoiser: NetworkDenoiser, mode: ExecutionMode) -> None:
 
 
 class _Compiled:
-    """The forward of a frozen network on a CPU, compiled where no gradient is asked for.
+    """The forward method of a frozen network on a CPU, compiled for calls without gradients.
 
-    There the weights become constants, laid out for the products ahead of time. With gradients
-    compiled code is slower than the network as it is written, and that is what answers then, and on
-    the way there, too, so that a replay meets what it did. A copy is executed as it is written.
+    In compiled code, the weights are constants that are laid out for matrix products in advance.
+    With gradients, compiled code is slower than the original, so the original runs. It also runs
+    where steps may be replayed later, so that the replay gives the same values. A copy is not
+    compiled.
     """
 
     def __init__(self, network: nn.Module):
@@ -124,23 +124,23 @@ class _Compiled:
 
 
 def compile_network(network: nn.Module, **options: Any) -> None:
-    """Compile a network in place, its upsamplings `spread`; its weights keep their names.
+    """Compile a network in place, after `spread`; its weights keep their names.
 
     Args:
-        network: What is called.
-        options: Of `torch.compile`.
+        network: The network.
+        options: Options of `torch.compile`.
     """
     spread(network)
     network.compile(**options)
 
 
 def spread(network: nn.Module) -> None:
-    """Let upsamplings to double the size repeat their pixels by a view: the same numbers.
+    """Replace upsampling by a factor of 2 with a view that repeats pixels, with the same values.
 
-    Those are `nn.Upsample`, as our U-Net has them, and diffusers' `Upsample2D`.
+    This covers `nn.Upsample`, as in our U-Net, and diffusers' `Upsample2D`.
 
-    Of the gradient of `interpolate`, which is summed in place by index, the compiler of torch 2.13
-    lets later kernels read the zeros that it begins with.
+    It avoids a fault of torch 2.13: the gradient of `interpolate` is summed in place by index, and
+    the compiler lets later kernels read the zeros that the sum starts from.
     """
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Upsample) and (module.scale_factor, module.mode) == (2, "nearest"):
@@ -151,7 +151,7 @@ def spread(network: nn.Module) -> None:
 
 
 class _Double(nn.Module):
-    """Each pixel of images (B, C, H, W) four times: (B, C, 2H, 2W)."""
+    """A layer that repeats pixels, from (B, C, H, W) to (B, C, 2H, 2W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         rows, channels, height, width = x.shape
@@ -161,18 +161,18 @@ class _Double(nn.Module):
 
 def _doubled(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     x, *rest = inputs
-    if rest and rest[0] is not None:  # to a size that is not double
+    if rest and rest[0] is not None:  # a given output size may differ from double
         return nn.functional.interpolate(x, size=rest[0], mode="nearest"), *rest
     return _Double()(x), *rest
 
 
 def choose(denoiser: NetworkDenoiser, rows: int, memory: Path | None = None) -> ExecutionMode:
-    """The way in which a step and its way back are the fastest, by `trials` or from memory.
+    """Choose the mode with the fastest forward and backward pass, by `trials` or from memory.
 
     Args:
         denoiser: The denoiser, frozen.
-        rows: How many images one call will have.
-        memory: The file of what is known; in the user's cache folder if None.
+        rows: The number of images in one call.
+        memory: The file of earlier choices; None is the one in the user's cache folder.
     """
     if denoiser.shape is None:
         return "plain"
@@ -196,18 +196,18 @@ def choose(denoiser: NetworkDenoiser, rows: int, memory: Path | None = None) -> 
         if trial.error <= RELATIVE_TOLERANCE
     }
     best = min(found, key=lambda mode: min(found[mode].forward) + min(found[mode].gradient))
-    with suppress(OSError):  # a home that cannot be written: the next run tries again
+    with suppress(OSError):  # if the file cannot be written, the next run tries again
         write_bytes(memory, (json.dumps(known | {key: best}, indent=1) + "\n").encode())
     return best
 
 
 def trials(denoiser: NetworkDenoiser, rows: int, turns: int = 5) -> dict[ExecutionMode, Trial]:
-    """Try the ways of `TRIAL_SIZES` on copies of a denoiser, those that work here; the plain one first.
+    """Time the modes of `TRIAL_SIZES` on copies of a denoiser, without those that fail here.
 
     Args:
         denoiser: The denoiser, frozen.
-        rows: How many images.
-        turns: How often each is timed, one way after the other.
+        rows: The number of images.
+        turns: The number of timings of each mode; in each turn, all modes run in order.
     """
     x = _input(denoiser, rows)
     copies: dict[ExecutionMode, tuple[NetworkDenoiser, float, list[Tensor]]] = {}
@@ -216,7 +216,7 @@ def trials(denoiser: NetworkDenoiser, rows: int, turns: int = 5) -> dict[Executi
         try:
             run_as(copy, mode)
             outputs = _outputs_of(copy, x)
-        except Exception:  # no compiler, or a network that it cannot take
+        except Exception:  # no compiler, or a network that it cannot compile
             if mode == "plain":
                 raise
             continue
@@ -262,10 +262,10 @@ def _gradient(denoiser: NetworkDenoiser, x: Tensor) -> Tensor:
 def _seconds(
     run: Callable[[NetworkDenoiser, Tensor], Tensor], denoiser: NetworkDenoiser, x: Tensor
 ) -> float:
-    """Of a CPU those of the process, as it may be shared; of a GPU those of the clock."""
+    """Seconds of process time on a CPU, as it may be shared; of wall-clock time on a GPU."""
     clock = time.perf_counter if x.is_cuda else time.process_time
     began = clock()
-    float(run(denoiser, x).flatten()[0])  # waits for the device
+    float(run(denoiser, x).flatten()[0])  # wait for the device
     return clock() - began
 
 
@@ -275,7 +275,7 @@ def _memory() -> Path:
 
 
 def _fingerprint(denoiser: NetworkDenoiser, rows: int) -> str:
-    """The machine, the shape of the network, and that of the images."""
+    """A hash of the machine, the torch version, and the shapes of the network and the images."""
     weight = next(denoiser.parameters())
     if weight.is_cuda:
         where = torch.cuda.get_device_name(weight.device)

@@ -1,9 +1,10 @@
-"""The exact gradient through a chain of steps, in as much memory as there is, and no more.
+"""The exact gradient through a chain of steps, within the memory that is available.
 
-The states between the steps are kept (an image each: small); the way back replays one step at a
-time and asks it for one vector-Jacobian product. Replay is exact because the randomness of a step is
-a function of its key. Time: one forward to go, one forward and one product per step to return. Steps
-whose graphs fit into free memory keep them, and need no replay: the last ones first.
+The states between the steps are stored, which takes one image each. The backward pass replays one
+step at a time and takes one vector-Jacobian product of it. Replay is exact because the randomness
+of a step is a function of its key. Each step costs one forward call, and on the backward pass one
+more with its product. Steps whose graphs fit into free memory keep them and need no replay,
+starting with the last.
 """
 
 import sys
@@ -23,22 +24,23 @@ from unfool.runtime.memory import free_bytes, kept_by_graphs
 
 Advance = Callable[[int, Tensor], Tensor]
 Kind = tuple[Any, ...]
-FREE = 0.25  # the share of free memory that the graphs of a chain may take
-CPU = 2**30  # and the most bytes of it on a CPU, where much more is slower than to replay
+FREE = 0.25  # the share of free memory that the graphs of all chains may take
+CPU = 2**30  # and the most bytes on a CPU, where keeping much more is slower than replaying
 _graphs: ContextVar[int | None] = ContextVar("graphs", default=None)
 replayed = ContextVar("replayed", default=False)  # whether steps may be replayed
-# what the graph of a step takes of one image, as learned, by the model and the kind of the step
+# measured bytes per image of a step's graph, by model and kind of step
 graph_bytes: WeakKeyDictionary[nn.Module, dict[Kind, float]] = WeakKeyDictionary()
 
 
 @contextmanager
 def keeping(graphs: int | None) -> Iterator[None]:
-    """Inside this block, chains keep the graphs of their last `graphs` steps, and replay the others.
+    """Make chains in this block keep the graphs of their last `graphs` steps and replay the others.
 
-    None, as outside of it, is as many as fit into a quarter of the free memory, all chains together.
+    None, which is the default outside of such a block, keeps as many as fit into a quarter of the
+    free memory, over all chains.
 
-    A step that is kept takes its activations' memory and saves a forward pass of the way back. With
-    all steps kept it is plain autograd, which may be differentiated again.
+    A kept graph takes the memory of its activations and saves a forward call on the backward pass.
+    With all graphs kept, a chain is plain autograd, which can be differentiated twice.
     """
     token = _graphs.set(graphs)
     try:
@@ -55,17 +57,17 @@ def chain(
     owner: nn.Module | None = None,
     kind: Kind = (),
 ) -> Tensor:
-    """`x` carried through `advance(0, x)`, `advance(1, x)`, ... `advance(steps - 1, x)`.
+    """Carry `x` through `advance(0, x)`, `advance(1, x)`, ... `advance(steps - 1, x)`.
 
     Args:
-        advance: A step: its number and the state to the next state. A pure function.
+        advance: A step, which maps its number and the state to the next state. A pure function.
         x: The first state (B, ...).
-        steps: How many.
-        beside: Other tensors that `advance` uses and that may need a gradient: the image that a
-            guide looks at, or the weights of a network in training.
-        owner: The network of the steps. What their graphs take is learned on the first way back, and
-            remembered with it; without one, all steps are replayed.
-        kind: What else that depends on.
+        steps: The number of steps.
+        beside: Other tensors that `advance` uses and that may need a gradient, such as the image
+            that a guide looks at or the weights of a network in training.
+        owner: The network of the steps. The memory of their graphs is measured on the first
+            backward pass and remembered with it; without an owner, all steps are replayed.
+        kind: What else that memory depends on.
     """
     needed = list({id(tensor): tensor for tensor in beside if tensor.requires_grad}.values())
     asked = _graphs.get()
@@ -82,9 +84,9 @@ def chain(
 
 
 def vector_jacobian(out: Tensor, inputs: Sequence[Tensor], vector: Tensor) -> tuple[Tensor, ...]:
-    """`vector` times the derivative of `out` by each input; None for those that `out` does not use.
+    """`vector` times the derivative of `out` by each input; None for inputs that are not used.
 
-    `torch.autograd.grad` gives the same if it is given the vector, but imports sympy for it the first
+    `torch.autograd.grad` gives the same if it gets the vector, but imports sympy for that the first
     time, which takes half a second.
     """
     with torch.enable_grad():
@@ -93,10 +95,10 @@ def vector_jacobian(out: Tensor, inputs: Sequence[Tensor], vector: Tensor) -> tu
 
 
 class Learned:
-    """What the graph of a step takes, per image, as the first way back has shown.
+    """The memory of a step's graph per image, as measured on the first backward pass.
 
     Args:
-        owner: The network of the steps, with which it is remembered; None for nothing.
+        owner: The network of the steps, with which it is remembered; None measures nothing.
         kind: What else it depends on.
     """
 
@@ -105,30 +107,30 @@ class Learned:
         self.known = owner is None or kind in graph_bytes.get(owner, {})
 
     def graphs(self, images: int, device: torch.device) -> int:
-        """How many graphs of so many images are kept: as many as fit, or as `keeping` says."""
+        """The number of graphs of `images` images to keep: as many as fit, or as `keeping` sets."""
         if (asked := _graphs.get()) is not None:
             return asked
         size = graph_bytes.get(self.owner, {}).get(self.kind) if self.owner is not None else None
         if size is None or (free := free_bytes(str(device))) is None:
             return 0
-        held = _Held.all  # which other chains keep, until their way back
+        held = _Held.all  # what other chains keep until their backward pass
         most = FREE * (free + held)
         most = (most if device.type == "cuda" else min(most, CPU)) - held
         return max(0, int(most / max(size * images, 1)))
 
     def held(self, images: int) -> "_Held":
-        """To be kept beside a graph of so many images for as long as that is."""
+        """An object that counts the memory of a graph of `images` images while it exists."""
         size = graph_bytes.get(self.owner, {}).get(self.kind, 0) if self.owner is not None else 0
         return _Held(size * images)
 
     def forget(self) -> None:
-        """Keep no graphs until another way back has shown what they take."""
+        """Discard the measurement: keep no graphs until another backward pass measures them."""
         if self.owner is not None:
             graph_bytes.get(self.owner, {}).pop(self.kind, None)
 
     @contextmanager
     def watching(self, images: int) -> Iterator[None]:
-        """Learn from the graphs of one step that are made inside, the largest of a first way back."""
+        """Measure the graph of a step that runs inside; the largest on a backward pass counts."""
         if self.known or self.owner is None:
             yield
             return
@@ -139,10 +141,10 @@ class Learned:
 
 
 class _Held:
-    """Bytes that a graph takes which is kept.
+    """Bytes of a kept graph.
 
     Attributes:
-        all: Those of all such graphs.
+        all: Bytes of all kept graphs.
     """
 
     all = 0.0
@@ -166,9 +168,9 @@ def _as_replayed() -> Iterator[None]:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """A context where attention takes the one form that has second derivatives.
+    """Make attention in this block use its only implementation with second derivatives.
 
-    Compiled networks, which have none, are executed as they are written.
+    Compiled networks have none, so they run without compilation.
     """
     compiling = "torch._dynamo" in sys.modules
     eager = torch.compiler.set_stance("force_eager") if compiling else nullcontext()
@@ -177,15 +179,15 @@ def twice_differentiable() -> Iterator[None]:
 
 
 def same_precision(device: str) -> Callable[[], AbstractContextManager[Any]]:
-    """A context with the autocast of now, for a replay that happens where it may be another."""
+    """A factory of contexts with the current autocast state, for a replay under another one."""
     enabled, kind = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return partial(torch.autocast, device, dtype=kind, enabled=enabled)
 
 
 class _Chain(torch.autograd.Function):
-    """The chain, with the graphs of the steps from number `first` on kept, and the others replayed.
+    """A chain that keeps the graphs of the steps from number `first` on and replays the others.
 
-    Either way a step is differentiated by itself, so that the two agree to the last bit.
+    Each step is differentiated on its own in both cases, so that they agree to the last bit.
     """
 
     @staticmethod
@@ -198,8 +200,8 @@ class _Chain(torch.autograd.Function):
         x: Tensor,
         *beside: Tensor,
     ) -> Tensor:
-        states, x = [], x.detach()  # here gradients are off, and nothing should seem to need one
-        places = x.new_empty(steps, *x.shape)  # in one piece, which takes less than one by one
+        states, x = [], x.detach()  # gradients are off here, and no state should require one
+        places = x.new_empty(steps, *x.shape)  # one allocation takes less memory than many
         ctx.kept = {}
         for i in range(steps):
             states.append(places[i].copy_(x) if x.dtype == places.dtype else x)
@@ -216,7 +218,7 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     def step(advance: Advance, i: int, state: Tensor) -> tuple[Tensor, Tensor]:
-        """A step with its graph: where it begins, and where it ends."""
+        """Run a step with its graph; return its input and its output."""
         with torch.enable_grad():
             x = state.detach().requires_grad_()
             return x, advance(i, x)
@@ -228,7 +230,7 @@ class _Chain(torch.autograd.Function):
         states, beside = saved[: ctx.steps], saved[ctx.steps :]
         totals: list[Tensor | None] = [None] * len(beside)
         for i in reversed(range(ctx.steps)):
-            if i in ctx.kept:  # its graph is gone after this; a second way back replays it
+            if i in ctx.kept:  # its graph is freed now; a second backward pass replays it
                 x, out, _ = ctx.kept.pop(i)
             else:
                 with ctx.learn.watching(len(gradient)), ctx.precision():

@@ -1,9 +1,9 @@
-"""Latent models: a denoiser in the space of an autoencoder, conditional on a text or a class number.
+"""Latent models: a denoiser in an autoencoder's space, conditioned on a text or a class number.
 
-An image is resized and encoded once, whatever is then asked of it, so that a gradient takes one
-vector-Jacobian product through the encoder. The network may compute in a half precision: everything
-around it stays in the precision of its input, and gradients are carried through it at a scale of their
-own, because those of a mean over pixels and draws are less than float16 can hold.
+An image is resized and encoded once, however often its latent is used, so that a gradient takes one
+vector-Jacobian product through the encoder. The network may compute in half precision. Everything
+around it keeps the precision of its input, and gradients are rescaled on their way through it,
+because those of a mean over pixels and draws are too small for float16.
 """
 
 from collections.abc import Callable
@@ -17,26 +17,27 @@ from torch.utils.checkpoint import checkpoint
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Schedule
 
-AT_ONCE = 4  # images in the autoencoder at a time: at 512 pixels its activations are gigabytes
+AT_ONCE = 4  # images in the autoencoder at a time: at 512 pixels, its activations take gigabytes
 
 
 class Latent(NetworkDenoiser):
-    """A network on the latents of an autoencoder.
+    """A denoiser whose network works on the latents of an autoencoder.
 
-    For purification its images have to be of its own size (see `defenses.resized`). The network alone
-    is to be trained; a class with several wordings is then told in its first.
+    For purification, images must have the model's size (see `defenses.resized`). Train the network
+    only; training uses the first wording of each class.
 
     Args:
-        network: Called with (z_t, time (B,), labels (B,)), where the label `classes` is the null one.
-        vae: diffusers' `AutoencoderKL`.
+        network: Called with (z_t, time (B,), labels (B,)), where the label `classes` is the null
+            label.
+        vae: A diffusers `AutoencoderKL`.
         size: Height and width of the images that are encoded, in pixels.
-        schedule: The noise schedule; `network` is told the index of its steps.
+        schedule: The noise schedule; `network` gets the index of a step as its time.
         predicts: `"noise"`, `"image"` or `"velocity"`.
-        classes: How many labels it knows.
-        wordings: In how many ways each class can be told (see `Denoiser`).
+        classes: The number of class labels.
+        wordings: The number of prompts of each class (see `Denoiser`).
 
     Raises:
-        ValueError: The size is no multiple of the autoencoder's factor.
+        ValueError: The size is not a multiple of the autoencoder's factor.
     """
 
     resizes = True
@@ -69,13 +70,13 @@ class Latent(NetworkDenoiser):
         self._shift: float = vae.config["shift_factor"] or 0.0
 
     def encode(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) of [0, 1], of any size, to latents: means of the posterior, scaled.
+        """Encode images (B, C, H, W) in [0, 1], of any size, as scaled means of the posterior.
 
-        The shorter side is resized to the model's (bicubic, antialiased, not clipped), and the middle
-        of the longer one is taken.
+        The shorter side is resized to the model's size (bicubic, antialiased, not clipped), and the
+        longer one is cropped to its middle.
 
         Raises:
-            ValueError: They have not as many channels as the model.
+            ValueError: The images do not have the model's number of channels.
         """
         channels, size, _ = self.shape or (x.shape[1], 0, 0)
         if x.shape[1] != channels:
@@ -86,7 +87,7 @@ class Latent(NetworkDenoiser):
         return _in_parts(self._code, square(x, size))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents to images of [0, 1], of the model's own size."""
+        """Decode latents to images in [0, 1], of the model's own size."""
         return _in_parts(self._image, z)
 
     def _code(self, x: Tensor) -> Tensor:
@@ -99,12 +100,12 @@ class Latent(NetworkDenoiser):
 
 
 class Prompted(nn.Module):
-    """A diffusers `UNet2DConditionModel` that is told labels by the embeddings of their texts.
+    """A diffusers `UNet2DConditionModel` conditioned on the text embeddings of labels.
 
     Args:
         unet: The network.
-        texts: Embeddings (P, L, D), in any order.
-        places: Of each label, which of them is its text, (labels,).
+        texts: Text embeddings (P, L, D), in any order.
+        places: The index in `texts` for each label, (labels,).
     """
 
     texts: Tensor
@@ -123,13 +124,13 @@ class Prompted(nn.Module):
 
 
 class Numbered(nn.Module):
-    """A diffusers `DiTTransformer2DModel` that is told classes by their numbers.
+    """A diffusers `DiTTransformer2DModel` conditioned on class numbers.
 
-    What it says of the variance, in its last channels, is left out.
+    Its last channels, which predict the variance, are dropped.
 
     Args:
         transformer: The network.
-        places: Of each label, its number in the network, (labels,).
+        places: The network's class number for each label, (labels,).
     """
 
     places: Tensor
@@ -150,12 +151,12 @@ class Numbered(nn.Module):
 
 
 def factor_of(vae: Any) -> int:
-    """How many pixels of a side a latent of an `AutoencoderKL` stands for."""
+    """The number of image pixels per latent along a side, for an `AutoencoderKL`."""
     return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def square(x: Tensor, size: int) -> Tensor:
-    """The middle square of images (B, C, H, W), resized to `size` (bicubic, antialiased)."""
+    """Resize images (B, C, H, W) to `size` (bicubic, antialiased), and crop the middle square."""
     high, wide = x.shape[2:]
     if min(high, wide) != size:
         ratio = size / min(high, wide)
@@ -166,14 +167,14 @@ def square(x: Tensor, size: int) -> Tensor:
 
 
 def through(run: Callable[[Tensor], Tensor], x: Tensor, network: Any) -> Tensor:
-    """`run(x)` in the precision of the weights of `network`, which it calls, given back in that of `x`.
+    """Compute `run(x)`, which calls `network`, in its precision; return it in that of `x`.
 
-    In another precision, the gradient of each row is scaled by a power of 2, to 1 at the most, before it
-    enters the network from behind, and back in front of it. Where weights are in training, which would
-    see the scale, it is not.
+    If the two precisions differ, the backward pass divides the gradient of each row by a power of
+    2, so that no entry exceeds 1, before it goes through the network, and multiplies it back after
+    that. If weights are in training, it does not, because their gradients would include the scale.
     """
     if network.dtype == x.dtype:
-        return run(x).to(x)  # under autocast it may be another
+        return run(x).to(x)  # under autocast, the output may have another precision
     if not x.requires_grad or any(p.requires_grad for p in network.parameters()):
         return run(x.to(network.dtype)).to(x)
     carried: list[Tensor] = []
@@ -208,7 +209,7 @@ class _Leave(torch.autograd.Function):
 
 
 def _in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function` of a few images at a time; more than these are computed again on the way back."""
+    """Apply `function` to a few images at a time; the backward pass recomputes several parts."""
     parts = x.split(AT_ONCE)
     if len(parts) == 1:
         return function(x)

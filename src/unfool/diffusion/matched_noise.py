@@ -1,9 +1,9 @@
 """A reverse process in fewer steps, with the same noise path as the process with all steps.
 
-A step that goes over several fine ones takes the sum of their increments, each as large as its fine
-step makes it, scaled to a standard normal. So the coarse way is what it would be on noise of its own,
-and for each path of noise near the fine one: with Euler-Maruyama steps the increments are those of
-one Brownian motion.
+A coarse step that spans several fine steps takes the sum of their noise, weighted as in the fine
+steps and scaled to a standard normal. So the coarse process has the same distribution as with noise
+of its own, and on each noise path it stays close to the fine process: with Euler-Maruyama steps,
+the increments are those of one Brownian motion.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from unfool.diffusion.protocols import Step
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise, StreamName
 
-Groups = tuple[tuple[float, ...], ...]  # of each coarse step, the weights of its fine steps' noise
+Groups = tuple[tuple[float, ...], ...]  # for each coarse step, the weights of its fine steps' noise
 
 
 def coarse_times(fine: int, steps: int | None) -> list[int]:
-    """Which of the times 0 .. `fine` a way in `steps` steps keeps, evenly, both ends among them.
+    """The indices out of 0 .. `fine` that `steps` steps keep: evenly spaced, with both ends.
 
     Args:
-        fine: How many steps there are.
-        steps: How many to take; None is a tenth of them, but at least 5 (or all, of fewer).
+        fine: The number of fine steps.
+        steps: The number of steps to keep; None is a tenth, but at least 5 (or all, if fewer).
 
     Raises:
-        ValueError: There are not so many.
+        ValueError: `steps` is below 1 or above `fine`.
     """
     if steps is None:
         steps = min(max(5, -(-fine // 10)), fine)
@@ -40,12 +40,12 @@ def coarse_times(fine: int, steps: int | None) -> list[int]:
 
 
 def groups_of(step: Step, scales: Sequence[Scales], which: Sequence[int]) -> Groups:
-    """How the noise of the fine steps makes that of the steps from one of `which` to the next.
+    """Compute the weights with which the noise of fine steps adds up to that of coarse steps.
 
     Args:
         step: A pure function that is linear in its noise.
-        scales: At every fine time.
-        which: What `coarse_times` returned.
+        scales: The scales at every fine time.
+        which: The times between which coarse steps go, from `coarse_times`.
     """
     still = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     sizes = [float(step(still, still, now, then, _Ones((0,)))) for now, then in pairwise(scales)]
@@ -54,10 +54,10 @@ def groups_of(step: Step, scales: Sequence[Scales], which: Sequence[int]) -> Gro
 
 @dataclass(frozen=True)
 class Along(Noise):
-    """Noise whose streams `reverse`, at any depth, are those of a way back in fewer steps.
+    """Noise whose streams named `reverse`, at any depth, are those of a process in fewer steps.
 
     Attributes:
-        groups: Of each coarse step, the weights of the normal numbers of its fine steps.
+        groups: For each coarse step, the weights of its fine steps' normal draws.
     """
 
     groups: Groups = ()
@@ -70,7 +70,7 @@ class Along(Noise):
 
 @dataclass(frozen=True)
 class _Reverse(Noise):
-    """Coarse step j draws what its fine steps draw, together; all else, as the first of them."""
+    """Noise whose step j sums the normal draws of its fine steps; all else is the first one's."""
 
     groups: Groups = ()
 

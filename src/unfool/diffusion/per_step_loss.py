@@ -1,8 +1,8 @@
 """Losses at every reverse step: the distance to the forward process (DiffAttack).
 
-Kang et al. (2023) add to the loss of the logits, at each time of the reverse process, the distance of its
-state from that of the forward process. The way back visits each state anyway, so the gradient of these
-losses is added there, and no network is called for it.
+Kang et al. (2023) add to the loss of the logits, at each time of the reverse process, the distance
+between its state and that of the forward process. The backward pass visits each state anyway, so it
+adds the gradient of these losses there, without calling a network.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,11 +19,12 @@ from unfool.diffusion.schedule import Scales
 
 @dataclass
 class Deviation:
-    """What is asked of the chains inside `deviating`.
+    """The per-step loss of the chains inside `deviating`.
 
     Attributes:
-        weight: Of the mean square distance of the states, the mean over the steps of a chain.
-        chains: How many chains took part.
+        weight: The weight of the mean squared distance of the states, averaged over a chain's
+            steps.
+        chains: The number of chains that took part.
     """
 
     weight: float
@@ -35,14 +36,14 @@ _ASKED: ContextVar[Deviation | None] = ContextVar("deviation", default=None)
 
 @contextmanager
 def deviating(weight: float) -> Iterator[Deviation]:
-    """Inside this block, the gradient through a chain is that of the loss plus its deviation.
+    """Make the gradient through chains in this block that of the loss plus their deviation.
 
-    The gradient alone: what is computed stays the same to the bit. The gradient of the loss must be
-    asked for with a weight of 1 for each image, as of a sum over images.
+    Only the gradient changes; all values stay the same to the bit. The loss must be differentiated
+    with a weight of 1 for each image, as for a sum over images.
 
     Args:
-        weight: Of the deviation: the mean over steps, channels and places of the squared distance
-            between the state and the forward process's at that time, in the denoiser's space.
+        weight: The weight of the deviation: the mean over steps, channels and pixels of the squared
+            distance between the state and that of the forward process, in the denoiser's space.
     """
     asked = Deviation(weight)
     token = _ASKED.set(asked)
@@ -56,11 +57,11 @@ class ForwardPath:
     """The forward process that led to a chain's first state: at each time alpha x + sigma eps.
 
     Args:
-        image: In the denoiser's space (B, C, H, W).
-        start: The chain's first state, at `scales[0]`, of which eps is the noise.
-        scales: Of the time numbered i of the chain, shaped () or (B, 1, 1, 1).
-        times: How many times there are.
-        weight: Of the deviation.
+        image: The image in the denoiser's space (B, C, H, W).
+        start: The chain's first state, at `scales(0)`; its noise is eps.
+        scales: Maps the number of a time to its scales, shaped () or (B, 1, 1, 1).
+        times: The number of times.
+        weight: The weight of the deviation.
     """
 
     def __init__(
@@ -73,18 +74,18 @@ class ForwardPath:
     ):
         self.image, self.start, self.scales = image.detach(), start.detach(), scales
         self.each = 2 * weight / (start[0].numel() * (times - 1))
-        self.to_image = self.to_start = torch.zeros_like(self.start)  # gradients of a way back
+        self.to_image = self.to_start = torch.zeros_like(self.start)  # gradients of a backward pass
 
     def begin(self, start: Tensor, image: Tensor) -> Tensor:
-        """The first state, whose gradient has what the forward path's states add to it."""
+        """Return the first state, whose gradient includes its effect on the forward path."""
         return _Begin.apply(start, image, self)  # pyright: ignore
 
     def meet(self, state: Tensor, i: int) -> Tensor:
-        """The same state after step `i`, whose gradient has that of the deviation there."""
+        """Return the state after step `i`, whose gradient includes that of its deviation."""
         return _Meet.apply(state, i, self)  # pyright: ignore
 
     def apart(self, state: Tensor, i: int) -> Tensor:
-        """The gradient of the deviation after step `i`, remembered for the image and the start."""
+        """The gradient of the deviation after step `i`; also adds its parts for image and start."""
         first, now = self.scales(0), self.scales(i + 1)
         of_start = now.sigma / first.sigma
         of_image = now.alpha - of_start * first.alpha
@@ -94,7 +95,7 @@ class ForwardPath:
         return apart
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """What a way back has added for the start and the image; the next begins at 0."""
+        """Return the gradients of a backward pass for start and image, and reset them to 0."""
         found = self.to_start, self.to_image
         self.to_image = self.to_start = torch.zeros_like(self.start)
         return found
@@ -103,7 +104,7 @@ class ForwardPath:
 def forward_path(
     image: Tensor | None, start: Tensor, scales: Callable[[int], Scales], times: int
 ) -> ForwardPath | None:
-    """The forward path of a chain that knows the image it came from, if `deviating` asks for it."""
+    """The path of a chain inside `deviating`; None elsewhere, or without image or gradients."""
     asked = _ASKED.get()
     if asked is None or image is None or not torch.is_grad_enabled():
         return None
@@ -112,13 +113,13 @@ def forward_path(
 
 
 def count_chain() -> None:
-    """Count a chain where one is only pretended, as by the stand-ins of a dry run."""
+    """Count a chain that does not run, as in the stand-ins of a dry run."""
     if (asked := _ASKED.get()) is not None:
         asked.chains += 1
 
 
 class _Begin(torch.autograd.Function):
-    """The first state. All steps are behind it, so its way back comes after theirs."""
+    """The first state. All steps follow it, so its backward pass runs after theirs."""
 
     @staticmethod
     def forward(ctx: Any, start: Tensor, image: Tensor, path: ForwardPath) -> Tensor:
@@ -132,7 +133,7 @@ class _Begin(torch.autograd.Function):
 
 
 class _Meet(torch.autograd.Function):
-    """The state; on the way back, the gradient of its deviation is added."""
+    """A state; the backward pass adds the gradient of its deviation."""
 
     @staticmethod
     def forward(ctx: Any, state: Tensor, i: int, path: ForwardPath) -> Tensor:

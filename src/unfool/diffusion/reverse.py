@@ -1,8 +1,8 @@
 """The reverse process: from x_t back to x_0, one step at a time, differentiable end to end.
 
 A `Step` is a pure function from the state and the denoiser's estimate of x_0 to the next state; a
-`Correction` changes that estimate, and a `Guide` adds a term to the score. Every purifier of the
-package is this loop with some step, some times, and a correction or a guide where it has one.
+`Correction` changes that estimate, and a `Guide` adds a term to the score. Most purifiers of the
+package are this loop with a choice of step, times, and possibly a correction or a guide.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,32 +29,32 @@ from unfool.diffusion.schedule import (
 from unfool.noise import Noise
 from unfool.ranges import Positive, Share
 
-END = 1e-5  # where DiffPure ends the reverse SDE, and the ODE
-LEAST, POWER = 0.002, 7  # of EDM's times: the last noise above 0, in [-1, 1] units, and rho
-CHURN, CHURNED = 6, (0.01, 0.46)  # of DPEDM: how much noise is added on the way, and where
+END = 1e-5  # the time at which DiffPure ends the reverse SDE and the ODE
+LEAST, POWER = 0.002, 7  # EDM's times: the smallest noise above 0, in [-1, 1] units, and rho
+CHURN, CHURNED = 6, (0.01, 0.46)  # DPEDM: how much noise is added, and for which sigma / alpha
 
 
 Estimate = Callable[[Tensor, Scales], Tensor]
 
 
 def euler_maruyama(x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise) -> Tensor:
-    """A step of the reverse SDE, as DiffPure takes it (Nie et al., 2022, equation 6)."""
+    """An Euler-Maruyama step of the reverse SDE, as in DiffPure (Nie et al., 2022, equation 6)."""
     h = now.t - then.t
     drift = now.beta * (0.5 * x_t + _score(x_t, x_hat, now))
     return x_t + h * drift + torch.sqrt(now.beta * h) * noise.normal(x_t)
 
 
 def flow(x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise) -> Tensor:
-    """An Euler step of the probability-flow ODE (Song et al., 2021); it draws nothing."""
+    """An Euler step of the probability-flow ODE (Song et al., 2021), without random draws."""
     return x_t + (now.t - then.t) * 0.5 * now.beta * (x_t + _score(x_t, x_hat, now))
 
 
 @dataclass(frozen=True)
 class Ancestral:
-    """A DDPM step (Ho et al., 2020, section 3.2), over any stretch of the chain.
+    """A DDPM step (Ho et al., 2020, section 3.2), between any two times.
 
     Attributes:
-        variance: `"small"` is the posterior's, `"large"` that of the forward step.
+        variance: `"small"` is the variance of the posterior, `"large"` that of the forward step.
     """
 
     variance: Literal["small", "large"] = "small"
@@ -62,7 +62,7 @@ class Ancestral:
     def __call__(
         self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
     ) -> Tensor:
-        """The posterior mean, and noise unless `then` is the clean image."""
+        """The posterior mean, plus noise unless `then` is the clean image."""
         kept = now.alpha / then.alpha
         beta = 1 - kept**2
         mean = (beta * then.alpha * x_hat + then.sigma**2 * kept * x_t) / now.sigma**2
@@ -76,7 +76,7 @@ class Ancestral:
 
 @dataclass(frozen=True)
 class DDIM:
-    """A DDIM step (Song et al., 2021, equation 12): `eta` 0 draws nothing, 1 is ancestral.
+    """A DDIM step (Song et al., 2021, equation 12): deterministic for `eta` 0, ancestral for 1.
 
     Attributes:
         eta: The share of fresh noise.
@@ -87,7 +87,7 @@ class DDIM:
     def __call__(
         self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
     ) -> Tensor:
-        """x_hat, noised again along the direction that the model saw in x_t."""
+        """x_hat, noised again with the noise that the model sees in x_t and with fresh noise."""
         eps = (x_t - now.alpha * x_hat) / now.sigma
         if not self.eta:
             return then.alpha * x_hat + then.sigma * eps
@@ -99,7 +99,7 @@ class DDIM:
 
 @dataclass(frozen=True)
 class Heun:
-    """A step of the stochastic Heun sampler (Karras et al., 2022, algorithm 2), of any model.
+    """A step of the stochastic Heun sampler (Karras et al., 2022, algorithm 2), for any model.
 
     It adds noise to x_t up to the time `raised[t]`, if there is one, and takes a second-order step
     of the probability flow from there, in EDM's variables x / alpha and sigma / alpha. It calls the
@@ -119,7 +119,7 @@ class Heun:
     def solve(
         self, estimate: Estimate, x_t: Tensor, now: Scales, then: Scales, noise: Noise
     ) -> Tensor:
-        """The state at the scales `then`, given x_t at `now` and who answers E[x_0 | x_t]."""
+        """The state at the scales `then`, given x_t at `now` and `estimate` for E[x_0 | x_t]."""
         z, at = x_t / now.alpha, now
         if (later := self.raised.get(float(now.t))) is not None:
             at = self.schedule(torch.tensor(later, dtype=torch.float64))
@@ -155,17 +155,17 @@ def reverse(
 
     The gradient is exact, and its memory does not grow with the number of steps
     (`diffusion.gradient`). It reaches `x`, `image`, the denoiser's weights where they are trained,
-    and the tensors in `beside`, which a guide may use; not what a guide or a correction holds
-    otherwise.
+    and the tensors in `beside`, which a guide may use. It does not reach other tensors that a guide
+    or a correction holds.
 
     Args:
         denoiser: The model.
         x: States (B, C, H, W) in the denoiser's space, at `times[0]`.
         times: Falling times (N + 1,), for N steps.
-        noise: Step i draws from `noise.child(i)`, its guide from `guide` below that.
+        noise: Step i draws from `noise.child(i)`, its guide from the stream `guide` below that.
         step: The rule that computes the next state, such as `Ancestral()`.
-        guide: A term of the score.
-        correction: Changes each estimate of x_0.
+        guide: A term to add to the score, or None.
+        correction: A change of each estimate of x_0, or None.
         image: The image that is purified (B, C, H, W), in the denoiser's space, if the correction
             or the guide needs it; else None.
         label: Class labels (B,) for a conditional denoiser.
@@ -175,7 +175,7 @@ def reverse(
             cannot be used with `Heun`.
 
     Raises:
-        ValueError: The correction or the guide needs `image`, and there is none.
+        ValueError: The correction or the guide needs `image`, and it is None.
     """
     scales = TimesOfImages(denoiser.schedule, times)
     options = _StepOptions(denoiser, step, guide, correction, image, label)
@@ -197,15 +197,15 @@ def reverse(
     needed = (*options.differentiated_inputs(), *beside, *weights)
     if own is None:
         return chain(advance, x, len(times) - 1, needed, denoiser, options.kind())
-    # The times travel with the states, as a channel: the image, of which they are made, is beside them.
+    # The times travel with the states as a channel, so that gradients reach them.
     state = torch.cat([x, own.to(x)[:, None, None, None].expand_as(x[:, :1])], 1)
     return chain(advance, state, len(times) - 1, needed, denoiser, options.kind())[:, :-1]
 
 
 def draws_ahead(step: Step | Heun, x_t: Tensor) -> bool:
-    """Whether the noise of a step is drawn while its denoiser is launched.
+    """Whether to draw the noise of a step while its denoiser's kernels are launched.
 
-    A CPU that draws at the same time as it computes is no faster.
+    On a CPU, drawing and computing at the same time is no faster.
     """
     return x_t.is_cuda and step is not flow and getattr(step, "eta", 1) != 0
 
@@ -223,9 +223,9 @@ def walk(
     label: Tensor | None = None,
     own: Tensor | None = None,
 ) -> Iterator[tuple[float, Tensor]]:
-    """The states of `reverse`, as (time, x_t) pairs from the first to the last.
+    """Yield the states of `reverse` as (time, x_t) pairs, from the first to the last.
 
-    Where each image has times of its own, those told are `times` all the same.
+    Even if each image has times of its own, the pairs contain `times`.
     """
     scales = TimesOfImages(denoiser.schedule, times)
     options = _StepOptions(denoiser, step, guide, correction, image, label)
@@ -237,15 +237,15 @@ def walk(
 
 
 def scales_along(denoiser: Denoiser, times: Tensor) -> list[Scales]:
-    """The scales at each time, as float64 numbers on the CPU.
+    """The scales at each time, as float64 scalars on the CPU.
 
-    Shaped (), they keep the type of the images they meet, and meet them on any device.
+    Scalars (shape ()) do not change the type of images, and combine with images on any device.
     """
     return [denoiser.schedule(time) for time in times.double().cpu()]
 
 
 def even(start: float, steps: int, end: float = END) -> Tensor:
-    """The times of DiffPure: `steps` even steps from `start` to 0, the last one cut at `end`."""
+    """The times of DiffPure: `steps` even steps from `start` to 0, the last cut short at `end`."""
     times = start * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
     times[-1] = end
     return times
@@ -254,24 +254,25 @@ def even(start: float, steps: int, end: float = END) -> Tensor:
 def karras(schedule: Schedule, start: float, steps: int) -> Tensor:
     """The times of EDM (Karras et al., 2022, equation 5): from `start` to the noise LEAST, then 0.
 
-    Between them sigma / alpha falls evenly to the power 1 / 7. On a discrete chain, each is the first
-    step with at least that noise, and none is below its first.
+    In between, (sigma / alpha)^(1 / 7) falls evenly. On a discrete chain, each time is the first
+    step with at least that noise, and none is below the chain's first step.
     """
     first = 1 / chain_length(schedule) if isinstance(schedule, Discrete) else 0.0
     least = max(LEAST, 2 * pixel_noise(schedule, first))
     top, end = (2 * pixel_noise(schedule, start)) ** (1 / POWER), least ** (1 / POWER)
     parts = [i / max(steps - 1, 1) for i in range(1, steps)]
     sizes = [(top + part * (end - top)) ** POWER for part in parts]
-    times = [time_of_noise(schedule, size / 2 * (1 - 1e-12)) for size in sizes]  # rounded up
+    # a little less than `size`, so that rounding errors do not skip a step
+    times = [time_of_noise(schedule, size / 2 * (1 - 1e-12)) for size in sizes]
     return torch.tensor([start, *times, 0.0], dtype=torch.float64)
 
 
 def churned(schedule: Schedule, times: Tensor, share: float) -> dict[float, float]:
-    """Of each time at which noise is added, the later time at which there is that much.
+    """Map each time at which noise is added to the later time that has the increased noise.
 
-    As DPEDM (Liu et al., 2025, for CIFAR-10): where sigma / alpha is from 0.01 to 0.46, it is made
-    larger by `share` times 6 / N, at most by sqrt(2) - 1; on a discrete chain, at the nearest step,
-    and not at all where that is the same one.
+    As in DPEDM (Liu et al., 2025, for CIFAR-10), sigma / alpha from 0.01 to 0.46 is multiplied by
+    1 + 6 `share` / N, but at most by sqrt(2). On a discrete chain, the later time is the nearest
+    step; no noise is added if that is the same step.
     """
     more = min(share * CHURN / (len(times) - 1), 2**0.5 - 1)
     sizes = {float(t): 2 * pixel_noise(schedule, float(t)) for t in times[:-1]}
@@ -285,7 +286,7 @@ def churned(schedule: Schedule, times: Tensor, share: float) -> dict[float, floa
 
 
 def _time_near(schedule: Schedule, sigma: float) -> float:
-    """The time whose pixel noise is the nearest to `sigma`."""
+    """The time whose pixel noise is nearest to `sigma`."""
     t = time_of_noise(schedule, sigma)
     if not isinstance(schedule, Discrete):
         return t
@@ -295,9 +296,9 @@ def _time_near(schedule: Schedule, sigma: float) -> float:
 
 
 def strided(start: float, steps: int, chain: int) -> Tensor:
-    """The times of a discrete chain of `chain` steps, from `start` to the clean image at 0.
+    """Evenly spaced times of a discrete chain of `chain` steps, from `start` to the clean image.
 
-    `steps` of them are kept, evenly and from the noisy end; each costs one call of the network.
+    There are `steps` steps between them, each of which costs one call of the network.
     """
     length = round(start * chain)
     kept = (length * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)).round()
@@ -306,7 +307,7 @@ def strided(start: float, steps: int, chain: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _StepOptions:
-    """How a step goes: the arguments of `reverse` that are the same in all of them."""
+    """The arguments of `reverse` that are the same in all steps."""
 
     denoiser: Denoiser
     step: Step | Heun
@@ -322,11 +323,11 @@ class _StepOptions:
             )
 
     def differentiated_inputs(self) -> tuple[Tensor, ...]:
-        """The image, if anything looks at it."""
+        """The image, if the guide or the correction uses it."""
         return (self.image,) if self.image is not None and self._uses_image() else ()
 
     def kind(self) -> tuple[type, ...]:
-        """What the memory of a step's graph depends on, beside the denoiser."""
+        """What the memory of a step's graph depends on, besides the denoiser."""
         return type(self.step), type(self.guide), type(self.correction)
 
     def advance(self, x_t: Tensor, now: Scales, then: Scales, noise: Noise) -> Tensor:
@@ -349,7 +350,7 @@ class _StepOptions:
         x_hat = self.denoiser(x_t, now.t, self.label)
         if self.correction is None:
             return x_hat
-        image: Any = self.image  # which is there, as `__post_init__` has seen
+        image: Any = self.image  # not None, as `__post_init__` checked
         return _shaped("correction", self.correction(x_hat, image, now), x_hat)
 
     def _guided(
@@ -366,7 +367,7 @@ class _StepOptions:
         term = _shaped("guide", ask(at, x_hat, now, then, noise), x_hat)
         if not enabled:
             x_hat, term = x_hat.detach(), term.detach()
-        # a term g of the score moves x_hat by sigma^2 / alpha g
+        # a term g of the score moves x_hat by (sigma^2 / alpha) g
         return x_hat + now.sigma**2 / now.alpha * term
 
 

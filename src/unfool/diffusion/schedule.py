@@ -1,6 +1,6 @@
-"""Noise schedules: a time t of [0, 1] to the scales of x_t = alpha x_0 + sigma noise.
+"""Noise schedules, which map a time t in [0, 1] to the scales of x_t = alpha x_0 + sigma noise.
 
-t = 0 is a clean image (alpha 1, sigma 0). A discrete chain of T steps lives on t = n / T, where n
+t = 0 is a clean image (alpha 1, sigma 0). A discrete chain of T steps has the times n / T, where n
 counts the steps of noise (1 .. T): DiffPure's t* = 0.1 is n = 100 of 1000, whose index in the usual
 tables is 99. All tables are float64.
 """
@@ -16,7 +16,7 @@ from unfool.ranges import Count, Positive, checked_dataclass
 
 
 class Scales(NamedTuple):
-    """What a schedule says of a time; every field is shaped like `t`.
+    """The scales of a schedule at a time; every field is shaped like `t`.
 
     Attributes:
         t: The time itself, in [0, 1].
@@ -32,7 +32,7 @@ class Scales(NamedTuple):
 
 
 class Schedule(Protocol):
-    """Times to scales."""
+    """A noise schedule, which maps times to scales."""
 
     def __call__(self, t: Tensor, /) -> Scales: ...
 
@@ -114,7 +114,8 @@ class Discrete:
 def scales_of_images(schedule: Schedule, times: Tensor) -> Scales:
     """The scales (B, 1, 1, 1) at a time for each image (B,), in the type of the times.
 
-    A time before the first step of a discrete chain is taken to that step, which has the least noise.
+    A time before the first step of a discrete chain is raised to that step, which has the least
+    noise.
     """
     exact = times.double().cpu().view(-1, 1, 1, 1)
     if isinstance(schedule, Discrete):
@@ -123,11 +124,11 @@ def scales_of_images(schedule: Schedule, times: Tensor) -> Scales:
 
 
 class TimesOfImages:
-    """The scales at falling times: the same for all images, or in proportion to a first time of each.
+    """The scales at falling times, the same for all images or scaled by each one's first time.
 
     Args:
-        schedule: Times to scales.
-        times: Of all images (N + 1,).
+        schedule: The noise schedule.
+        times: Falling times (N + 1,).
     """
 
     def __init__(self, schedule: Schedule, times: Tensor):
@@ -135,7 +136,7 @@ class TimesOfImages:
         self.scales = [schedule(time) for time in times.double().cpu()]
 
     def at(self, i: int, own: Tensor | None) -> Scales:
-        """The scales at the time numbered i, given the first time of each image (B,) or None.
+        """The scales at time number `i`, given each image's first time (B,), or None for `times`.
 
         All images end at the same time.
         """
@@ -145,7 +146,7 @@ class TimesOfImages:
 
 
 def chain_length(schedule: Schedule) -> int:
-    """How many steps a schedule's chain has; a continuous one is taken as a chain of 1000."""
+    """The number of steps of a schedule's chain; a continuous schedule counts as 1000 steps."""
     return schedule.steps if isinstance(schedule, Discrete) else 1000
 
 
@@ -162,11 +163,11 @@ def time_of_noise(schedule: Schedule, sigma: float) -> float:
     et al. (2023) plus one.
 
     Args:
-        schedule: Times to scales.
+        schedule: The noise schedule.
         sigma: A standard deviation in units of [0, 1] pixels, above 0.
 
     Raises:
-        ValueError: `sigma` is not above 0, or more noise than the schedule ever has.
+        ValueError: `sigma` is not above 0, or exceeds the largest noise of the schedule.
     """
     most = pixel_noise(schedule, 1.0)
     if not 0 < sigma <= most:
@@ -178,7 +179,7 @@ def time_of_noise(schedule: Schedule, sigma: float) -> float:
         noise = torch.sqrt((1 - schedule.abar) / schedule.abar) / 2
         return int(torch.searchsorted(noise, sigma)) / schedule.steps
     low, high = 0.0, 1.0
-    for _ in range(53):  # the digits of a float64
+    for _ in range(53):  # the binary digits of a float64
         middle = (low + high) / 2
         low, high = (middle, high) if pixel_noise(schedule, middle) < sigma else (low, middle)
     return high

@@ -1,4 +1,4 @@
-"""Toy worlds with closed-form answers."""
+"""Toy data sets and models with closed-form solutions."""
 
 from typing import TYPE_CHECKING
 
@@ -8,5 +8,5 @@ if TYPE_CHECKING:
     from unfool.toy.blobs import Blobs as Blobs
     from unfool.toy.blobs import bayes as bayes
     from unfool.toy.blobs import mixture as mixture
-else:  # at run time alone, lest a type checker take a name that is not there
+else:  # only at run time, so that type checkers do not accept unknown names
     __getattr__, __dir__, __all__ = lazily(__name__)

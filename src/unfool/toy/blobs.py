@@ -1,7 +1,7 @@
-"""A toy world with closed-form answers.
+"""A toy data set with closed-form solutions.
 
-Gaussian classes of tiny images, their exact denoiser and their Bayes classifier: tests and tours run
-on it from command to report.
+It has Gaussian classes of tiny images, with their exact denoiser and their Bayes classifier. Tests
+and tours use it for whole runs, from the command to the report.
 """
 
 import torch
@@ -18,10 +18,10 @@ SPREAD = 0.2  # standard deviation of a class, in [-1, 1] units
 
 
 class Blobs:
-    """Two Gaussian classes of `side` x `side` gray images, dark and bright in turn.
+    """Two Gaussian classes of `side` x `side` gray images, alternately dark and bright.
 
     Args:
-        size: How many images.
+        size: The number of images.
         side: Their height and width in pixels.
     """
 
@@ -53,7 +53,7 @@ def mixture(side: Count = 4, schedule: Schedule | None = None) -> Mixture:
 
 
 def bayes(side: Count = 4) -> NormalizedClassifier:
-    """The Bayes classifier of `Blobs`: logits are log-likelihoods, less what the classes share.
+    """The Bayes classifier of `Blobs`: logits are log-likelihoods, up to a term that classes share.
 
     Args:
         side: Height and width of the images in pixels.

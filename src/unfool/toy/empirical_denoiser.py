@@ -1,4 +1,4 @@
-"""The exact denoiser of a finite set of images: the optimum that every training on it aims at."""
+"""The exact denoiser of a finite set of images, which is the optimum of any training on them."""
 
 from typing import cast
 
@@ -14,15 +14,16 @@ from unfool.ranges import Count, NotNegative, check_arguments
 
 
 class Empirical(Denoiser):
-    """E[x_0 | x_t] where x_0 is one of the given images, each as likely, in closed form.
+    """E[x_0 | x_t] in closed form, when x_0 is uniformly distributed over the given images.
 
-    It is their mean, weighted by a softmax of -|x_t - alpha x_i|^2 / (2 sigma^2); under a label, over the
-    images of that class alone (the optimal diffusion classifier of Chen et al., 2024, whose release
-    divides by 2 sigma). With a spread, an image is a Gaussian around one of them: a kernel density.
+    It is the mean of the images, weighted by a softmax of -|x_t - alpha x_i|^2 / (2 sigma^2). Given
+    a label, the mean is over the images of that class (the optimal diffusion classifier of Chen et
+    al., 2024, whose release divides by 2 sigma). With a spread, x_0 is a Gaussian around one of the
+    images, as in a kernel density estimate.
 
     Args:
         points: The images (N, C, H, W), in [-1, 1].
-        labels: Their classes (N,), from 0, none of them empty.
+        labels: Their classes (N,), numbered from 0, each with at least one image.
         spread: The standard deviation around an image, in [-1, 1] units.
         schedule: The noise schedule; `VP()` if None.
 
@@ -69,11 +70,11 @@ class Empirical(Denoiser):
         return flat + pull * (x_t - alpha.to(x_t)[..., None, None] * flat)
 
     def evidence(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Bayes' rule at time `t`: log p(x_t | c), less what the classes share, (B, K) in float64.
+        """The log-likelihoods (B, K) in float64, log p(x_t | c) up to a term that classes share.
 
         Args:
             x_t: Noisy images (B, C, H, W), in the denoiser's space.
-            t: Times in [0, 1], shaped () or (B, 1, 1, 1); above 0, if there is no spread.
+            t: Times in [0, 1], shaped () or (B, 1, 1, 1); above 0 if there is no spread.
         """
         log = self._log(x_t, *self._scales(x_t, t))
         member = nn.functional.one_hot(self.labels, self.classes).T.bool()
@@ -81,13 +82,13 @@ class Empirical(Denoiser):
         return each - member.sum(1).log()
 
     def _scales(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Of x_t, alpha and its variance around a point, (1, 1) or (B, 1) in float64."""
+        """alpha, and the variance of x_t around a point, (1, 1) or (B, 1) in float64."""
         _, alpha, sigma, _ = (s.double().reshape(-1, 1) for s in self.schedule(_exact(t, x_t)))
         variance = (alpha * self.spread) ** 2 + sigma**2
         return alpha, variance.clamp(min=torch.finfo(torch.float64).tiny ** 0.5)
 
     def _log(self, x_t: Tensor, alpha: Tensor, variance: Tensor) -> Tensor:
-        """-|x_t - alpha x_i|^2 / (2 variance), less what all have in common, (B, N)."""
+        """-|x_t - alpha x_i|^2 / (2 variance), up to a term that all points share, (B, N)."""
         points = self.points.flatten(1).double()
         near = x_t.flatten(1).double() @ points.T - alpha * points.square().sum(1) / 2
         return cast(Tensor, alpha * near / variance)
@@ -104,14 +105,14 @@ def empirical(
 
     Args:
         data: Images with labels.
-        images: How many of them, chosen by `seed`; None for all.
-        spread: The standard deviation of what may lie around an image, in units of [0, 1] pixels; 0 is
-            the empirical distribution itself.
+        images: The number of images to use, chosen by `seed`; None for all.
+        spread: The standard deviation around an image, in units of [0, 1] pixels; 0 is the
+            empirical distribution itself.
         schedule: The noise schedule; `VP()` if None.
-        seed: Of the choice.
+        seed: The seed of that choice.
 
     Raises:
-        ValueError: There are not so many images, or a class has none.
+        ValueError: There are fewer images than `images`, or a class has none.
     """
     check_arguments(empirical, locals())
     if images is not None and images > len(data):

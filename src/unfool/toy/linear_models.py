@@ -1,7 +1,8 @@
-"""Models whose worst case has a closed form: what attacks, intervals and verdicts are held to.
+"""Models whose worst case has a closed form, to check attacks, intervals, and verdicts against.
 
-All but the coin are planes through gray, of tiny images that lie at known distances from them. A spec
-may name them, as `unfool.toy.linear_models:RandomGuess`, to try an attack of one's own.
+All but `RandomGuess` classify tiny images by planes through gray, at known distances from the
+images. A spec may name them, such as `unfool.toy.linear_models:RandomGuess`, to try out your own
+attack.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,11 @@ CLASSES = ("right", "left", "low", "lowest")
 
 
 class RandomGuess(nn.Module):
-    """Right with probability `p`, whatever the image. The right class is 0 for every image.
+    """A classifier that is right with probability `p`, whatever the image; class 0 is always right.
 
-    Per draw its accuracy is `p` under every attack; the majority of k draws is right as often as a
-    binomial says, and all k are right with probability p^k.
+    Per draw, its accuracy is `p` under every attack. The number of right answers in k draws is
+    binomial, which gives the probability that the majority is right; all k are right with
+    probability p^k.
     """
 
     def __init__(self, p: float = 0.9):
@@ -41,10 +43,12 @@ class RandomGuess(nn.Module):
 
 
 class LinearClassifier(nn.Module):
-    """Class 0 on one side of a plane through gray, class 1 on the other; the others stay far below.
+    """A classifier by a plane through gray: class 0 on one side, class 1 on the other.
+
+    The two other classes have far lower logits.
 
     Args:
-        scale: Of the logits; the answers do not depend on it.
+        scale: The scale of the logits; the predicted classes do not depend on it.
     """
 
     weight: Tensor
@@ -55,14 +59,14 @@ class LinearClassifier(nn.Module):
         self.register_buffer("weight", normal_vector())
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """Logits (B, 4) of images (B, C, H, W): twice the lead of class 0 is between the first two."""
+        """Logits (B, 4) of images (B, C, H, W): the scaled distance, its negative, two low ones."""
         lead = ((x - GRAY) * self.weight.to(x)).flatten(1).sum(1)
         low = torch.full_like(lead, -3.0)
         return self.scale * torch.stack([lead, -lead, low, low - 1], 1)
 
 
 class MultiPlaneClassifier(nn.Module):
-    """A linear classifier of `classes` classes without noise: what is nearest to an image is known."""
+    """A noise-free linear classifier of `classes` classes, whose decision boundaries are known."""
 
     weights: Tensor
 
@@ -78,7 +82,7 @@ class MultiPlaneClassifier(nn.Module):
         return (x - GRAY).flatten(1) @ self.weights.to(x).flatten(1).T
 
     def distances(self, x: Tensor, norm: str) -> Tensor:
-        """How far each image is from the nearest of another class, (B,), the box aside."""
+        """The distance of each image to the nearest of another class, (B,), even beyond [0, 1]."""
         logits = self(x, Noise(()))
         own = logits.argmax(1)
         apart = (self.weights[own][:, None] - self.weights[None]).flatten(2).to(x)  # (B, K, D)
@@ -88,7 +92,7 @@ class MultiPlaneClassifier(nn.Module):
 
 
 class AddGaussianNoise(nn.Module):
-    """A purifier that adds Gaussian noise and takes nothing off. It does not clip.
+    """A purifier that only adds Gaussian noise, without clipping.
 
     Args:
         sigma: The standard deviation, in units of [0, 1] pixels.
@@ -120,23 +124,23 @@ class Quantize(nn.Module):
 
 
 def noisy_plane(sigma: float = 0.2) -> Purified:
-    """A plane behind Gaussian noise."""
+    """A linear classifier behind Gaussian noise."""
     return Purified(LinearClassifier(), AddGaussianNoise(sigma))
 
 
 def rounded_plane(levels: int = 8) -> Purified:
-    """A plane behind rounding, which masks its gradient."""
+    """A linear classifier behind rounding, which masks its gradient."""
     return Purified(LinearClassifier(), Quantize(levels))
 
 
 class Points:
-    """Images near gray, of class 0 and 1 in turn, at even distances from the plane.
+    """Images near gray, alternately of class 0 and 1, at evenly spaced distances from the plane.
 
     Args:
-        size: How many.
-        nearest: The lead of the first over the plane, in Euclidean length.
-        farthest: That of the last.
-        one_class: Label all of them 0, as for the coin, which asks no image.
+        size: The number of images.
+        nearest: The Euclidean distance of the first image from the plane.
+        farthest: The Euclidean distance of the last image from the plane.
+        one_class: Whether to label all images 0, as for `RandomGuess`.
     """
 
     classes: Sequence[str] = CLASSES
@@ -171,21 +175,21 @@ def normal_vector() -> Tensor:
 
 
 def leads(x: Tensor, y: Tensor) -> Tensor:
-    """By how much the true class leads over the plane, (B,), in Euclidean length."""
+    """The Euclidean distance from the plane, (B,), positive on the side of the true class."""
     lead = ((x - GRAY) * normal_vector().to(x)).flatten(1).sum(1)
     return (1 - 2 * y) * lead
 
 
 def accuracy(x: Tensor, y: Tensor, sigma: float = 0.2) -> Tensor:
-    """How often `noisy_plane(sigma)` is right on each image, (B,), in closed form."""
+    """The probability that `noisy_plane(sigma)` is right on each image, (B,), in closed form."""
     return torch.special.ndtr(leads(x.double(), y) / sigma)
 
 
 def worst(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-    """The worst allowed images of a plane, noisy or not, as long as the box is far.
+    """The worst-case images of a plane, noisy or not, for images that are far from 0 and 1.
 
-    The lead falls by eps times the dual norm of the plane's normal. For l1 the box may be near: the
-    values of the largest weights go as far as it lets them, until the budget is spent.
+    The distance from the plane falls by eps times the dual norm of the plane's normal. For l1, 0
+    and 1 may be near: the values with the largest weights go that far, until the budget is spent.
     """
     normal = normal_vector().to(x)
     away = (2 * y - 1).to(x)[:, None, None, None] * normal
@@ -200,9 +204,9 @@ def worst(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
 
 
 def worst_rounded(x: Tensor, y: Tensor, eps: float, levels: int = 8) -> Tensor:
-    """The least lead of `rounded_plane(levels)` within `eps` of linf, (B,).
+    """The least value of `leads` behind `rounded_plane(levels)` within `eps` of linf, (B,).
 
-    Rounding keeps order, so each pixel goes as far as it may against the plane.
+    Rounding is monotone, so each pixel moves against the plane as far as it may.
     """
     reached = worst(x, y, Threat("linf", eps))
     return leads(Quantize(levels)(reached, Noise(())), y)

@@ -1,7 +1,8 @@
-"""The diffusion classifier (Li et al., 2023): the class under which the denoiser errs least.
+"""The diffusion classifier (Li et al., 2023): predict the class with the least denoising error.
 
-A conditional denoiser bounds log p(x | c) by its errors, so that by Bayes' rule it classifies. Every
-class of an image is judged on the same draws of times and noise; classes may be given up early.
+The errors of a conditional denoiser bound log p(x | c), which gives a classifier by Bayes' rule.
+All classes of an image are scored on the same draws of times and noise; classes may be eliminated
+early.
 """
 
 import copy
@@ -32,27 +33,27 @@ Policy = Literal["fresh", "fixed", "image"]
 
 
 class DiffusionClassifier(nn.Module):
-    """Logits are minus the mean errors of the denoiser's noise prediction, times a scale.
+    """A classifier whose logits are minus the mean errors of a denoiser's noise prediction, scaled.
 
-    Draw k of an image is in the stream ("eps", k). The logit of an eliminated class is its own over
-    the draws it was given, or the lowest of the classes that stayed longer minus 1, whichever is
-    lower.
+    Draw k of an image uses the stream ("eps", k). The logit of an eliminated class comes from the
+    draws it was given, but is at most the lowest logit of the classes that stayed longer, minus 1.
 
-    Attacks should maximize the loss of `without_elimination()`, which has a gradient everywhere, and be
-    scored on the model itself; `stage(1)` is for those that want the true class dropped early.
+    Attacks should maximize the loss of `without_elimination()`, which has a gradient everywhere,
+    and be scored on the model itself; `stage(1)` is for attacks that try to get the true class
+    eliminated early.
 
     Args:
         denoiser: A denoiser with classes.
-        draws: M, the number of draws; None takes the number of the elimination, or else 100.
+        draws: M, the number of draws; None takes the number of a staged elimination, or else 100.
         times: The grid of times: `"even"`, the midpoints of M equal parts of the schedule (Li et
             al., 2023), or `"sigma"`, M even values of sigma / alpha (Chen et al., 2024).
         span: The ends of the grid: times in [0, 1] for `"even"`, or values of sigma / alpha for
             `"sigma"`; None takes 0 to 1, or 1e-4 to 3.
         weight: The weight of a draw's error, up to a factor: `"uniform"`; `"elbo"`, the bound on
-            the likelihood for any grid; `"edm"`, what EDM trains with (Karras et al., 2022; Chen et
-            al., 2024), or `"rdc"`, the same with the slip in its release's density; `"snr"`, (alpha
-            / sigma)^2; `"image"`, its inverse, which makes it an error of x_hat; M numbers; or a
-            function from the scales (M,) to these.
+            the likelihood for any grid; `"edm"`, the weight of EDM's training (Karras et al., 2022;
+            Chen et al., 2024), or `"rdc"`, the same with the mistake in its release's density;
+            `"snr"`, (alpha / sigma)^2; `"image"`, its inverse, which gives errors of x_hat; M
+            numbers; or a function from the scales (M,) to M numbers.
         loss: The error of a draw: `"l2"`, `"l1"`, or `"huber"`.
         elimination: `"paired"`, `"staged"`, or a schedule of the Diffusion Classifier's release by
             the name of its data set (see `elimination`); None for none.
@@ -66,9 +67,9 @@ class DiffusionClassifier(nn.Module):
         scale: The factor of the logits; None is the number of values in an image, in the denoiser's
             space, times the range of log(sigma / alpha), with which the logits of `"elbo"` are in
             nats (see `calibrate`).
-        batch_size: The most (image, class, draw) rows in one call of the network (of a class with several
-            wordings, each is a row; of a multi-head denoiser, (image, draw) is one); only speed and
-            memory depend on it. When memory runs out, it is halved.
+        batch_size: The most (image, class, draw) rows in one call of the network. Each wording of a
+            class is a row; for a multi-head denoiser, (image, draw) is a row. It affects only speed
+            and memory, and is halved when memory runs out.
 
     Raises:
         ValueError: The denoiser has fewer than 2 classes, or an option is out of range.
@@ -108,19 +109,19 @@ class DiffusionClassifier(nn.Module):
             raise ValueError(f"the elimination takes {asked} draws: leave out draws = {draws}")
         self.denoiser, self.policy, self.seed = denoiser, policy, seed
         self.loss: Loss = loss
-        # Not `batch_size`: that would be of images (see `protocols.Classifier`).
+        # Not named `batch_size`, which would count images (see `protocols.Classifier`).
         self.chunk = BatchLimit(batch_size)
         self.scale = scale
         self.scales = denoiser.schedule(times_of(denoiser.schedule, times, draws, span))
         self.weight = weights_of(weight, self.scales)
-        self._used = list(range(draws))  # without elimination; `stage` takes fewer
+        self._used = list(range(draws))  # the draws without elimination; `stage` uses fewer
         self.classes_kept = 1  # see `stage`
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W) in [0, 1]; without noise, at a fresh draw.
+        """Logits (B, K) of images (B, C, H, W) in [0, 1]; without `noise`, of a fresh draw.
 
         Raises:
-            ValueError: The images are not of the denoiser's shape.
+            ValueError: The images do not have the denoiser's shape.
         """
         if noise is None:
             noise = Noise.fresh(len(x))
@@ -145,7 +146,7 @@ class DiffusionClassifier(nn.Module):
         """The same classifier, on the same draws, without elimination.
 
         Args:
-            draws: Use only this many draws, evenly spread over all; None is all.
+            draws: The number of draws to use, evenly spread over all; None uses all.
 
         Raises:
             ValueError: The classifier has fewer draws.
@@ -159,7 +160,7 @@ class DiffusionClassifier(nn.Module):
         return self._with(None, [self._used[k] for k in spread(len(self._used), draws)])
 
     def stage(self, number: int) -> "DiffusionClassifier":
-        """What decides after the first `number` stages, with no class dropped before.
+        """The classifier on the draws of the first `number` stages, which eliminates no class.
 
         Its logits are the scores by which the stage ranks classes. Its attribute `classes_kept`
         tells attacks how many classes must score above the true one to drop it: the stage's
@@ -194,7 +195,7 @@ class DiffusionClassifier(nn.Module):
     def _measure(
         self, errors: ClassErrors, z: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The errors and which were taken, (B, K, M), and when each class was dropped (B, K)."""
+        """The errors, a mask of those computed, (B, K, M), and each class's last round (B, K)."""
         draws, classes = len(weight), self.denoiser.classes
         table = z.new_zeros((len(z), classes, draws))
         taken = torch.zeros_like(table, dtype=torch.bool)
@@ -227,16 +228,16 @@ class DiffusionClassifier(nn.Module):
 
 
 def calibrate(model: DiffusionClassifier, x: Tensor, y: Tensor, noise: Noise) -> float:
-    """The scale of the logits that makes the cross-entropy on held-out images least.
+    """Find the scale of the logits that minimizes the cross-entropy on held-out images.
 
     The search, without elimination, goes from 1e-4 to 1e4 times the scale of the model; if all
     images are classified correctly and a larger scale is always better, it returns the largest.
 
     Args:
         model: The classifier; it is not changed.
-        x: Images (B, C, H, W) in [0, 1] that neither training nor evaluation sees.
+        x: Images (B, C, H, W) in [0, 1] that neither training nor evaluation uses.
         y: Their labels (B,).
-        noise: The noise for the draws.
+        noise: The noise of these images.
     """
     with torch.no_grad():
         logits = model.without_elimination()(x, noise).double()
@@ -254,7 +255,7 @@ def calibrate(model: DiffusionClassifier, x: Tensor, y: Tensor, noise: Noise) ->
 
 
 def _below(logits: Tensor, fallen: Tensor) -> Tensor:
-    """Logits (B, K) where who fell in an earlier round is below all who outlived it."""
+    """Lower the logits (B, K) of dropped classes below those of all classes that stayed longer."""
     for turn in range(int(fallen.max()) - 1, -1, -1):
         later = logits.masked_fill(fallen <= turn, torch.inf).amin(1, keepdim=True)
         logits = torch.where(fallen == turn, torch.minimum(logits, later - 1), logits)

@@ -1,6 +1,6 @@
-"""Which classes a diffusion classifier gives up early, so that most draws go to few classes.
+"""Early elimination of classes in a diffusion classifier, so that most draws go to few classes.
 
-A rule of elimination takes the draws in rounds. After each it says which classes live on.
+An elimination rule takes the draws in rounds. After each round, it selects the classes that remain.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unfool.ranges import Probability, checked_dataclass
 
-# Li et al. (2023), the commands of the release: draws of a stage (in all), classes it keeps.
+# From the commands of the release of Li et al. (2023): total draws and kept classes per stage.
 SCHEDULES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "cifar10": ((50, 500), (5, 1)),
     "stl10": ((100, 500), (5, 1)),
@@ -28,24 +28,24 @@ SCHEDULES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 class Elimination(Protocol):
-    """A rule of elimination."""
+    """An elimination rule."""
 
     def rounds(self, draws: int) -> list[list[int]]:
-        """The draws, of 0 .. `draws` - 1, that each round adds."""
+        """The draws, out of 0 .. `draws` - 1, that each round adds."""
         ...
 
     def living(
         self, errors: Tensor, weight: Tensor, alive: Tensor, turn: int, draws: int
     ) -> Tensor:
-        """Which classes (B, K) live on after round `turn`.
+        """A mask of the classes (B, K) that remain after round `turn`.
 
         Args:
-            errors: Of the n draws so far (B, K, n), in the order of their times; of classes that are
-                not alive, anything.
-            weight: Of these draws (n,).
-            alive: The classes (B, K) that were alive before.
+            errors: The errors of the n draws so far (B, K, n), in the order of their times. Values
+                of eliminated classes are ignored.
+            weight: The weights of these draws (n,).
+            alive: A mask of the classes (B, K) that remained before this round.
             turn: The number of the round, from 0.
-            draws: How many draws there are in all.
+            draws: The total number of draws.
         """
         ...
 
@@ -54,13 +54,14 @@ class Elimination(Protocol):
 class Stages:
     """The stages of the Diffusion Classifier (Li et al., 2023, section 3.3).
 
-    Stage s takes an even grid of `samples[s]` of all draws, leaves out those taken before, and keeps
-    the `keep[s]` classes of the least mean error over everything taken so far. Of equals, the lower
-    number. What the last stage keeps is the answer, so that nothing is dropped there.
+    Stage s takes an even grid of `samples[s]` of all draws, leaves out those taken before, and
+    keeps the `classes_per_stage[s]` classes with the least mean error over all draws taken so far,
+    on ties those with lower numbers. The last stage drops nothing: the class that it would keep is
+    the answer.
 
     Attributes:
-        samples: Draws of each stage, rising.
-        classes_per_stage: Classes that each stage keeps, falling to 1.
+        samples: The number of draws in each stage's grid, increasing.
+        classes_per_stage: The number of classes that each stage keeps, decreasing to 1.
     """
 
     samples: tuple[int, ...] = (50, 500)
@@ -85,7 +86,7 @@ class Stages:
             )
 
     def rounds(self, draws: int) -> list[list[int]]:
-        """The draws that each stage adds to those before."""
+        """The draws that each stage adds to the earlier ones."""
         seen: set[int] = set()
         added = []
         for size in self.samples:
@@ -97,7 +98,7 @@ class Stages:
     def living(
         self, errors: Tensor, weight: Tensor, alive: Tensor, turn: int, draws: int
     ) -> Tensor:
-        """Which classes live on after a stage."""
+        """A mask of the classes that remain after a stage."""
         if turn == len(self.classes_per_stage) - 1:
             return alive
         ranked = (
@@ -109,27 +110,28 @@ class Stages:
 
 @checked_dataclass
 class Paired:
-    """Give up a class as soon as it is surely worse than the best one, judged on the same draws.
+    """A rule that drops a class once a paired test shows that it is worse than the best class.
 
-    After every round, which adds half as many draws again, each class's errors are compared with
-    those of the best, draw by draw. The class goes if the mean difference is above 0 by more than
-    Student's t allows, at the level `risk` shared out evenly among the rounds and the K - 1 rivals.
-    Rounds are even over the times, so how the difference changes with the time does not make its mean
-    uncertain: the deviation is that of draws at neighboring times, by their successive differences
-    (Wolter, 2007, chapter 8). Draws are a sample without replacement from the full set, so it shrinks
-    to 0 as they run out. So the class that is best on the full set is lost with a probability of at
-    most `risk` for an image, as far as the mean difference is normal.
+    Each round adds half as many draws again. After it, each class's errors are compared with those
+    of the best class, draw by draw. A class is dropped if the mean difference is above 0 by more
+    than Student's t allows, at the level `risk` divided evenly among the rounds and the K - 1
+    rivals. Rounds are spread evenly over the times, so a difference that changes with the time does
+    not make its mean uncertain: the standard deviation is that of draws at neighboring times, from
+    their successive differences (Wolter, 2007, chapter 8). Draws are a sample without replacement
+    from the full set, so it shrinks to 0 as they run out. Thus the class that is best on the full
+    set is dropped with a probability of at most `risk` for an image, as far as the mean difference
+    is normally distributed.
 
     Attributes:
-        risk: The budget of error for an image, above 0 and below 1.
-        first: Draws of the first round, 2 or more.
+        risk: The probability of a wrong elimination for an image, above 0 and below 1.
+        first: The number of draws in the first round, 2 or more.
     """
 
     risk: Probability = 0.005
     first: Annotated[int, Field(ge=2)] = 16
 
     def rounds(self, draws: int) -> list[list[int]]:
-        """16, 8, 12, 18, ... draws in an order that is even over the times from the start on."""
+        """Rounds of 16, 8, 12, 18, ... draws, which cover the times evenly after each round."""
         order = scattered(draws)
         ends = self._ends(draws)
         return [order[a:b] for a, b in zip([0, *ends], ends, strict=False)]
@@ -137,12 +139,12 @@ class Paired:
     def living(
         self, errors: Tensor, weight: Tensor, alive: Tensor, turn: int, draws: int
     ) -> Tensor:
-        """Which classes live on after a round."""
+        """A mask of the classes that remain after a round."""
         from scipy.special import stdtrit
 
         used, rounds = len(weight), len(self._ends(draws))
         if used == draws:
-            return alive  # nothing is left to be unsure of: the means decide
+            return alive  # all draws are used, so the means are final
         best = _means(errors, weight).masked_fill(~alive, torch.inf).argmin(1)
         gap = errors - errors[torch.arange(len(errors)), best][:, None]
         mean = _means(gap, weight)
@@ -150,7 +152,7 @@ class Paired:
         variance = rest.diff(dim=2).square().mean(2) / 2
         deviation = torch.sqrt(variance / used * (1 - used / draws))
         level = self.risk / (rounds * max(1, alive.shape[1] - 1))
-        freedom = 2 / 3 * (used - 1)  # of successive differences, which overlap
+        freedom = 2 / 3 * (used - 1)  # below used - 1, as successive differences overlap
         return alive & ~(mean > -float(stdtrit(freedom, level)) * deviation)
 
     def _ends(self, draws: int) -> list[int]:
@@ -161,17 +163,17 @@ class Paired:
 
 
 def spread(whole: int, size: int) -> list[int]:
-    """`size` of the numbers 0 .. `whole` - 1, the middles of as many even parts."""
+    """The middle numbers of `size` even parts of 0 .. `whole` - 1."""
     return [(2 * k + 1) * whole // (2 * size) for k in range(size)]
 
 
 def scattered(whole: int) -> list[int]:
-    """The numbers 0 .. `whole` - 1 in an order whose every beginning is even over them.
+    """The numbers 0 .. `whole` - 1 in an order of which every prefix is spread evenly.
 
-    They are the cells that the multiples of the golden ratio, modulo 1, fall into, in turn.
+    They are the cells into which successive multiples of the golden ratio, modulo 1, fall.
     """
     golden = (5**0.5 - 1) / 2
-    # of n multiples no two neighbors are further apart than 2.7 / n: 3 per cell reach them all
+    # neighbors among n multiples are at most 2.7 / n apart, so 3 per cell reach every cell
     return list(dict.fromkeys(int((i + 0.5) * golden % 1 * whole) for i in range(3 * whole)))
 
 
@@ -181,16 +183,16 @@ def make_elimination(
     classes_per_stage: Sequence[int] | None = None,
     risk: float = 0.005,
 ) -> Elimination | None:
-    """The rule of elimination that a diffusion classifier's options ask for; None for none.
+    """Make the elimination rule of a diffusion classifier's options; None means no elimination.
 
     Args:
-        name: `"paired"`, `"staged"`, or one of `SCHEDULES`.
-        samples: Of `"staged"`.
-        classes_per_stage: Of `"staged"`.
-        risk: Of `"paired"`.
+        name: `"paired"`, `"staged"`, one of `SCHEDULES`, or None.
+        samples: The draws of each stage, for `"staged"`.
+        classes_per_stage: The number of classes that each stage keeps, for `"staged"`.
+        risk: The probability of a wrong elimination, for `"paired"`.
 
     Raises:
-        ValueError: There is no such rule, or the options are not those of one.
+        ValueError: There is no such rule, or the options do not belong to it.
     """
     if (samples is None) != (classes_per_stage is None) or (name == "staged") != (
         samples is not None

@@ -1,11 +1,11 @@
-"""How well a denoiser explains images as each class: its errors, and their exact gradient.
+"""The errors of a denoiser on images under each class, and their exact gradient.
 
-A draw is a time and a noise image; it is shared by all classes of an image, so that the differences
-between classes, which are all that counts, are free of the noise they have in common. Of a class
-that can be told in several wordings, the mean over them counts. Work goes through the network in
-chunks of (draw, image, label) rows. The gradient recomputes chunk by chunk, with the memory of one,
-and only for the classes it is asked for; where it is asked for nearly all of them, as many chunks as
-fit into free memory keep their graphs instead.
+A draw is a time and a noise image. All classes of an image share it, so that the differences
+between classes, which are all that counts, are free of the noise they have in common. For a class
+with several wordings, the mean over them counts. Work goes through the network in chunks of
+(draw, image, label) rows. The backward pass recomputes chunk by chunk, with the memory of one, and
+only for the classes whose gradient is needed; if that is nearly all of them, as many chunks as fit
+into free memory keep their graphs instead.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,10 @@ from unfool.diffusion.gradient import Learned, same_precision, vector_jacobian
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 
-Use = Callable[[Tensor, tuple[Tensor, ...], Tensor], object]  # places, their spots, shares
+# takes rows (draw, image, label), their entries in the table, and their weights
+Use = Callable[[Tensor, tuple[Tensor, ...], Tensor], object]
 Loss = Literal["l2", "l1", "huber"]
-# where a graph begins and ends, its spots, and what holds the memory that is counted for it
+# input and output of a graph, its entries in the table, and the object that counts its memory
 _Kept = tuple[Tensor, Tensor, tuple[Tensor, ...], object]
 
 LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
@@ -41,11 +42,11 @@ class ClassErrors:
     """The errors of a denoiser's noise prediction, by image, class and draw.
 
     Attributes:
-        denoiser: A conditional one.
-        scales: Of each draw, (M,) in float64.
-        noise: Draw k of an image is in the stream k below this one.
-        loss: Of the difference eps_hat - eps; its mean over all values of an image is the error.
-        limit: The most rows in one call of the network; fewer once memory has run out.
+        denoiser: A conditional denoiser.
+        scales: The scales of each draw, (M,) in float64.
+        noise: Draw k of an image uses the stream k below this one.
+        loss: The loss of eps_hat - eps; its mean over all values of an image is the error.
+        limit: The most rows in one call of the network; lowered when memory runs out.
     """
 
     denoiser: Denoiser
@@ -57,7 +58,7 @@ class ClassErrors:
     _kept: list[_Kept] = field(default_factory=list)
 
     def at(self, z: Tensor, places: Tensor) -> Tensor:
-        """The errors (n,) at (draw, image, label) `places` (n, 3), sorted by their first two."""
+        """The errors (n,) at (draw, image, label) `places` (n, 3), sorted by draw and image."""
         pairs, row = torch.unique_consecutive(places[:, :2], dim=0, return_inverse=True)
         draw, image = pairs.unbind(1)
         t, alpha, sigma, _ = (s.to(z.device)[draw, None, None, None] for s in self.scales)
@@ -78,24 +79,24 @@ class ClassErrors:
     def meet(
         self, z: Tensor, image: Tensor, alpha: Tensor, sigma: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of the pairs (draw, image): x_t, and what x_hat should be, both (n, C, H, W).
+        """For each pair (draw, image), x_t and the target of x_hat, both (n, C, H, W).
 
         Args:
             z: All images, in the denoiser's space.
-            image: The place of each pair's image in it (n,).
-            alpha: Of each pair (n, 1, 1, 1).
-            sigma: Likewise.
+            image: The index in `z` of each pair's image (n,).
+            alpha: alpha of each pair (n, 1, 1, 1).
+            sigma: sigma of each pair (n, 1, 1, 1).
             eps: The noise of each pair (n, C, H, W).
         """
         return alpha * z[image] + sigma * eps, z[image]
 
     def fill(self, table: Tensor, z: Tensor, wanted: Tensor) -> None:
-        """Write the errors that are `wanted` (B, K, M), a mask, into `table` (B, K, M): there 0.
+        """Write the errors of the mask `wanted` (B, K, M) into `table` (B, K, M), which is 0 there.
 
-        If a gradient is asked for, graphs may be kept for the way back of `mean`.
+        If gradients are needed, graphs may be kept for the backward pass of `mean`.
         """
         back = torch.is_grad_enabled() and (z.requires_grad or bool(self.trained()))
-        # the wordings of one error may be in two chunks, which are not taken apart
+        # the wordings of one error may be in two chunks, so no graphs are kept for them
         keeps, learned = back and not self.denoiser.wordings, self.learned(z)
         most = learned.graphs(self.limit.batch_size or len(z), z.device) if keeps else 0
 
@@ -114,14 +115,14 @@ class ClassErrors:
         return [p for p in self.denoiser.parameters() if p.requires_grad]
 
     def learned(self, z: Tensor) -> Learned:
-        """What the graph of a row takes."""
+        """The memory of a row's graph."""
         cast = torch.is_autocast_enabled(z.device.type)
         return Learned(self.denoiser, (type(self), self.loss, z.shape[1:], z.dtype, cast))
 
     def mean(self, table: Tensor, taken: Tensor, z: Tensor, weight: Tensor) -> Tensor:
-        """The weighted mean error (B, K) of the draws `taken`, a mask, of a filled `table`.
+        """The weighted mean (B, K) of the errors in a filled `table` that the mask `taken` selects.
 
-        It leads a gradient to `z`, and to the denoiser's weights where they are trained.
+        Its gradient reaches `z`, and the denoiser's weights if they are in training.
         """
         share = taken * weight
         share = share / share.sum(2, keepdim=True)
@@ -132,14 +133,14 @@ class ClassErrors:
         return _Mean.apply(self, value, share, z, *trained)  # pyright: ignore[reportReturnType]
 
     def rows(self, places: Tensor) -> int:
-        """How many rows of the network `places` (n, 3), sorted by their first two, need."""
+        """The number of network rows for `places` (n, 3), sorted by draw and image."""
         if not self.denoiser.multi_head:
             return len(places)
         return len(places[:, :2].unique_consecutive(dim=0))
 
     def each(self, wanted: Tensor, use: Use) -> None:
-        """Call `use` for what is wanted (B, K, M), at most `limit` rows of the network at a time."""
-        # draws first, classes last: the classes of one x_t meet in one call
+        """Call `use` for the mask `wanted` (B, K, M), at most `limit` network rows at a time."""
+        # draws first, classes last, so that the classes of one x_t are in one call
         places = wanted.permute(2, 0, 1).nonzero()
         classes = wanted.shape[1]
         ways = torch.tensor(self.denoiser.wordings or (1,) * classes, device=wanted.device)
@@ -148,7 +149,7 @@ class ClassErrors:
         wording = torch.arange(len(spot), device=wanted.device) - (ways.cumsum(0) - ways)[spot]
 
         ends = list(range(len(spot) + 1))  # where each row of the network begins and ends
-        if self.denoiser.multi_head:  # a row answers for all classes
+        if self.denoiser.multi_head:  # a row gives the errors of all classes
             _, counts = places[:, :2].unique_consecutive(dim=0, return_counts=True)
             ends = [0, *counts.cumsum(0).tolist()]
 
@@ -168,7 +169,7 @@ class ClassErrors:
 
 
 class _Mean(torch.autograd.Function):
-    """Means that are known, with a gradient that is computed on the way back."""
+    """Known means, whose gradient is computed on the backward pass."""
 
     @staticmethod
     def forward(
@@ -200,11 +201,11 @@ class _Mean(torch.autograd.Function):
             back(at, value, (wanted[spot] * part).to(value))
 
         left, learned = wanted != 0, errors.learned(z)
-        # a product costs two forwards: to replay what is asked for, three, or all that is kept, two
+        # a product costs 2 forward calls: replay costs 3 per needed entry, kept graphs 2 per entry
         most = 3 * int(left.sum()) >= 2 * int((share != 0).sum())
         if not most:
             learned.forget()
-        while errors._kept:  # a second way back replays
+        while errors._kept:  # a second backward pass replays
             at, value, spot, _ = errors._kept.pop(0)
             if most:
                 back(at, value, wanted[spot].to(value))

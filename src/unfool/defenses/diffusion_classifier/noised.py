@@ -1,6 +1,6 @@
-"""The noised diffusion classifier (Chen et al., 2024b): it judges an image that carries Gaussian noise.
+"""The noised diffusion classifier (Chen et al., 2024b), for images that carry Gaussian noise.
 
-That makes it a base classifier for randomized smoothing, which certifies it. The noise is a standard
+It can be the base classifier of randomized smoothing, which certifies it. The noise is a standard
 deviation in units of [0, 1] pixels, and the image is not clipped.
 """
 
@@ -20,20 +20,21 @@ from unfool.noise import Noise
 from unfool.ranges import Count, Positive, Probability, check_arguments
 
 Posterior = Literal["approximate", "exact"]
-MAX_BATCH = 3.0  # sigma / alpha of the last draw, as the release's
+MAX_BATCH = 3.0  # sigma / alpha of the last draw, as in the release
 
 
 class NoisedDiffusionClassifier(DiffusionClassifier):
-    """A diffusion classifier of the noisy image z = x + s_0 e itself, s_0 = 2 `sigma` in [-1, 1].
+    """A diffusion classifier of a noisy image z = x + s_0 e, where s_0 = 2 `sigma` in [-1, 1].
 
-    Draw k brings z to a greater noise s: x_s = z + sqrt(s^2 - s_0^2) eps. The error of class c is
+    Draw k raises the noise of z to s: x_s = z + sqrt(s^2 - s_0^2) eps. The error of class c is
     |x_hat(x_s, c) - target|^2. The target of the exact posterior (EPNDC) bounds log p(z | c): it is
-    x_s - s^2 / sqrt(s^2 - s_0^2) eps, the mean of x_0 that the score of x_s given z tells. (The release
-    compares means of the step below, which is the same as steps get small.) That of the approximate one
-    (APNDC) is x_hat(z), the unconditional answer at s_0.
+    x_s - s^2 / sqrt(s^2 - s_0^2) eps, the mean of x_0 that follows from the score of x_s given z.
+    (The release compares means of the step below, which is the same in the limit of small steps.)
+    The target of the approximate posterior (APNDC) is x_hat(z), the unconditional estimate at s_0.
 
     Args:
-        denoiser: A denoiser of pixels with classes, and an unconditional answer for `"approximate"`.
+        denoiser: A class-conditional denoiser of pixels; for `"approximate"`, it must also work
+            without labels.
         sigma: The noise that the image carries, in units of [0, 1] pixels.
         posterior: `"approximate"` or `"exact"`.
         draws: The number of noise levels s, evenly from s_0 to 3. The exact posterior leaves out
@@ -107,7 +108,7 @@ class _NoisedErrors(ClassErrors):
 
     Attributes:
         start: The scales of that noise.
-        exact: Whether the posterior's target is the exact one.
+        exact: Whether the target is that of the exact posterior.
     """
 
     start: Scales = field(kw_only=True)
@@ -116,7 +117,7 @@ class _NoisedErrors(ClassErrors):
     def meet(
         self, z: Tensor, image: Tensor, alpha: Tensor, sigma: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """x_t, and what x_hat should be."""
+        """x_t and the target of x_hat."""
         s, s_0 = sigma / alpha, float(self.start.sigma / self.start.alpha)
         more = (s**2 - s_0**2).clamp(min=0).sqrt()
         x_s = z[image] + more * eps

@@ -1,4 +1,4 @@
-"""Which times a diffusion classifier looks at, and how much each counts."""
+"""The times at which a diffusion classifier measures errors, and their weights."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -18,7 +18,7 @@ Weight = Literal["uniform", "elbo", "edm", "rdc", "snr", "image"]
 def times_of(
     schedule: Schedule, grid: Grid, draws: int, span: tuple[float, float] | None
 ) -> Tensor:
-    """The rising times (M,) of the draws, in float64."""
+    """The increasing times (M,) of the draws, in float64."""
     if grid == "sigma":
         low, high = span or (1e-4, 3.0)
         if not 0 < low < high:
@@ -40,8 +40,8 @@ def times_of(
 
 
 def _times_of_noise(schedule: Schedule, sigmas: Tensor) -> Tensor:
-    """The times (M,) at which sigma / alpha is `sigmas` (M,), all at once."""
-    most = time_of_noise(schedule, float(sigmas[-1]) / 2)  # in units of [0, 1] pixels; may refuse
+    """The times (M,) at which sigma / alpha is `sigmas` (M,)."""
+    most = time_of_noise(schedule, float(sigmas[-1]) / 2)  # in units of [0, 1] pixels; may raise
     if isinstance(schedule, Discrete):
         return torch.tensor([time_of_noise(schedule, s / 2) for s in sigmas.tolist()]).double()
     low, high = torch.zeros_like(sigmas), torch.full_like(sigmas, most)
@@ -56,7 +56,7 @@ def _times_of_noise(schedule: Schedule, sigmas: Tensor) -> Tensor:
 def weights_of(
     weight: Weight | Sequence[float] | Callable[[Scales], Tensor], scales: Scales
 ) -> Tensor:
-    """The weights (M,) in float64 of the errors of the noise."""
+    """The weights (M,), in float64, of the errors of the noise prediction."""
     sigma = scales.sigma / scales.alpha
     if isinstance(weight, str):
         found = WEIGHTS[weight](sigma)
@@ -74,14 +74,15 @@ def weights_of(
 
 
 def _edm(sigma: Tensor, power: int) -> Tensor:
-    """The weight and the density of EDM's training (Karras et al., 2022, table 1), of the noise."""
+    """EDM's training weight times density (Karras et al., 2022, table 1), for noise errors."""
     gap = ((sigma.log() + 1.2) / 1.2**power).square() / 2
-    # of x_hat the weight is (sigma^2 + data^2) / (sigma data)^2, of the noise sigma^2 times that
+    # for errors of x_hat, the weight is (sigma^2 + data^2) / (sigma data)^2;
+    # for errors of the noise, it is sigma^2 times that
     return (sigma**2 + SIGMA_DATA**2) * torch.exp(-gap) / sigma * _widths(sigma)
 
 
 def _widths(values: Tensor) -> Tensor:
-    """What each of rising values stands for in the trapezoidal rule."""
+    """The weight of each of several increasing values in the trapezoidal rule."""
     if len(values) == 1:
         return torch.ones_like(values)
     gaps = values.diff()
