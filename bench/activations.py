@@ -15,7 +15,7 @@ from unfool.networks import score_unet, unet
 from unfool.networks.frozen_layers import Conv2d
 from unfool.networks.score_unet import ADM, DDPMPP, ScoreUNet
 from unfool.noise import Noise, seed_torch
-from unfool.runtime.memory import kept_by_graphs
+from unfool.runtime.memory import count_graph_memory
 from variants import base, frozen, small
 
 # Networks, and the shape of their images.
@@ -106,7 +106,7 @@ class _Way:
 
     def kept(self) -> int:
         """The bytes that the graph of a gradient keeps."""
-        with kept_by_graphs(self.network) as kept:
+        with count_graph_memory(self.network) as kept:
             self.gradient()
         return kept.peak
 

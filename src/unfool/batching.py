@@ -10,7 +10,7 @@ from torch import Tensor
 from unfool.diffusion.gradient import FREE, keeping
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.runtime.memory import free_bytes, kept_by_graphs
+from unfool.runtime.memory import count_graph_memory, free_bytes
 
 MAX_BATCH = 256, 4096  # images per call on a CPU, and on a GPU: more are not faster
 Found = TypeVar("Found")
@@ -76,7 +76,7 @@ def fitting(model: Classifier, x: Tensor) -> int:
 
     def taken() -> int:
         at = x[:1].detach().clone().requires_grad_()
-        with keeping(0), kept_by_graphs(model) as kept, torch.enable_grad():
+        with keeping(0), count_graph_memory(model) as kept, torch.enable_grad():
             logits = model(at, Noise.of(0, [0]))
             if logits.requires_grad:
                 torch.autograd.grad(logits.sum(), at, allow_unused=True)

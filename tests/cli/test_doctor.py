@@ -9,7 +9,7 @@ from torch import nn
 
 import unfool
 from unfool.cli import doctor
-from unfool.cli.doctor_denoiser import denoises
+from unfool.cli.doctor_denoiser import check_denoiser
 from unfool.cli.main import run
 from unfool.data import cifar10_sample, fetch, image_files
 from unfool.data.digits import digits
@@ -188,7 +188,7 @@ def test_the_denoising_of_a_network_without_classes_is_tested():
     network: Any = unfool.load_denoiser("digits-denoiser")
     network.null = False
     x, y = fetch(digits("test"), range(64))
-    assert {finding.mark for finding in denoises(network, x, y, 10)} == {"ok"}
+    assert {finding.mark for finding in check_denoiser(network, x, y, 10)} == {"ok"}
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_the_denoising_of_a_network_without_classes_is_tested():
 def test_a_wrong_mean_and_std_are_told_with_better_ones(mean, std):
     """The shipped classifier, trained with the mean and std of CIFAR-10."""
     right: Any = unfool.load_classifier("cifar10-classifier")
-    x, y = doctor.some(*fetch(cifar10_sample(), range(100)))
+    x, y = doctor.pick_examples(*fetch(cifar10_sample(), range(100)))
     assert len(y.unique()) == 10, "the sample is sorted by class"
     network = right.network
     wrong = NormalizedClassifier(network, mean, std).eval()
@@ -224,7 +224,7 @@ def test_swapped_channels_are_told():
 
 def test_the_stated_accuracy_is_told_and_one_far_below_is_a_note():
     model: Any = unfool.load_classifier("cifar10-classifier")
-    x, y = doctor.some(*fetch(cifar10_sample(), range(100)))
+    x, y = doctor.pick_examples(*fetch(cifar10_sample(), range(100)))
     findings = doctor.examine(model, x, y, 10)
     assert any("the card of cifar10-classifier states 9" in f.what for f in findings)
     model.stated = Stated(0.91, "cifar10", "its page")

@@ -111,7 +111,7 @@ def test_the_time_left_is_the_forecast_at_first_and_then_what_the_work_took(
 ):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    left = TimeLeft(total=10, each=each, began=0.0)
+    left = TimeLeft(total=10, seconds_per_unit=each, began=0.0)
     assert left.after(0) == pytest.approx(10 * each)
     now[0] = 5 * took
     assert left.after(5) == pytest.approx(5 * took, rel=0.6)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import unfool
 from published_rule import weight
 from unfool import spec as specs
-from unfool.cli.doctor_denoiser import denoises
+from unfool.cli.doctor_denoiser import check_denoiser
 from unfool.cli.main import run
 from unfool.data import fetch
 from unfool.data.digits import digits
@@ -162,7 +162,7 @@ def test_a_wrong_setting_is_found_and_the_right_one_named(wrong, told):
     denoiser, x, y = digits_denoiser()
     for name, value in wrong.items():
         setattr(denoiser, name, value)
-    (finding,) = denoises(denoiser, x, y, 10)
+    (finding,) = check_denoiser(denoiser, x, y, 10)
     assert finding.mark == "FAIL"
     assert f"with {told}" in finding.what
     for name, value in wrong.items():
@@ -188,7 +188,7 @@ def test_random_weights_are_told_and_no_setting_is_named():
     with torch.no_grad():
         for number, p in enumerate(denoiser.parameters()):
             p.copy_(weight(str(number), tuple(p.shape)))
-    (finding,) = denoises(denoiser, x, y, 10)
+    (finding,) = check_denoiser(denoiser, x, y, 10)
     assert finding.mark == "FAIL"
     assert "check that these weights are trained" in finding.what
 
@@ -203,7 +203,7 @@ def test_the_exact_denoiser_is_at_least_as_good_as_the_linear_estimate():
 
 def test_images_of_another_size_are_no_reason_to_fail():
     denoiser, _, y = digits_denoiser()
-    (finding,) = denoises(denoiser, torch.rand(4, 3, 32, 32), y[:4], 10)  # noqa: TID251
+    (finding,) = check_denoiser(denoiser, torch.rand(4, 3, 32, 32), y[:4], 10)  # noqa: TID251
     assert finding.mark == "note"
     assert "3 x 32 x 32" in finding.what
 

@@ -10,7 +10,7 @@ from unfool.networks.frozen_layers import Conv2d, norm_silu
 from unfool.networks.score_unet import ADM, DDPM, DDPMPP, ScoreUNet
 from unfool.networks.unet import UNet
 from unfool.noise import Noise, seed_torch
-from unfool.runtime.memory import kept_by_graphs
+from unfool.runtime.memory import count_graph_memory
 
 NOISE = Noise.of(0, range(2))
 LAYOUTS = {
@@ -131,7 +131,7 @@ def test_a_network_keeps_less_than_half_for_the_same_gradient(name, monkeypatch)
     x = NOISE.normal(torch.empty(2, 3, 16, 16)).double().requires_grad_()
 
     def run() -> tuple[int, Tensor]:
-        with kept_by_graphs(network) as kept:
+        with count_graph_memory(network) as kept:
             out = network(x, torch.full((2,), 10.0, dtype=torch.float64))
         return kept.peak, gradient(out, x)
 

@@ -15,7 +15,7 @@ from unfool.cli.main import run
 from unfool.models.build import cifar_network
 from unfool.noise import Noise
 from unfool.runtime import published_files
-from unfool.runtime.downloads import allowed, asking, cache_folder, fetch
+from unfool.runtime.downloads import cache_folder, download_scope, downloads_allowed, fetch
 from unfool.runtime.published_files import FILES, Remote, find_file
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -225,13 +225,13 @@ def test_the_command_fetches_with_download_alone(server, published, elsewhere, c
     assert run([*spec, "--out", "a"]) == 2
     assert "--download" in capsys.readouterr().err
     assert run([*spec, "--download"]) == 0
-    assert not allowed(), "a command does not allow the next one to download"
+    assert not downloads_allowed(), "a command does not allow the next one to download"
     (first,) = (elsewhere / "runs").iterdir()
     assert run(spec) == 0
     assert [*(elsewhere / "runs").iterdir()] == [first], "the run is the same with and without"
     assert len(server.asked) == 1
-    with asking():
-        assert not allowed()
+    with download_scope():
+        assert not downloads_allowed()
 
 
 def test_a_file_of_the_same_name_where_you_are_goes_first(published, elsewhere):

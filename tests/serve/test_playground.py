@@ -51,7 +51,7 @@ def attack(at, picture, settings) -> list[Any]:
 
 
 def whole(at) -> Any:
-    return at.whole
+    return at.defended_model
 
 
 def compare(at, picture, settings):
@@ -78,13 +78,13 @@ def test_purification_is_that_of_the_library_for_the_same_seed():
     picture, model = at.sample(30), whole(at)
     found: Any = asyncio.run(at.purify(picture, ASKED))
     pure = model.purifier(picture.x, noise_to_purify(5, 0, 1))
-    assert torch.equal(found.pure, pure)
+    assert torch.equal(found.purified, pure)
     assert torch.equal(found.path[-1][1], pure[0])
     assert [t for t, _ in found.path] == pytest.approx([t for t in model.purifier.times.tolist()])
     assert found.defended.counts == counts(model, picture.x, 6)
     assert found.defended.random
-    assert found.alone.counts == counts(model.classifier, picture.x, 1)
-    assert not found.alone.random, "a classifier that draws no noise is asked once"
+    assert found.undefended.counts == counts(model.classifier, picture.x, 1)
+    assert not found.undefended.random, "a classifier that draws no noise is asked once"
 
 
 @pytest.mark.parametrize("gradient", ["exact", "classifier-only"])
@@ -103,8 +103,8 @@ def test_attack_is_that_of_the_library_for_the_same_seed(gradient):
     assert torch.equal(last.x, x_adv)
     assert last.size == pytest.approx(float((x_adv - picture.x).abs().max()))
     assert last.defended.counts == counts(model, x_adv, 6)
-    assert last.alone is not None
-    assert last.alone.counts == counts(model.classifier, x_adv, 1)
+    assert last.undefended is not None
+    assert last.undefended.counts == counts(model.classifier, x_adv, 1)
     assert last.before.counts == counts(model, picture.x, 6)
 
 
@@ -114,9 +114,9 @@ def test_comparison_is_that_of_the_library_for_the_same_seed():
     own, ddim = compare(at, picture, ASKED)
     built = DiffPure(model.purifier.denoiser, sampler="ddim", t=0.2, steps=5)
     for found, purifier in ((own, model.purifier), (ddim, built)):
-        assert torch.equal(found.pure, purifier(picture.x, noise_to_purify(5, 0, 1)))
+        assert torch.equal(found.purified, purifier(picture.x, noise_to_purify(5, 0, 1)))
         assert found.defended.counts == counts(model.with_purifier(purifier), picture.x, 6)
-        change = (found.pure - picture.x).square().mean().sqrt()
+        change = (found.purified - picture.x).square().mean().sqrt()
         assert found.distance == pytest.approx(float(change))
         assert found.seconds > 0
 
@@ -128,12 +128,12 @@ def test_every_purifier_on_offer_can_be_compared(spec):
     settings = replace(ASKED, votes=1, purifiers=tuple(at.choices.purifiers))
     found = compare(at, at.sample(30), settings)
     assert [each.key for each in found] == list(at.choices.purifiers)
-    assert all(bool(each.pure.isfinite().all()) for each in found)
+    assert all(bool(each.purified.isfinite().all()) for each in found)
 
 
 def test_without_a_seed_the_noise_is_fresh():
     at, fresh = lab(), replace(ASKED, seed=None, votes=1)
-    one, other = (asyncio.run(at.purify(at.sample(0), fresh)).pure for _ in range(2))
+    one, other = (asyncio.run(at.purify(at.sample(0), fresh)).purified for _ in range(2))
     assert one is not None
     assert other is not None
     assert not torch.equal(one, other)
@@ -145,7 +145,7 @@ def test_an_image_of_ones_own_is_resized_and_attacked_in_the_class_that_wins():
     assert picture.x.shape == (1, 1, 8, 8)
     assert picture.label is None
     assert any("8 x 8" in note for note in picture.notes)
-    votes = counts(at.whole, picture.x, 6)
+    votes = counts(at.defended_model, picture.x, 6)
     assert attack(at, picture, ASKED)[-1].label == votes.index(max(votes))
 
 
@@ -266,8 +266,8 @@ def test_a_model_without_a_purifier_can_be_played_with():
     at = lab("demo", ("purifier=null", "denoiser=null"))
     picture = at.sample(30)
     found = asyncio.run(at.purify(picture, ASKED))
-    assert (found.pure, found.path, found.alone) == (None, [], None)
-    assert attack(at, picture, ASKED)[-1].alone is None
+    assert (found.purified, found.path, found.undefended) == (None, [], None)
+    assert attack(at, picture, ASKED)[-1].undefended is None
     with pytest.raises(Refused, match="exact"):
         attack(at, picture, replace(ASKED, gradient="classifier-only"))
     with pytest.raises(Refused, match="no purifier"):
@@ -339,7 +339,7 @@ def test_the_lines_in_the_docs_give_what_the_page_shows():
     at, settings = lab("demo", ()), Settings(votes=16, seed=0, eps=0.2, steps=10)
     picture = Picture(names["x"], "the first test digit", names["label"])
     found, attacked = asyncio.run(at.purify(picture, settings)), attack(at, picture, settings)[-1]
-    assert found.pure is not None
-    assert torch.equal(found.pure, names["pure"])
+    assert found.purified is not None
+    assert torch.equal(found.purified, names["pure"])
     assert found.defended.counts == torch.bincount(names["votes"][0], minlength=10).tolist()
     assert torch.equal(attacked.x, names["x_adv"])

@@ -22,7 +22,7 @@ from unfool.diffusion.gradient import keeping
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_arguments
-from unfool.runtime.memory import kept_by_graphs
+from unfool.runtime.memory import count_graph_memory
 from unfool.runtime.progress import progress
 from unfool.statistics import bounded_mean_interval
 from unfool.threat import images as per_image
@@ -199,7 +199,7 @@ def compare(
             seconds[""].append(took)
             for variant, viewed in found:
                 counting: AbstractContextManager[Any] = (
-                    nullcontext() if variant.name in graph_bytes else kept_by_graphs(model)
+                    nullcontext() if variant.name in graph_bytes else count_graph_memory(model)
                 )
                 with keeping(variant.graphs), counting as counter:
                     out, took = _timed(query_model, viewed, x, y, loss, noise, 0, draws)

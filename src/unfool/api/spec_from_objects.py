@@ -18,7 +18,7 @@ from unfool.evaluation.spec import ATTACK_FLAGS
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.protocols import Classifier, Defended
 from unfool.results.spec import AttackEntry, ModelSpec
-from unfool.runtime.text import kept_options
+from unfool.runtime.text import constructor_options
 from unfool.spec import Part, menu
 
 SPEED = ("batch_size", "chunk", "training")  # attributes that do not change answers
@@ -81,7 +81,7 @@ def options(thing: Any) -> dict[str, Any]:
     if inspect.isroutine(thing) or inspect.isclass(thing):
         return {}
     found: dict[str, Any] = {}
-    for name, value in kept_options(thing, defaults=True).items():
+    for name, value in constructor_options(thing, defaults=True).items():
         if name in SPEED:
             continue
         if (told := _plain(value)) != ():

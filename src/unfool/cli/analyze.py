@@ -77,11 +77,11 @@ def gradients(
     from unfool.analysis.inputs import load_inputs
     from unfool.report.analyses import write_gradients
 
-    at = load_inputs(spec, changes or [], data, images, device)
+    inputs = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"loss": loss, "draws": draws, "coarse": coarse}
-    found = compare(at.model, at.x, at.y, at.noise, quiet=quiet, **options)
+    result = compare(inputs.model, inputs.x, inputs.y, inputs.noise, quiet=quiet, **options)
     command = command_line("analyze gradients", spec, changes, images=images, **options)
-    _write(write_gradients, "gradients", command, spec, out, found, at.facts | options, device)
+    _write(write_gradients, "gradients", command, spec, out, result, inputs.facts | options, device)
 
 
 @analyze.command()
@@ -105,13 +105,22 @@ def trajectories(
     from unfool.analysis.trajectories import trajectories as follow
     from unfool.report.analyses import write_trajectories
 
-    at = load_inputs(spec, changes or [], data, images, device)
+    inputs = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"steps": steps, "step_size": step_size, "eot": eot, "runs": runs}
     options |= {"draws": draws, "loss": loss}
-    found = follow(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
+    result = follow(
+        inputs.model, inputs.x, inputs.y, inputs.threat, inputs.noise, quiet=quiet, **options
+    )
     command = command_line("analyze trajectories", spec, changes, images=images, **options)
     _write(
-        write_trajectories, "trajectories", command, spec, out, found, at.facts | options, device
+        write_trajectories,
+        "trajectories",
+        command,
+        spec,
+        out,
+        result,
+        inputs.facts | options,
+        device,
     )
 
 
@@ -142,17 +151,22 @@ def landscape(
 
     options: Any = {"steps": steps, "step_size": step_size, "eot": eot, "draws": draws}
     options |= {"grid": grid, "loss": loss, "clip": clip}
-    inputs = {
-        name: load_inputs(spec, own, data, None, device, image=image)
-        for name, own in _models(changes, compare_with).items()
+    inputs_by_name = {
+        name: load_inputs(spec, model_changes, data, None, device, image=image)
+        for name, model_changes in _models(changes, compare_with).items()
     }
-    found = {
-        name: look_around(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
-        for name, at in inputs.items()
+    results = {
+        name: look_around(
+            inputs.model, inputs.x, inputs.y, inputs.threat, inputs.noise, quiet=quiet, **options
+        )
+        for name, inputs in inputs_by_name.items()
     }
     command = command_line("analyze landscape", spec, changes, compare_with, image=image, **options)
-    about = {"specs": {name: at.spec for name, at in inputs.items()}, "image": image} | options
-    _write(write_landscapes, "landscape", command, spec, out, found, about, device)
+    about = {
+        "specs": {name: inputs.spec for name, inputs in inputs_by_name.items()},
+        "image": image,
+    } | options
+    _write(write_landscapes, "landscape", command, spec, out, results, about, device)
 
 
 @analyze.command()
@@ -175,12 +189,21 @@ def purification(
     from unfool.analysis.purification import purification as look_at
     from unfool.report.analyses import write_purification
 
-    at = load_inputs(spec, changes or [], data, images, device)
+    inputs = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"steps": steps, "eot": eot, "draws": draws, "loss": loss, "lpips": lpips}
-    found = look_at(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
+    result = look_at(
+        inputs.model, inputs.x, inputs.y, inputs.threat, inputs.noise, quiet=quiet, **options
+    )
     command = command_line("analyze purification", spec, changes, images=images, **options)
     _write(
-        write_purification, "purification", command, spec, out, found, at.facts | options, device
+        write_purification,
+        "purification",
+        command,
+        spec,
+        out,
+        result,
+        inputs.facts | options,
+        device,
     )
 
 
@@ -223,16 +246,16 @@ def compression(
     options: dict[str, Any] = {"draws": draws, "sizes": list(size or SIZES), "steps": steps}
     name = sources[0] if len(sources) == 1 else "defenses"
     folder = out or Path("runs") / f"{Path(name).stem}-compression"
-    found = measure_all(sources, changes or [], data, images, device, folder, options, quiet)
-    words: Any = {"images": images, "draws": draws, "steps": steps}
-    command = command_line("analyze compression", sources, changes, **words)
+    measurements = measure_all(sources, changes or [], data, images, device, folder, options, quiet)
+    recorded: Any = {"images": images, "draws": draws, "steps": steps}
+    command = command_line("analyze compression", sources, changes, **recorded)
     command += "".join(f" --size {value:g}" for value in size or [])
-    about = {"specs": found.specs, "indices": found.indices} | options
+    about = {"specs": measurements.specs, "indices": measurements.indices} | options
 
-    def write(where: Path, measured: Any, told: dict[str, Any]) -> "Document":
-        return write_compression(where, measured, told, found.skipped)
+    def write(target: Path, measured: Any, facts: dict[str, Any]) -> "Document":
+        return write_compression(target, measured, facts, measurements.skipped)
 
-    _write(write, "compression", command, name, folder, found.measured, about, device)
+    _write(write, "compression", command, name, folder, measurements.measured, about, device)
 
 
 @analyze.command("critical-eps")
@@ -261,13 +284,22 @@ def critical_eps(
     from unfool.analysis.inputs import load_inputs
     from unfool.report.compression import write_critical_eps
 
-    at = load_inputs(spec, changes or [], data, images, device)
+    inputs = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"steps": steps, "eot": eot, "draws": draws, "reach": reach}
     options |= {"rounds": rounds, "loss": loss}
-    found = bisect(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
+    result = bisect(
+        inputs.model, inputs.x, inputs.y, inputs.threat, inputs.noise, quiet=quiet, **options
+    )
     command = command_line("analyze critical-eps", spec, changes, images=images, **options)
     _write(
-        write_critical_eps, "critical-eps", command, spec, out, found, at.facts | options, device
+        write_critical_eps,
+        "critical-eps",
+        command,
+        spec,
+        out,
+        result,
+        inputs.facts | options,
+        device,
     )
 
 
@@ -300,21 +332,21 @@ def samples(
     from unfool.analysis.samples import samples as generate
     from unfool.report.analyses import write_samples
 
-    enough = [*(changes or []), f"evaluation.images={images}"]
-    at = load_inputs(spec, enough, data, images, device)
+    with_images = [*(changes or []), f"evaluation.images={images}"]
+    inputs = load_inputs(spec, with_images, data, images, device)
     checked = {
-        name: load_inputs(spec, own, data, 2, device).spec
-        for name, own in _models(enough, compare_with).items()
+        name: load_inputs(spec, model_changes, data, 2, device).spec
+        for name, model_changes in _models(with_images, compare_with).items()
     }
-    denoisers = {name: whole_chain(table, at.x.device) for name, table in checked.items()}
-    inner: Any = at.model.model
+    denoisers = {name: whole_chain(table, inputs.x.device) for name, table in checked.items()}
+    inner: Any = inputs.model.model
     classifier = getattr(inner, "classifier", inner)
     options: Any = {"steps": steps, "sets": sets}
-    inputs = (denoisers, classifier, at.x, at.y, at.noise)
-    found = generate(*inputs, rows=at.model.batch_size, quiet=quiet, **options)
+    arguments = (denoisers, classifier, inputs.x, inputs.y, inputs.noise)
+    result = generate(*arguments, rows=inputs.model.batch_size, quiet=quiet, **options)
     command = command_line("analyze samples", spec, changes, compare_with, images=images, **options)
-    about = {"specs": checked, "indices": at.indices} | options
-    _write(write_samples, "samples", command, spec, out, found, about, device)
+    about = {"specs": checked, "indices": inputs.indices} | options
+    _write(write_samples, "samples", command, spec, out, result, about, device)
 
 
 def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[str, list[str]]:
@@ -329,8 +361,8 @@ def _write(
     command: str,
     spec: str,
     out: Path | None,
-    found: Any,
-    about: dict[str, Any],
+    result: Any,
+    facts: dict[str, Any],
     device: str,
 ) -> None:
     """Write a report, and print it without its figures, and the path of its page."""
@@ -338,6 +370,6 @@ def _write(
     from unfool.runtime.device import pick_device
     from unfool.runtime.provenance import describe_made
 
-    about = {"command": command} | about | {"made": describe_made(pick_device(device))}
+    facts = {"command": command} | facts | {"made": describe_made(pick_device(device))}
     folder = out or Path("runs") / f"{Path(spec).stem}-{name}"
-    print_document(write(folder, found, about), page=folder / f"{name}.html")
+    print_document(write(folder, result, facts), page=folder / f"{name}.html")

@@ -43,16 +43,16 @@ def compare(
     from unfool.results.run_folder import Run
     from unfool.runtime.files import write_bytes
 
-    found = comparing.compare(Run.open(a), Run.open(b))
-    bounds = gates(found, min_robust, max_drop, strict)
+    result = comparing.compare(Run.open(a), Run.open(b))
+    bounds = gates(result, min_robust, max_drop, strict)
     if junit is not None:
         write_bytes(junit, comparison.junit(bounds))
     if out is not None:
         options: Any = {"min_robust": min_robust, "max_drop": max_drop}
         options |= {"strict": True} if strict else {}
         command = command_line("compare", [str(a), str(b)], None, **options)
-        comparison.write_report(out, found, bounds, command)
-    print_document(comparison.brief(found, bounds), page=out and out / "compare.html")
+        comparison.write_report(out, result, bounds, command)
+    print_document(comparison.brief(result, bounds), page=out and out / "compare.html")
     if not all(gate.ok for gate in bounds):
         raise typer.Exit(1)
 
@@ -69,8 +69,8 @@ def check_gate(
     from unfool.results.gates import check_bound
 
     if min_robust is None:
-        for option, given in (("--strict", strict), ("--junit", junit is not None)):
-            if given:
+        for option, is_given in (("--strict", strict), ("--junit", junit is not None)):
+            if is_given:
                 raise ValueError(f"{option} needs a bound: add --min-robust")
         return
     check_bound("--min-robust", min_robust)

@@ -20,7 +20,7 @@ from unfool.results.summary import summarize_run
 from unfool.runtime.files import hash_of_json, npz_bytes, write_bytes
 
 
-class Found(NamedTuple):
+class Measurements(NamedTuple):
     """The measurements of all sources.
 
     Attributes:
@@ -45,33 +45,35 @@ def measure_all(
     folder: Path,
     options: dict[str, Any],
     quiet: bool,
-) -> Found:
+) -> Measurements:
     """Measure the purifier of each spec or run folder, or read its saved measurement.
 
     Raises:
         SpecError: A spec is wrong, or no source has a purifier.
         RuntimeError: A run has no outcomes yet.
     """
-    found = Found([], {}, {}, [])
+    measurements = Measurements([], {}, {}, [])
     for source, name in zip(sources, _names(sources), strict=True):
         run = summarize_run(Run.open(Path(source))) if is_run(source) else None
-        at = load_inputs(source, changes, data, images, device)
-        if not isinstance(at.model.model, Defended):
-            found.skipped.append(name)
+        inputs = load_inputs(source, changes, data, images, device)
+        if not isinstance(inputs.model.model, Defended):
+            measurements.skipped.append(name)
             continue
-        file = folder / "measured" / f"{name}-{_key(at, options)}.npz"
-        kept = _kept(file)
-        if kept is None:
-            kept = compression(at.model, at.x, at.threat, at.noise, quiet=quiet, **options)
-            write_bytes(file, npz_bytes(kept.arrays()))
-        found.measured.append(Measured(name, kept, run))
-        found.specs[name], found.indices[name] = at.spec, at.indices
-    if not found.measured:
+        file = folder / "measured" / f"{name}-{_key(inputs, options)}.npz"
+        measurement = _load_saved(file)
+        if measurement is None:
+            measurement = compression(
+                inputs.model, inputs.x, inputs.threat, inputs.noise, quiet=quiet, **options
+            )
+            write_bytes(file, npz_bytes(measurement.arrays()))
+        measurements.measured.append(Measured(name, measurement, run))
+        measurements.specs[name], measurements.indices[name] = inputs.spec, inputs.indices
+    if not measurements.measured:
         raise SpecError(
             f"there is no purifier in {', '.join(sources)}, so there is nothing to measure: name a "
             "spec or a run with one"
         )
-    return found
+    return measurements
 
 
 def _names(sources: Sequence[str]) -> list[str]:
@@ -80,18 +82,18 @@ def _names(sources: Sequence[str]) -> list[str]:
     for source in sources:
         path = Path(source)
         name = path.name if is_run(source) else path.stem
-        places = [name, *(f"{name}-{number}" for number in range(2, len(sources) + 1))]
-        names.append(next(place for place in places if place not in names))
+        candidates = [name, *(f"{name}-{number}" for number in range(2, len(sources) + 1))]
+        names.append(next(candidate for candidate in candidates if candidate not in names))
     return names
 
 
-def _key(at: AnalysisInputs, options: dict[str, Any]) -> str:
+def _key(inputs: AnalysisInputs, options: dict[str, Any]) -> str:
     """Return a hash of everything that a measurement depends on."""
-    asked = [specs.identity(at.spec), at.indices, options, __version__]
-    return hash_of_json(asked)[:10]
+    key = [specs.identity(inputs.spec), inputs.indices, options, __version__]
+    return hash_of_json(key)[:10]
 
 
-def _kept(file: Path) -> Compression | None:
+def _load_saved(file: Path) -> Compression | None:
     """Return the saved measurement, or None if the file is missing or damaged."""
     try:
         with np.load(file) as arrays:

@@ -16,9 +16,9 @@ from torch import nn
 from unfool import __version__
 from unfool import spec as specs
 from unfool.attacks.losses import query_model
-from unfool.cli.doctor_denoiser import denoises
+from unfool.cli.doctor_denoiser import check_denoiser
 from unfool.cli.doctor_finding import Finding
-from unfool.cli.doctor_input import takes
+from unfool.cli.doctor_input import check_input_format
 from unfool.compatibility import check_classes, logits_of, undefended
 from unfool.data import fetch
 from unfool.data.subset import choose_indices
@@ -40,40 +40,42 @@ SECONDS = 20.0  # a call is not timed again after this much time
 
 def installed() -> list[Finding]:
     """Check the package, Python, the libraries, the device, and the disk space."""
-    found = [Finding("ok", f"unfool {__version__}, Python {platform.python_version()}")]
+    findings = [Finding("ok", f"unfool {__version__}, Python {platform.python_version()}")]
     needed = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "safetensors", "matplotlib")
     for name in needed:
         try:
-            found.append(Finding("ok", f"{name} {version(name)}"))
+            findings.append(Finding("ok", f"{name} {version(name)}"))
         except PackageNotFoundError:
-            found.append(Finding("FAIL", f"{name} is missing; run: pip install unfool"))
+            findings.append(Finding("FAIL", f"{name} is missing; run: pip install unfool"))
     try:
-        found.append(Finding("ok", f"transformers {version('transformers')}"))
+        findings.append(Finding("ok", f"transformers {version('transformers')}"))
     except PackageNotFoundError:
         extra = "no transformers, which Stable Diffusion needs: pip install 'unfool[latent]'"
-        found.append(Finding("note", extra))
+        findings.append(Finding("note", extra))
     try:
         import_module("torchvision")
-        found.append(Finding("ok", f"torchvision {version('torchvision')}"))
+        findings.append(Finding("ok", f"torchvision {version('torchvision')}"))
     except ImportError:
-        found.append(Finding("note", "torchvision is not installed; nothing here needs it"))
+        findings.append(Finding("note", "torchvision is not installed; nothing here needs it"))
     except RuntimeError:
         broken = "it was not built for this torch"
-        found.append(
+        findings.append(
             Finding("FAIL", f"torchvision is installed but broken ({broken}): uninstall it")
         )
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
-        found.append(Finding("ok", f"{name}, {free >> 20} of {total >> 20} MiB free"))
+        findings.append(Finding("ok", f"{name}, {free >> 20} of {total >> 20} MiB free"))
     else:
         threads = torch.get_num_threads()
-        found.append(
+        findings.append(
             Finding("note", f"no GPU; {threads} thread{'' if threads == 1 else 's'} on the CPU")
         )
     free_disk = shutil.disk_usage(Path.cwd()).free >> 20
-    found.append(Finding("ok" if free_disk > 500 else "FAIL", f"{free_disk} MiB of disk free here"))
-    return found
+    findings.append(
+        Finding("ok" if free_disk > 500 else "FAIL", f"{free_disk} MiB of disk free here")
+    )
+    return findings
 
 
 def model(
@@ -91,50 +93,50 @@ def model(
     specs.refuse_unread_folder(table, folder)
     data = specs.build("data", specs.check_data(table["data"], folder))
     checked = check_model(table)
-    made = build_model(checked, where)
+    classifier = build_model(checked, where)
     indices = choose_indices(len(data), min(STATISTICS, len(data)), 0)
     x, y = (values.to(where) for values in fetch(data, indices))
-    found = options({"data": specs.check_data(table["data"], folder), **checked})
-    found += examine(made, *some(x, y), len(data.classes))
-    for denoiser in _denoisers(made):
-        found += denoises(denoiser, x, y, len(data.classes), (0.05, 0.1, 0.2))
-    if not any(finding.mark == "FAIL" for finding in found):
-        found.append(latency(made, x[:1]))
+    findings = options({"data": specs.check_data(table["data"], folder), **checked})
+    findings += examine(classifier, *pick_examples(x, y), len(data.classes))
+    for denoiser in _denoisers(classifier):
+        findings += check_denoiser(denoiser, x, y, len(data.classes), (0.05, 0.1, 0.2))
+    if not any(finding.mark == "FAIL" for finding in findings):
+        findings.append(latency(classifier, x[:1]))
     try:
         check_classes(data)
     except SpecError as error:
-        found.append(Finding("FAIL", str(error)))
-    return found
+        findings.append(Finding("FAIL", str(error)))
+    return findings
 
 
-def some(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def pick_examples(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return up to 32 evenly spaced images and labels, because data may be sorted by class."""
-    places = torch.linspace(0, len(x) - 1, min(EXAMINED, len(x))).round().long().to(x.device)
-    return x[places], y[places]
+    indices = torch.linspace(0, len(x) - 1, min(EXAMINED, len(x))).round().long().to(x.device)
+    return x[indices], y[indices]
 
 
 def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[Finding]:
     """Test a classifier on a few images (B, C, H, W) in [0, 1] and their labels (B,)."""
-    noise, found = Noise.of(0, range(len(x))), []
+    noise, findings = Noise.of(0, range(len(x))), []
 
-    def say(fine: bool, good: str, bad: str, mark: Literal["note", "FAIL"] = "FAIL") -> None:
-        found.append(Finding("ok", good) if fine else Finding(mark, bad))
+    def say(passed: bool, good: str, bad: str, mark: Literal["note", "FAIL"] = "FAIL") -> None:
+        findings.append(Finding("ok", good) if passed else Finding(mark, bad))
 
     with torch.no_grad():
         try:
             logits = logits_of(model, x, noise.child("a"))
         except SpecError as error:
             return [Finding("FAIL", str(error))]
-        knows = logits.shape[1]
-        if knows < classes:
+        logit_count = logits.shape[1]
+        if logit_count < classes:
             what = f"returns {tuple(logits.shape)} for {len(x)} images of {classes} classes"
             return [Finding("FAIL", what)]
         again, other = (model(x, noise.child(k)) for k in ("a", "b"))
-        alone = model(x[:2], noise.take([0, 1]).child("a"))
+        small_batch = model(x[:2], noise.take([0, 1]).child("a"))
     say(
-        knows == classes,
+        logit_count == classes,
         f"logits of {classes} classes",
-        f"the classifier has {knows} classes, and the data set has {classes}: check that these are "
+        f"the classifier has {logit_count} classes, and the data set has {classes}: check that these are "
         f"the classifier's first {classes}, in the same order",
         "note",
     )
@@ -152,14 +154,14 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
         "draw them from `noise`",
     )
     say(
-        same_logits(alone, logits[:2]),
+        same_logits(small_batch, logits[:2]),
         "an answer does not depend on the batch",
         "an answer depends on the other images of the batch: call eval() on the model",
     )
     training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
     say(not training, "in eval mode", "the model is in training mode: call eval()")
     random = not torch.equal(logits, other)
-    found.append(
+    findings.append(
         Finding(
             "note", "the model is random: evaluate it on many draws, and attack it with eot > 1"
         )
@@ -167,32 +169,36 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
         else Finding("ok", "deterministic")
     )
     try:
-        steep = query_model(model, x, y, "margin", noise, 0, 1).gradient.flatten(1).abs().amax(1)
+        gradient_sizes = (
+            query_model(model, x, y, "margin", noise, 0, 1).gradient.flatten(1).abs().amax(1)
+        )
         say(
-            bool((steep > 0).all()),
+            bool((gradient_sizes > 0).all()),
             "the gradient reaches every image",
-            f"the gradient is zero on {int((steep == 0).sum())} of {len(x)} images",
+            f"the gradient is zero on {int((gradient_sizes == 0).sum())} of {len(x)} images",
         )
     except RuntimeError as error:
-        found.append(Finding("FAIL", " ".join(str(error).split())))
-    found.append(takes(undefended(model), x, y, noise, classes))
+        findings.append(Finding("FAIL", " ".join(str(error).split())))
+    findings.append(check_input_format(undefended(model), x, y, noise, classes))
     if undefended(model) is not model:
-        right = float((logits.argmax(1) == y).float().mean())
-        found.append(Finding("ok", f"with its defense, right on {percent(right, 0)} of them"))
-    return found
+        accuracy = float((logits.argmax(1) == y).float().mean())
+        findings.append(Finding("ok", f"with its defense, right on {percent(accuracy, 0)} of them"))
+    return findings
 
 
 def options(checked: Mapping[str, Any]) -> list[Finding]:
     """List each part of a checked spec with its options, including defaults."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for kind in ("data", "classifier", "denoiser", "purifier"):
         if kind in checked:
             table = {key: value for key, value in checked[kind].items() if key != "name"}
-            told = yaml.safe_dump(table, default_flow_style=True, sort_keys=False, width=10_000)
+            option_text = yaml.safe_dump(
+                table, default_flow_style=True, sort_keys=False, width=10_000
+            )
             name = checked[kind]["name"]
             more = f" (unfool menu {name})" if ":" not in name else ""
-            found.append(Finding("ok", f"{kind} {name}: {told.strip()}{more}"))
-    return found
+            findings.append(Finding("ok", f"{kind} {name}: {option_text.strip()}{more}"))
+    return findings
 
 
 @torch.no_grad()
@@ -206,33 +212,33 @@ def latency(model: Any, x: torch.Tensor) -> Finding:
     def vote() -> None:
         predict_draws(model, x, noise, VOTES)
 
-    one, many = _seconds(lambda: model(x, noise), x.device), _seconds(vote, x.device)
-    said = f"an answer for one image takes {one:.2g} s, {VOTES} votes {many:.2g} s"
+    answer, votes = _seconds(lambda: model(x, noise), x.device), _seconds(vote, x.device)
+    sentence = f"an answer for one image takes {answer:.2g} s, {VOTES} votes {votes:.2g} s"
     if x.device.type != "cpu" or threads == 1:
-        return Finding("ok", said)
+        return Finding("ok", sentence)
     torch.set_num_threads(1)
     try:
-        alone = _seconds(vote, x.device)
+        single_thread = _seconds(vote, x.device)
     finally:
         torch.set_num_threads(threads)
-    said += f", and {alone:.2g} s with one thread instead of {threads}"
-    if alone > many:
-        return Finding("ok", said)
-    return Finding("note", f"{said}: set OMP_NUM_THREADS=1 for runs of this model")
+    sentence += f", and {single_thread:.2g} s with one thread instead of {threads}"
+    if single_thread > votes:
+        return Finding("ok", sentence)
+    return Finding("note", f"{sentence}: set OMP_NUM_THREADS=1 for runs of this model")
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
     """Return the median seconds of three calls after a first, or of the last if calls are slow."""
-    taken: list[float] = []
+    seconds: list[float] = []
     for _ in range(4):
         began = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-        if sum(taken) > SECONDS:
-            return taken[-1]
-    return sorted(taken[1:])[1]
+        seconds.append(time.perf_counter() - began)
+        if sum(seconds) > SECONDS:
+            return seconds[-1]
+    return sorted(seconds[1:])[1]
 
 
 def _denoisers(model: Any) -> Iterator[Denoiser]:

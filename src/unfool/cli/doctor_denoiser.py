@@ -21,7 +21,7 @@ _IMAGES = ((32, 32), (64, 8))  # (height, n): up to this height, n images are no
 _LARGE = 2  # the number for larger images
 
 
-def denoises(
+def check_denoiser(
     denoiser: Denoiser, x: Tensor, y: Tensor, classes: int, times: Sequence[float] = TIMES
 ) -> list[Finding]:
     """Test a denoiser on images, and compare it with the best pixelwise linear estimate.
@@ -36,39 +36,39 @@ def denoises(
     """
     shape = denoiser.shape
     if shape is not None and not denoiser.resizes and tuple(x.shape[1:]) != tuple(shape):
-        found, wanted = (" x ".join(map(str, size)) for size in (x.shape[1:], shape))
-        what = f"its denoising was not tested: the images are {found}, and it expects {wanted}"
+        actual, expected = (" x ".join(map(str, size)) for size in (x.shape[1:], shape))
+        what = f"its denoising was not tested: the images are {actual}, and it expects {expected}"
         return [Finding("note", what)]
     count = next((n for height, n in _IMAGES if x.shape[2] <= height), _LARGE)
     conditional = denoiser.classes == classes > 0
-    asked: list[tuple[str, Tensor | None]] = []
+    cases: list[tuple[str, Tensor | None]] = []
     if not denoiser.classes or getattr(denoiser, "null", True):
-        asked.append((" without labels" if denoiser.classes else "", None))
+        cases.append((" without labels" if denoiser.classes else "", None))
     if conditional:
-        asked.append((" with labels", y))
-    if not asked:
+        cases.append((" with labels", y))
+    if not cases:
         what = f"its denoising was not tested: it needs labels of its {denoiser.classes} classes"
         return [Finding("note", what)]
     findings: list[Finding] = []
-    for how, label in asked:
+    for suffix, label in cases:
         clean = clean_images(denoiser, x, count, label)
         errors = denoising_errors(denoiser, clean, times)
         worst = max(ratios(errors), key=lambda r: math.inf if math.isnan(r) else r)
-        told = f"x_hat{how}: {_listed(errors)}"
+        text = f"x_hat{suffix}: {_listed(errors)}"
         if worst <= DOUBTFUL:
-            findings.append(Finding("ok", told))
+            findings.append(Finding("ok", text))
             continue
         wrong = not worst <= 1  # also true of NaN
         other = better_setting(denoiser, clean)
         if other is not None:
             setting, ratio = other
-            told += f"; with {setting} it is {ratio:.2f} on average, so set that in the spec"
+            text += f"; with {setting} it is {ratio:.2f} on average, so set that in the spec"
         elif wrong:
-            told += (
+            text += (
                 "; no other time, prediction, or schedule helps: check that these weights are "
                 "trained (and averaged), and for such images"
             )
-        findings.append(Finding("FAIL" if wrong or other is not None else "ok", told))
+        findings.append(Finding("FAIL" if wrong or other is not None else "ok", text))
     return findings
 
 

@@ -19,7 +19,7 @@ _BGR = "with their channels in the order BGR"
 
 
 @torch.no_grad()
-def takes(model: Any, x: Tensor, y: Tensor, noise: Noise, classes: int) -> Finding:
+def check_input_format(model: Any, x: Tensor, y: Tensor, noise: Noise, classes: int) -> Finding:
     """Check whether another input range, channel order, mean, or std makes a classifier better.
 
     Args:
@@ -30,26 +30,26 @@ def takes(model: Any, x: Tensor, y: Tensor, noise: Noise, classes: int) -> Findi
         classes: Number of classes in the data.
     """
     with images_of_any_range():
-        ours = _right(model, x, y, noise)
+        baseline = _accuracy(model, x, y, noise)
         if isinstance(model, NormalizedClassifier):
             others = _normalized(model, x, y)
             advice = "give the classifier these, or those of its training"
         else:
-            others = {f"when they are in {name}": _right(model, images, y, noise)
+            others = {f"when they are in {name}": _accuracy(model, images, y, noise)
                       for name, images in (("[-1, 1]", 2 * x - 1), ("[0, 255]", 255 * x))}  # fmt: skip
             advice = "the classifier expects another range: give it a `mean` and a `std`"
         if x.shape[1] == 3:
-            others[_BGR] = _right(model, x.flip(1), y, noise)
-    accuracy = f"right on {percent(ours, 0)} of {len(x)} images in [0, 1]"
+            others[_BGR] = _accuracy(model, x.flip(1), y, noise)
+    accuracy = f"right on {percent(baseline, 0)} of {len(x)} images in [0, 1]"
     best = max(others, key=lambda name: others[name])
-    if others[best] > ours + BETTER and others[best] > 1.5 / classes:
+    if others[best] > baseline + BETTER and others[best] > 1.5 / classes:
         advice = "swap the channels in your network" if best == _BGR else advice
         return Finding("FAIL", f"{accuracy}, but on {percent(others[best], 0)} {best}: {advice}")
-    low = ours <= 1 / classes + 0.1
+    low = baseline <= 1 / classes + 0.1
     stated = getattr(model, "stated", None)
     if stated is not None:
         accuracy += f", and {stated.source} states {percent(stated.accuracy)} of {stated.data}"
-        highest = wilson(round(ours * len(x)), len(x)).high
+        highest = wilson(round(baseline * len(x)), len(x)).high
         low = low or highest + FAR_BELOW < stated.accuracy
     if not low:
         return Finding("ok", accuracy)
@@ -62,17 +62,17 @@ def takes(model: Any, x: Tensor, y: Tensor, noise: Noise, classes: int) -> Findi
 
 def _normalized(model: NormalizedClassifier, x: Tensor, y: Tensor) -> dict[str, float]:
     """Return the network's accuracy with each common mean and std, by a phrase that names them."""
-    found = {}
+    accuracies = {}
     for mean, std in _OTHERS:
         if len(mean) in (1, x.shape[1]):
             other = NormalizedClassifier(model.network, mean, std, model.size, model.labels)
-            told = "with " + ", ".join(f"{name}: [{', '.join(f'{v:.4g}' for v in values)}]"
+            phrase = "with " + ", ".join(f"{name}: [{', '.join(f'{v:.4g}' for v in values)}]"
                              for name, values in (("mean", mean), ("std", std)))  # fmt: skip
-            found[told] = _right(other.to(x.device).eval(), x, y, None)
-    return found
+            accuracies[phrase] = _accuracy(other.to(x.device).eval(), x, y, None)
+    return accuracies
 
 
-def _right(model: Any, x: Tensor, y: Tensor, noise: Noise | None) -> float:
+def _accuracy(model: Any, x: Tensor, y: Tensor, noise: Noise | None) -> float:
     """Return the accuracy of a classifier on the images."""
     logits = model(x) if noise is None else model(x, noise)
     return float((logits.argmax(1) == y).float().mean())

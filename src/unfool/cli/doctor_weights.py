@@ -9,8 +9,8 @@ import yaml
 from torch import nn
 
 from unfool import spec as specs
-from unfool.cli.doctor import STATISTICS, examine, some
-from unfool.cli.doctor_denoiser import denoises
+from unfool.cli.doctor import STATISTICS, examine, pick_examples
+from unfool.cli.doctor_denoiser import check_denoiser
 from unfool.cli.doctor_finding import Finding
 from unfool.data import fetch
 from unfool.data.subset import choose_indices
@@ -24,11 +24,11 @@ from unfool.spec.menu import find, options_of
 _SAMPLES = {(3, 32, 32): "cifar10-sample", (1, 8, 8): "digits"}  # shipped with the package
 
 
-def weights(given: str, changes: Sequence[str], folder: str | None, device: str) -> list[Finding]:
+def weights(source: str, changes: Sequence[str], folder: str | None, device: str) -> list[Finding]:
     """Identify a file or folder of weights, load it, and test it on images.
 
     Args:
-        given: The file or folder, or the name of a shipped model.
+        source: The file or folder, or the name of a shipped model.
         changes: `data=...` names the images to test it on; `denoiser.size=64` and the like give
             what the file does not state.
         folder: The folder with the data sets.
@@ -39,61 +39,63 @@ def weights(given: str, changes: Sequence[str], folder: str | None, device: str)
         ValueError: The file cannot be read, or contains no weights.
         SpecError: A change does not fit.
     """
-    known = identify(Path(given))
-    found = [
-        Finding("ok", f"{given}: {known.form}; {known.family}"),
-        Finding("note" if "does not tell" in known.average else "ok", known.average),
+    identified = identify(Path(source))
+    findings = [
+        Finding("ok", f"{source}: {identified.form}; {identified.family}"),
+        Finding("note" if "does not tell" in identified.average else "ok", identified.average),
     ]
-    if known.kind is None or known.part is None:
-        return [*found, Finding("FAIL", known.advice)]
-    table = specs.load({known.kind: known.part}, changes)
-    part: Any = table.get(known.kind)
+    if identified.kind is None or identified.part is None:
+        return [*findings, Finding("FAIL", identified.advice)]
+    table = specs.load({identified.kind: identified.part}, changes)
+    part: Any = table.get(identified.kind)
     line = yaml.safe_dump(part, default_flow_style=True, sort_keys=False, width=10_000)
-    found.append(Finding("ok", f"load it by this line of a spec: {known.kind}: {line.strip()}"))
-    if known.advice:
-        found.append(Finding("note", known.advice))
+    findings.append(
+        Finding("ok", f"load it by this line of a spec: {identified.kind}: {line.strip()}")
+    )
+    if identified.advice:
+        findings.append(Finding("note", identified.advice))
     where = pick_device(device)
     try:
-        model: Any = specs.build(known.kind, specs.check(known.kind, part))
+        model: Any = specs.build(identified.kind, specs.check(identified.kind, part))
     except (SpecError, ValueError, OSError) as error:
-        return [*found, Finding("FAIL", _with_change(known.kind, part["name"], error))]
+        return [*findings, Finding("FAIL", _with_change(identified.kind, part["name"], error))]
     model = model.eval().requires_grad_(False).to(where)
-    found.append(Finding("ok", _facts(model)))
-    return found + _tried(known, model, table, folder, where)
+    findings.append(Finding("ok", _facts(model)))
+    return findings + _test_on_images(identified, model, table, folder, where)
 
 
 def _with_change(kind: str, name: str, error: Exception) -> str:
     """Return an error's message; if it asks for an option of the part, add the `--set` for it."""
-    told = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     options = "|".join(options_of(kind, find(kind, name)))
-    asked = re.search(rf"\bset ({options}): (\w+)", told)
-    return f"{told}; here: --set {kind}.{asked[1]}={asked[2]}" if asked else told
+    match = re.search(rf"\bset ({options}): (\w+)", message)
+    return f"{message}; here: --set {kind}.{match[1]}={match[2]}" if match else message
 
 
 def _facts(model: nn.Module) -> str:
-    told = [f"{sum(p.numel() for p in model.parameters()):,} parameters"]
+    facts = [f"{sum(p.numel() for p in model.parameters()):,} parameters"]
     if isinstance(model, Denoiser):
         if model.shape is not None:
-            told.append(f"images of {' x '.join(map(str, model.shape))}")
+            facts.append(f"images of {' x '.join(map(str, model.shape))}")
         null = "" if getattr(model, "null", True) else " and no null class"
-        told.append(f"{model.classes} classes{null}" if model.classes else "no classes")
-        told += [f"{key} {value}" for key in ("predicts", "time", "schedule")
+        facts.append(f"{model.classes} classes{null}" if model.classes else "no classes")
+        facts += [f"{key} {value}" for key in ("predicts", "time", "schedule")
                  if (value := getattr(model, key, None)) is not None]  # fmt: skip
     else:
-        told += [
+        facts += [
             f"{key} {_numbers(value)}"
             for key in ("mean", "std")
             if (value := getattr(model, key, None)) is not None
         ]
-    return ", ".join(told)
+    return ", ".join(facts)
 
 
 def _numbers(value: Any) -> str:
     return " ".join(f"{number:.4g}" for number in value.flatten().tolist())
 
 
-def _tried(
-    known: Identified, model: nn.Module, table: RawSpec, folder: str | None, device: str
+def _test_on_images(
+    identified: Identified, model: nn.Module, table: RawSpec, folder: str | None, device: str
 ) -> list[Finding]:
     """Test a model on images that fit it, or say why it was not tested."""
     part: Any = table.get("data") or _images_for(model, folder)
@@ -110,10 +112,10 @@ def _tried(
             raise
         return [Finding("note", f"it was not tested: {' '.join(str(error).split())}")]
     x, y, classes = x.to(device), y.to(device), len(data.classes)
-    tried = Finding("ok", f"tested on {len(x)} images of {part['name']}")
+    tested = Finding("ok", f"tested on {len(x)} images of {part['name']}")
     if isinstance(model, Denoiser):
-        return [tried, *denoises(model, x, y, classes)]
-    return [tried, *examine(model, *some(x, y), classes)]
+        return [tested, *check_denoiser(model, x, y, classes)]
+    return [tested, *examine(model, *pick_examples(x, y), classes)]
 
 
 def _images_for(model: nn.Module, folder: str | None) -> Part | None:

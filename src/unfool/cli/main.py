@@ -24,9 +24,9 @@ from unfool.cli.options import (
     Set,
     Shard,
     Spec,
-    at_home,
     checked_spec,
     command_line,
+    expand_home,
     sentence_of,
     shard_of,
     start,
@@ -34,7 +34,7 @@ from unfool.cli.options import (
 )
 from unfool.cli.purify_and_classify_commands import classify, purify
 from unfool.cli.serve import serve
-from unfool.runtime.downloads import asking
+from unfool.runtime.downloads import download_scope
 from unfool.runtime.provenance import command_line as whole_command
 from unfool.runtime.provenance import started_by
 
@@ -127,19 +127,19 @@ def attack(
         from unfool.evaluation.forecast import forecast
 
         cost = forecast(checked, judged=False)
-        asked = keep_attacked_images.asked(checked)
-        _print_forecast(cost, asked, folder, part[1], judged=False)
+        run_spec = keep_attacked_images.asked(checked)
+        _print_forecast(cost, run_spec, folder, part[1], judged=False)
         return
     run = keep_attacked_images.run(checked, folder, part, quiet)
     if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
         command = whole_command()
-        for made in keep_attacked_images.write_images(run, kind, png, command):
-            typer.echo(made)
+        for path in keep_attacked_images.write_images(run, kind, png, command):
+            typer.echo(path)
         if png:
             from unfool.api.sheets import write_attack_sheets
 
-            for made in write_attack_sheets(run, command):
-                typer.echo(made)
+            for path in write_attack_sheets(run, command):
+                typer.echo(path)
 
 
 @app.command()
@@ -167,24 +167,26 @@ def sweep(
     if dry_run:
         from unfool.report.forecast import in_short
 
-        left = []
-        for number, (cell, told) in enumerate(sweeps.forecasts(cells, folder), 1):
-            if isinstance(told, Exception):
-                typer.echo(f"{number}/{len(cells)}  {cell.name}: {told}")
+        forecasts = []
+        for number, (cell, forecast) in enumerate(sweeps.forecasts(cells, folder), 1):
+            if isinstance(forecast, Exception):
+                typer.echo(f"{number}/{len(cells)}  {cell.name}: {forecast}")
                 continue
-            left.append(told)
-            typer.echo(f"{number}/{len(cells)}  {cell.name}: {in_short(told)}")
-        typer.echo(f"{len(left)} runs: {in_short(*left)} on this machine")
+            forecasts.append(forecast)
+            typer.echo(f"{number}/{len(cells)}  {cell.name}: {in_short(forecast)}")
+        typer.echo(f"{len(forecasts)} runs: {in_short(*forecasts)} on this machine")
         return
     command = command_line("sweep", spec, changes)
-    before = {sweeps.place(folder, cell): old for cell, old in sweeps.finished(cells, folder)}
+    summaries = {
+        sweeps.place(folder, cell): summary for cell, summary in sweeps.finished(cells, folder)
+    }
     failed: list[str] = []
     for number, (cell, run) in enumerate(sweeps.run(cells, folder, quiet), 1):
         if isinstance(run, Exception):
             failed.append(f"{cell.name}: {run}")
             typer.echo(f"{number}/{len(cells)}  {failed[-1]}")
             continue
-        summary = before.get(run.folder, {})
+        summary = summaries.get(run.folder, {})
         page = run.folder / "report.html"
         if new := len(run.outcomes()) != summary.get("n") or not page.is_file():
             summary = evaluation_report.write_report(run)
@@ -323,9 +325,9 @@ def set_wait_policy() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     command: Callable[..., Any] = typer.main.get_command(app)
-    arguments = [at_home(argument) for argument in arguments]
+    arguments = [expand_home(argument) for argument in arguments]
     try:
-        with asking(), started_by(arguments):
+        with download_scope(), started_by(arguments):
             code = command(args=arguments, prog_name="unfool", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # typer turns Ctrl-C into this code
@@ -348,7 +350,7 @@ def _exit_with(sentence: str, code: int) -> int:
 
 def _print_forecast(
     cost: Any,
-    asked: Any,
+    checked: Any,
     folder: Path,
     shards: int,
     budget: str | None = None,
@@ -360,7 +362,7 @@ def _print_forecast(
 
     if cost:
         print_document(forecast.brief(cost, shards, budget, judged))
-    print_document(forecast.so_far(asked, folder))
+    print_document(forecast.so_far(checked, folder))
 
 
 def _report(run: Any) -> None:
@@ -368,8 +370,8 @@ def _report(run: Any) -> None:
     if run.kind == "collection":
         from unfool.evaluation.keep_attacked_images import write_images
 
-        for made in write_images(run):
-            typer.echo(made)
+        for path in write_images(run):
+            typer.echo(path)
         return
     from unfool.report import certification, evaluation
     from unfool.report.render_terminal import print_document

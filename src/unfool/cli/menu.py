@@ -75,19 +75,19 @@ def about(name: str) -> Iterator[str]:
         yield from download_lines()
         return
     kinds, specs = kinds_with(name), menus.shipped()
-    found = list(kind_lines(name)) if name in menus.MENU else []
+    lines = list(kind_lines(name)) if name in menus.MENU else []
     for kind in kinds:
-        found += [*([""] if found else []), *part_lines(kind, name)]
+        lines += [*([""] if lines else []), *part_lines(kind, name)]
     for section in sections().get(name, []):
-        found += [*([""] if found else []), *option_lines(describe_section(name, *section))]
+        lines += [*([""] if lines else []), *option_lines(describe_section(name, *section))]
     if name in specs:
         text = resources.files("unfool.specs").joinpath(f"{name}.yaml").read_text("utf-8")
-        found += [*([""] if found else []), text.rstrip()]
-    if not found:
+        lines += [*([""] if lines else []), text.rstrip()]
+    if not lines:
         raise SpecError(f"there is no part, kind, section or spec {name!r}; {_near(name)}")
     if name == "attack" or "attack" in kinds:
-        found.append("besides its options, an attack takes a view and more: unfool menu attacks")
-    yield from found
+        lines.append("besides its options, an attack takes a view and more: unfool menu attacks")
+    yield from lines
 
 
 def sections() -> dict[str, list[tuple[Any, Mapping[str, Any]]]]:
@@ -95,11 +95,11 @@ def sections() -> dict[str, list[tuple[Any, Mapping[str, Any]]]]:
     from unfool.evaluation import spec as evaluation
     from unfool.training import spec as training
 
-    found: dict[str, list[tuple[Any, Mapping[str, Any]]]] = {}
-    for told in (evaluation.OPTION_SECTIONS, training.OPTION_SECTIONS):
-        for name, section in told.items():
-            found.setdefault(name, []).append(section)
-    return dict(sorted(found.items()))
+    result: dict[str, list[tuple[Any, Mapping[str, Any]]]] = {}
+    for option_sections in (evaluation.OPTION_SECTIONS, training.OPTION_SECTIONS):
+        for name, section in option_sections.items():
+            result.setdefault(name, []).append(section)
+    return dict(sorted(result.items()))
 
 
 def _near(name: str) -> str:
@@ -131,11 +131,11 @@ def download_lines() -> Iterator[str]:
         "(UNFOOL_CACHE)"
     )
     for name, remote in FILES.items():
-        how = "there" if (cache_folder() / name).is_file() else (
+        status = "there" if (cache_folder() / name).is_file() else (
             "" if remote.url else "fetch it by hand"
         )  # fmt: skip
-        told = ", ".join(filter(None, (f"{remote.megabytes:,} MB", remote.license, how)))
-        yield f"  {name:46}{told}; {remote.page}"
+        facts = ", ".join(filter(None, (f"{remote.megabytes:,} MB", remote.license, status)))
+        yield f"  {name:46}{facts}; {remote.page}"
 
 
 def kind_lines(kind: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from unfool import __version__
-from unfool.runtime.downloads import allow
+from unfool.runtime.downloads import allow_downloads
 
 Spec = Annotated[str, typer.Argument(help="A shipped spec (see `unfool menu`) or a YAML file.")]
 Set = Annotated[
@@ -50,7 +50,7 @@ Download = Annotated[
     bool,
     typer.Option(
         "--download",
-        callback=allow,
+        callback=allow_downloads,
         help="Download published weights and data sets that are missing.",
     ),
 ]
@@ -110,13 +110,13 @@ def shard_of(text: str | None) -> tuple[int, int]:
         return 0, 1
     if text is None and None in ranks:
         raise SpecError("RANK and WORLD_SIZE must both be set, or neither; or use --shard i/n")
-    what, text = (
+    source, text = (
         ("--shard", text) if text is not None else ("RANK/WORLD_SIZE", "/".join(map(str, ranks)))
     )
-    part, _, whole = text.partition("/")
-    if not (part.isdigit() and whole.isdigit() and int(part) < int(whole)):
-        raise SpecError(f"{what} must be i/n with i from 0 to n - 1, not {text!r}")
-    return int(part), int(whole)
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise SpecError(f"{source} must be i/n with i from 0 to n - 1, not {text!r}")
+    return int(index), int(count)
 
 
 def checked_spec(
@@ -139,7 +139,7 @@ def checked_spec(
 
 def _fetch_missing(value: Any) -> None:
     """Download the published files that a checked spec names, if the user asked for it."""
-    from unfool.runtime.downloads import allowed
+    from unfool.runtime.downloads import downloads_allowed
     from unfool.runtime.published_files import find_file
 
     for inner in value.values() if isinstance(value, dict) else value:
@@ -147,11 +147,11 @@ def _fetch_missing(value: Any) -> None:
             _fetch_missing(inner)
     if isinstance(value, dict) and isinstance(value.get("weights"), str):
         download = value.get("download") is True
-        if download or allowed():
+        if download or downloads_allowed():
             find_file(Path(value["weights"]), download)
 
 
-def at_home(argument: str) -> str:
+def expand_home(argument: str) -> str:
     """Expand a leading `~` in an argument, which shells do not do after `=` or in quotes."""
     flag, equals, value = argument.partition("=")
     if equals and flag.startswith("--") and value.startswith("~"):

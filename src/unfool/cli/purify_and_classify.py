@@ -86,25 +86,28 @@ def purify_files(
         ValueError: A file is not an image file, contains no valid images, is far too large, or
             would be overwritten.
     """
-    purifier, place = _purifier(spec, changes, device), 0
+    purifier, index = _purifier(spec, changes, device), 0
     shape, rows = image_shape(purifier), list[SheetRow]()
     for path, target in _targets(files, out).items():
         npz = path.suffix.lower() == ".npz"
         x, stored = _open_npz(path) if npz else (read_picture(path, str(path), shape, _say), None)
         if not force:
             refuse_large(x, shape, str(path), "add --force")
-        noise = noise_to_purify(seed, place, len(x))
-        fitting, where = to_purify(x, shape, _say), pick_device(device)
-        pure = _purified(purifier, fitting, noise, where, batch_size, x.shape)
-        few = range(max(0, min(MOST - len(rows), len(x))))
-        if few:
-            given, names = fitting[: len(few)].to(where), _names(path, len(x))[: len(few)]
-            rows += purified_rows(names, x, purifier, pure, given, noise.take(few))
+        noise = noise_to_purify(seed, index, len(x))
+        resized, where = to_purify(x, shape, _say), pick_device(device)
+        pure = _purified(purifier, resized, noise, where, batch_size, x.shape)
+        sheet_images = range(max(0, min(MOST - len(rows), len(x))))
+        if sheet_images:
+            shown, names = (
+                resized[: len(sheet_images)].to(where),
+                _names(path, len(x))[: len(sheet_images)],
+            )
+            rows += purified_rows(names, x, purifier, pure, shown, noise.take(sheet_images))
         if stored is None:
             image_files.write(target, pure[0])
         else:
             write_bytes(target, _npz(pure, stored))
-        place += len(x)
+        index += len(x)
         yield target
     yield write_sheet(out / SHEET, rows, "Purified images", PURIFIED, command_line())
 
@@ -144,7 +147,7 @@ def classify_files(
     """
     if draws < 1:
         raise SpecError(f"votes must be 1 or more, not {draws}")
-    place, where = 0, pick_device(device)
+    index, where = 0, pick_device(device)
     table = specs.load(spec, changes)
     specs.refuse_unread_folder(table, folder)
     loaded = load_defended(table, folder, where)
@@ -163,19 +166,24 @@ def classify_files(
             x = stretched(x, loaded.shape, _say)
         else:
             x = picture_for(loaded, path, str(path), _say, advice)
-        noise = noise_to_classify(seed, place, len(x))
+        noise = noise_to_classify(seed, index, len(x))
         chosen = predict_draws(Batched(loaded.model, batch_size), x.to(where), noise, draws)
         names, votes = _names(path, len(x)), tally(chosen)
-        for which, found in zip(names, votes, strict=True):
-            tie = ", undecided" if found.undecided else ""
-            yield f"{which}\t{loaded.label(found.winner)}\t{found.votes} of {draws} votes{tie}"
-        few = range(max(0, min(MOST - len(rows), len(x)))) if out else range(0)
-        if few:
-            first = noise.take(few).child("vote", 0)
-            given, won = x[: len(few)].to(where), [loaded.label(each.winner) for each in votes]
+        for image_name, vote in zip(names, votes, strict=True):
+            tie = ", undecided" if vote.undecided else ""
+            yield f"{image_name}\t{loaded.label(vote.winner)}\t{vote.votes} of {draws} votes{tie}"
+        sheet_images = range(max(0, min(MOST - len(rows), len(x)))) if out else range(0)
+        if sheet_images:
+            first = noise.take(sheet_images).child("vote", 0)
+            shown, winners = (
+                x[: len(sheet_images)].to(where),
+                [loaded.label(vote.winner) for vote in votes],
+            )
             classes = [loaded.label(i) for i in range(len(loaded.classes))]
-            rows += classified_rows(names[: len(few)], loaded.model, given, first, classes, won)
-        place += len(x)
+            rows += classified_rows(
+                names[: len(sheet_images)], loaded.model, shown, first, classes, winners
+            )
+        index += len(x)
     if out:
         sheet = write_sheet(out / SHEET, rows, "Classified images", CLASSIFIED, command_line())
         _say(f"sheet: {sheet}")
@@ -204,10 +212,10 @@ def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
     targets: dict[Path, Path] = {}
     for path, inside in _list_files(files, out):
         target = out / inside.with_suffix(".npz" if path.suffix.lower() == ".npz" else ".png")
-        taken = next((p for p, t in targets.items() if t == target), None)
-        if taken is not None:
+        other = next((p for p, t in targets.items() if t == target), None)
+        if other is not None:
             raise ValueError(
-                f"{taken} and {path} would both become {target}: purify them in two commands with "
+                f"{other} and {path} would both become {target}: purify them in two commands with "
                 "different --out"
             )
         if target.resolve() == path.resolve():
@@ -216,23 +224,23 @@ def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
     return targets
 
 
-def _list_files(files: Sequence[Path], besides: Path | None = None) -> list[tuple[Path, Path]]:
+def _list_files(files: Sequence[Path], excluded: Path | None = None) -> list[tuple[Path, Path]]:
     """List the given files and the files in the given folders, each with its relative path.
 
-    If the folder `besides` is inside a given folder, its files are left out.
+    If the folder `excluded` is inside a given folder, its files are left out.
     """
-    found: list[tuple[Path, Path]] = []
+    result: list[tuple[Path, Path]] = []
     for file in files:
         if file.is_dir():
-            inside = sorted(p for p in file.rglob("*") if _taken(p, file))
-            if besides is not None and besides.resolve() != file.resolve():
-                inside = [p for p in inside if besides.resolve() not in p.resolve().parents]
+            inside = sorted(p for p in file.rglob("*") if _is_input(p, file))
+            if excluded is not None and excluded.resolve() != file.resolve():
+                inside = [p for p in inside if excluded.resolve() not in p.resolve().parents]
             if not inside:
                 raise ValueError(
                     f"the folder {file} holds no images ({', '.join(_ENDINGS)}): name a folder "
                     "that does"
                 )
-            found += [(path, path.relative_to(file)) for path in inside]
+            result += [(path, path.relative_to(file)) for path in inside]
         elif not file.is_file():
             raise ValueError(f"there is no file {file}: name an image file or a folder")
         elif file.suffix.lower() not in _ENDINGS:
@@ -240,16 +248,16 @@ def _list_files(files: Sequence[Path], besides: Path | None = None) -> list[tupl
                 f"{file} is not an image file: name one that ends in {', '.join(_ENDINGS)}"
             )
         else:
-            found.append((file, Path(file.name)))
-    return found
+            result.append((file, Path(file.name)))
+    return result
 
 
-def _taken(path: Path, folder: Path) -> bool:
+def _is_input(path: Path, folder: Path) -> bool:
     """Return whether to use a folder's file: image or npz, not hidden, no broken link or pipe."""
     if path.suffix.lower() not in _ENDINGS:
         return False
-    around = path.relative_to(folder)
-    if any(image_files.hidden(part) for part in (around, *around.parents) if part.name):
+    relative = path.relative_to(folder)
+    if any(image_files.hidden(part) for part in (relative, *relative.parents) if part.name):
         return False
     try:
         return path.is_file()

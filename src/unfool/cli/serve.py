@@ -82,12 +82,16 @@ def serve(
     limits = Limits(
         max_body * MIB, max_pixels, max_images, max_votes, queue, timeout, seeds, max_steps
     )
-    called = name or re.sub(r"[^\w.-]", "-", Path(spec).stem) or "model"
-    with run.listen(host, port) as at:
+    model_name = name or re.sub(r"[^\w.-]", "-", Path(spec).stem) or "model"
+    with run.listen(host, port) as listener:
         server = run.make_server(
-            spec, changes or [], data, name=called, device=device, batch_size=batch_size,
+            spec, changes or [], data, name=model_name, device=device, batch_size=batch_size,
             votes=votes, limits=limits, playground=playground,
         )  # fmt: skip
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{at.getsockname()[1]}"
-        run.serve(server, at, lambda: typer.echo(f"serving {called} on {address}; Ctrl-C stops it"))
+        url_host = f"[{host}]" if ":" in host else host
+        address = f"http://{url_host}:{listener.getsockname()[1]}"
+        run.serve(
+            server,
+            listener,
+            lambda: typer.echo(f"serving {model_name} on {address}; Ctrl-C stops it"),
+        )

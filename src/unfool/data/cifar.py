@@ -17,7 +17,7 @@ from numpy._core import multiarray
 
 from unfool.data.arrays import Arrays
 from unfool.data.download import Split, check_split, fetch_file, find
-from unfool.runtime.downloads import allowed
+from unfool.runtime.downloads import downloads_allowed
 from unfool.runtime.files import load_pickle, raise_system_error
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -67,7 +67,7 @@ def cifar10(folder: Path, split: Split = "test", download: bool = False) -> Arra
     try:
         files = find("CIFAR-10", folder, _INSIDE, sets)
     except FileNotFoundError:
-        if not (download or allowed()):
+        if not (download or downloads_allowed()):
             raise
         _download(folder, URL, MD5, "cifar-10-batches-bin")
         files = find("CIFAR-10", folder, ("cifar-10-batches-bin",), sets)
@@ -92,7 +92,7 @@ def cifar100(folder: Path, split: Split = "test", download: bool = False) -> Arr
     try:
         files = find("CIFAR-100", folder, _INSIDE_100, sets)
     except FileNotFoundError:
-        if not (download or allowed()):
+        if not (download or downloads_allowed()):
             raise
         _download(folder, URL_100, MD5_100, "cifar-100-binary")
         files = find("CIFAR-100", folder, ("cifar-100-binary",), sets)

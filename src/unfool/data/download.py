@@ -64,4 +64,4 @@ def fetch_file(url: str, md5: str, target: Path) -> None:
     """
     instead = "fetch the data set elsewhere, and name its folder with --data FOLDER or UNFOOL_DATA"
     say(f"fetching {url} to {target}")
-    fetch(url, target, md5=md5, instead=instead)
+    fetch(url, target, md5=md5, offline_advice=instead)

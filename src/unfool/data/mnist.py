@@ -11,7 +11,7 @@ import torch
 
 from unfool.data.arrays import Arrays
 from unfool.data.download import Split, check_split, fetch_file, find
-from unfool.runtime.downloads import allowed
+from unfool.runtime.downloads import downloads_allowed
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 MD5 = {
@@ -45,7 +45,7 @@ def mnist(folder: Path, split: Split = "test", download: bool = False) -> Arrays
     try:
         files = find("MNIST", folder, _INSIDE, sets)
     except FileNotFoundError:
-        if not (download or allowed()):
+        if not (download or downloads_allowed()):
             raise
         for name in (f"{images}.gz", f"{labels}.gz"):
             fetch_file(URL + name, MD5[name], folder / "mnist" / name)

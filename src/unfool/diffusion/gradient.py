@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from unfool.runtime.memory import free_bytes, kept_by_graphs
+from unfool.runtime.memory import count_graph_memory, free_bytes
 
 Advance = Callable[[int, Tensor], Tensor]
 Kind = tuple[Any, ...]
@@ -134,7 +134,7 @@ class Learned:
         if self.known or self.owner is None:
             yield
             return
-        with kept_by_graphs(self.owner) as kept:
+        with count_graph_memory(self.owner) as kept:
             yield
         sizes = graph_bytes.setdefault(self.owner, {})
         sizes[self.kind] = max(sizes.get(self.kind, 0), kept.peak / images)

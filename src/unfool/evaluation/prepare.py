@@ -34,7 +34,7 @@ from unfool.results.spec import (
     ModelSpec,
 )
 from unfool.runtime.device import pick_device, versions
-from unfool.runtime.validate import shown
+from unfool.runtime.validate import truncated_repr
 from unfool.spec import Part, menu
 from unfool.threat import Knowledge, Threat
 
@@ -211,7 +211,7 @@ def _check_view(label: str, view: Callable[[Classifier], Any], model: Classifier
     if not callable(seen):
         raise SpecError(
             f"the view of the attack {label} must return a model that can be called with (x, "
-            f"noise), not {shown(seen)}"
+            f"noise), not {truncated_repr(seen)}"
         )
 
 

@@ -19,7 +19,7 @@ from unfool.results.spec import (
     Paths,
     ThreatSection,
 )
-from unfool.runtime.validate import shown
+from unfool.runtime.validate import truncated_repr
 from unfool.spec import Part, menu
 from unfool.spec.tables import without
 from unfool.threat import Knowledge
@@ -162,7 +162,7 @@ def _check_attacks(attacks: Any, defended: bool) -> list[AttackEntry]:
     if not isinstance(attacks, list):
         raise SpecError(
             "attacks must be a list of attacks, each with a name, and optionally a view and a "
-            f"label, not {shown(attacks)}"
+            f"label, not {truncated_repr(attacks)}"
         )
     checked: list[AttackEntry] = []
     for place, attack in enumerate(attacks):
@@ -188,7 +188,7 @@ def _check_attack(attack: Any, where: str, defended: bool) -> AttackEntry:
     for key in ATTACK_FLAGS:
         table.pop(key, None)  # present in a checked spec; set again below from the attack itself
     if label is not None and not (isinstance(label, str) and label and label.isprintable()):
-        raise SpecError(f"{where}.label must be printable text, not {shown(label)}")
+        raise SpecError(f"{where}.label must be printable text, not {truncated_repr(label)}")
     seen = specs.part("view", view)["name"]
     if seen in DEFENSE_VIEWS and not defended:
         raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")
@@ -213,7 +213,9 @@ def _check_knows(word: Any, where: str) -> str | None:
 def _check_view(view: Any, where: str) -> Any:
     """Return a view as its bare name, or as a table if it has options."""
     if not isinstance(view, str | dict):
-        raise SpecError(f"{where}.view must be a word, or a table with a name, not {shown(view)}")
+        raise SpecError(
+            f"{where}.view must be a word, or a table with a name, not {truncated_repr(view)}"
+        )
     table = specs.part("view", view)
     if len(table) == 1 and not menu.is_callable_part("view", menu.find("view", table["name"])):
         return table["name"]  # a user's own class, which takes only the model

@@ -51,20 +51,20 @@ def _convolve(device: str, kind: torch.dtype) -> float:
     """Measure the seconds of a convolution: the least of three, after one to warm up."""
     x = torch.ones(8, 64, 32, 32, device=device, dtype=kind)
     weight = torch.ones(64, 64, 3, 3, device=device, dtype=kind)
-    took = []
+    seconds = []
     for _ in range(4):
         began = time.perf_counter()
         float(F.conv2d(x, weight)[0, 0, 0, 0])  # waits for the device
-        took.append(time.perf_counter() - began)
-    return min(took[1:])
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
 
 
 def versions() -> dict[str, str]:
     """Return the versions of this package, Python and the libraries that are installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in ("unfool", "torch", "diffusers", "numpy", "transformers", "peft", "torchsde"):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -26,21 +26,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unfool"
 
 
-def allowed() -> bool:
+def downloads_allowed() -> bool:
     """Return whether the user asked for downloads (`--download`)."""
     return _allowed.get()
 
 
-def allow(asked: bool = True) -> bool:
-    """Allow downloads until the enclosing `asking` block ends, if `asked`; return `asked`."""
-    if asked:
+def allow_downloads(requested: bool = True) -> bool:
+    """If `requested`, allow downloads until the enclosing `download_scope` ends; return it."""
+    if requested:
         _allowed.set(True)
-    return asked
+    return requested
 
 
 @contextmanager
-def asking() -> Iterator[None]:
-    """Limit the effect of `allow` to this block."""
+def download_scope() -> Iterator[None]:
+    """Limit the effect of `allow_downloads` to this block."""
     token = _allowed.set(_allowed.get())
     try:
         yield
@@ -55,7 +55,7 @@ def fetch(
     size: int | None = None,
     md5: str | None = None,
     sha256: str | None = None,
-    instead: str = "",
+    offline_advice: str = "",
 ) -> Path:
     """Download `url` to `target`, continuing an interrupted attempt, and verify the file.
 
@@ -65,7 +65,7 @@ def fetch(
         size: Its size in bytes, if known.
         md5: Its MD5, if known.
         sha256: Its SHA-256, or a published prefix of it, if known.
-        instead: What a user without a network can do.
+        offline_advice: What a user without a network can do.
 
     Returns:
         `target`.
@@ -80,86 +80,88 @@ def fetch(
     with _locked(target.with_name(f".{target.name}.lock")):
         if target.is_file():  # another process was faster
             return target
-        _complete(url, part, target, instead)
-        found = {"md5": md5, "sha256": sha256}
-        found = {kind: (_digest(part, kind), told) for kind, told in found.items() if told}
-        wrong = [f"{kind} {got} instead of {told}" for kind, (got, told) in found.items()
-                 if not got.startswith(told)]  # fmt: skip
-        got = part.stat().st_size
-        if size is not None and got != size:
-            wrong.append(f"{got} bytes instead of {size}")
+        _complete(url, part, target, offline_advice)
+        digests = {"md5": md5, "sha256": sha256}
+        digests = {
+            kind: (_digest(part, kind), expected) for kind, expected in digests.items() if expected
+        }
+        wrong = [f"{kind} {actual} instead of {expected}" for kind, (actual, expected) in digests.items()
+                 if not actual.startswith(expected)]  # fmt: skip
+        actual = part.stat().st_size
+        if size is not None and actual != size:
+            wrong.append(f"{actual} bytes instead of {size}")
         if wrong:
-            _forget(part)
+            _delete_partial(part)
             raise ValueError(
-                f"the file from {url} is not the official one ({', '.join(wrong)}, {got} bytes): "
+                f"the file from {url} is not the official one ({', '.join(wrong)}, {actual} bytes): "
                 "try again, and if that does not help, do not use the file"
             )
         os.replace(part, target)
-        _forget(part)
+        _delete_partial(part)
     return target
 
 
-def _complete(url: str, part: Path, target: Path, instead: str) -> None:
+def _complete(url: str, part: Path, target: Path, offline_advice: str) -> None:
     """Download all bytes of `url` to `part`, and continue after a broken connection."""
-    vain = 0
+    failures = 0
     while True:
         before = _size(part)
         try:
-            return _go_on(url, part)
+            return _resume(url, part)
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, OSError) and error.filename and not isinstance(error, URLError):
                 raise  # an error of the disk, not of the network
-            vain = 0 if _size(part) > before else vain + 1
-            final = isinstance(error, HTTPError | ValueError) and not _passing(error)
-            if vain < TRIES and not final and _size(part) > 0:
+            failures = 0 if _size(part) > before else failures + 1
+            final = isinstance(error, HTTPError | ValueError) and not _is_temporary(error)
+            if failures < TRIES and not final and _size(part) > 0:
                 continue
-            kept = f"{_size(part)} bytes are kept, so run the same command again to continue"
-            more = instead or f"download it elsewhere, and put it at {target}"
+            advice = f"{_size(part)} bytes are kept, so run the same command again to continue"
+            alternative = offline_advice or f"download it elsewhere, and put it at {target}"
             raise FileNotFoundError(
                 f"could not download {url} ({getattr(error, 'reason', error)}): "
-                f"{kept if _size(part) else 'try again'}; if this machine has no network, {more}"
+                f"{advice if _size(part) else 'try again'}; if this machine has no network, {alternative}"
             ) from error
 
 
-def _go_on(url: str, part: Path) -> None:
+def _resume(url: str, part: Path) -> None:
     """Download what `part` lacks; everything if the server cannot resume or the file changed."""
-    have, told = _size(part), _tag(part)
-    mark = told.read_text("utf-8") if have and told.is_file() else ""
-    headers = {"Range": f"bytes={have}-", "If-Range": mark} if mark else {}
+    present, etag_file = _size(part), _etag_path(part)
+    etag = etag_file.read_text("utf-8") if present and etag_file.is_file() else ""
+    headers = {"Range": f"bytes={present}-", "If-Range": etag} if etag else {}
     try:
         source: Any = urlopen(Request(url, headers=headers), timeout=_TIMEOUT)
     except HTTPError as error:
         if error.code != 416 or not headers:
             raise
-        _forget(part)  # the server's file is not longer than `part`
-        return _go_on(url, part)
+        _delete_partial(part)  # the server's file is not longer than `part`
+        return _resume(url, part)
     with source:
         resumed = source.status == 206
         if not resumed:
-            _forget(part)
-            have = 0
-        elif not source.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise ValueError(f"the server did not continue at byte {have}")
-        if mark := source.headers.get("ETag") or source.headers.get("Last-Modified") or "":
-            told.write_text(mark, "utf-8")
-        left = source.headers.get("Content-Length")
+            _delete_partial(part)
+            present = 0
+        elif not source.headers.get("Content-Range", "").startswith(f"bytes {present}-"):
+            raise ValueError(f"the server did not continue at byte {present}")
+        if etag := source.headers.get("ETag") or source.headers.get("Last-Modified") or "":
+            etag_file.write_text(etag, "utf-8")
+        length = source.headers.get("Content-Length")
         with part.open("ab") as sink:
-            came = _copy(source, sink)
-    if left is not None and came < int(left):
+            received = _copy(source, sink)
+    if length is not None and received < int(length):
         raise ConnectionError(
-            f"the connection broke after {have + came} of {have + int(left)} bytes"
+            f"the connection broke after {present + received} of {present + int(length)} bytes"
         )
 
 
 def _copy(source: BinaryIO, sink: BinaryIO) -> int:
-    came = 0
+    received = 0
     while chunk := source.read(_CHUNK):
         sink.write(chunk)
-        came += len(chunk)
-    return came
+        received += len(chunk)
+    return received
 
 
-def _passing(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
     """Return whether an error of the server may be temporary."""
     return isinstance(error, HTTPError) and (error.code in (408, 429) or error.code >= 500)
 
@@ -173,14 +175,14 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _tag(part: Path) -> Path:
+def _etag_path(part: Path) -> Path:
     """Return where the server's ETag or date for a partial download is stored."""
     return part.with_name(f"{part.name}.tag")
 
 
-def _forget(part: Path) -> None:
+def _delete_partial(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _tag(part).unlink(missing_ok=True)
+    _etag_path(part).unlink(missing_ok=True)
 
 
 @contextmanager

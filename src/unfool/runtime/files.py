@@ -53,10 +53,12 @@ def raise_system_error(error: BaseException) -> None:
     Code that reads a file that may be damaged calls this first on any exception. Otherwise, missing
     permissions, a failing disk, or too many open files would be reported as damage.
     """
-    told = isinstance(error, OSError) and error.errno is not None and error.strerror is not None
+    is_system_error = (
+        isinstance(error, OSError) and error.errno is not None and error.strerror is not None
+    )
     if isinstance(error, OSError) and error.errno == errno.EINVAL:
         return  # reading a damaged archive may seek to a position before its beginning
-    if told or isinstance(error, MemoryError):
+    if is_system_error or isinstance(error, MemoryError):
         raise error
 
 
@@ -116,9 +118,9 @@ def files_in(folder: Path) -> list[Path]:
     For each part, settings and vocabularies (.json, .txt) come first, then the weights. The folder
     of a single network contains these files itself.
     """
-    found = []
+    files = []
     for part in (folder / name for name in (*PARTS, *([""] if weights_in(folder) else []))):
         small = (path for path in part.glob("*") if path.suffix in (".json", ".txt"))
         weights = weights_in(part)
-        found += sorted(small) + ([weights] if weights else [])
-    return found
+        files += sorted(small) + ([weights] if weights else [])
+    return files

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 _processes = contextvars.ContextVar("processes", default=1)  # how many share a CPU's memory
 
 
-class Kept:
+class SavedTensors:
     """The number of bytes that autograd graphs keep.
 
     Attributes:
@@ -26,24 +26,24 @@ class Kept:
         self.peak = 0
         self._weights, self._users, self._now = weights, Counter[int](), 0
 
-    def add(self, tensor: Tensor) -> "_Held":
+    def add(self, tensor: Tensor) -> "_SavedTensor":
         """Count a tensor that a graph saves, until the graph is freed."""
         storage = tensor.untyped_storage()
-        place = storage.data_ptr()
-        size = 0 if place in self._weights else storage.nbytes()
-        self._users[place] += 1
-        if self._users[place] == 1:
+        address = storage.data_ptr()
+        size = 0 if address in self._weights else storage.nbytes()
+        self._users[address] += 1
+        if self._users[address] == 1:
             self._now += size
             self.peak = max(self.peak, self._now)
-        return _Held(tensor, partial(self._drop, place, size))
+        return _SavedTensor(tensor, partial(self._drop, address, size))
 
-    def _drop(self, place: int, size: int) -> None:
-        self._users[place] -= 1
-        if not self._users[place]:
+    def _drop(self, address: int, size: int) -> None:
+        self._users[address] -= 1
+        if not self._users[address]:
             self._now -= size
 
 
-class _Held:
+class _SavedTensor:
     def __init__(self, tensor: Tensor, drop: Callable[[], None]):
         self.tensor, self._drop = tensor, drop
 
@@ -52,12 +52,14 @@ class _Held:
 
 
 @contextmanager
-def kept_by_graphs(model: object) -> Iterator[Kept]:
+def count_graph_memory(model: object) -> Iterator[SavedTensors]:
     """Count the bytes that graphs made in this block keep, without the weights of `model`."""
     weights = model.parameters() if isinstance(model, nn.Module) else ()
-    kept = Kept({p.untyped_storage().data_ptr() for p in weights})
-    with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda held: held.tensor):
-        yield kept
+    saved = SavedTensors({p.untyped_storage().data_ptr() for p in weights})
+    with torch.autograd.graph.saved_tensors_hooks(
+        saved.add, lambda saved_tensor: saved_tensor.tensor
+    ):
+        yield saved
 
 
 @contextmanager
@@ -75,12 +77,12 @@ def lack_of_memory(error: BaseException) -> str:
 
     On a CPU, torch raises a plain RuntimeError for it, so the message of the error is checked.
     """
-    said = " ".join(str(error).split())
-    asked = re.search(r"tried to allocate (\d+) bytes", said)
-    if asked:
-        return f"out of memory (one allocation asked for {int(asked[1]) / 2**30:,.1f} GiB)"
+    message = " ".join(str(error).split())
+    request = re.search(r"tried to allocate (\d+) bytes", message)
+    if request:
+        return f"out of memory (one allocation asked for {int(request[1]) / 2**30:,.1f} GiB)"
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return f"out of memory ({said[:200]})" if said else "out of memory"
+        return f"out of memory ({message[:200]})" if message else "out of memory"
     return ""
 
 
@@ -95,8 +97,8 @@ def free_bytes(device: str) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + spare
     if (processes := _processes.get()) > 1:
         with shared_by(1):
-            whole = free_bytes(device)
-        return whole and whole // processes
+            total = free_bytes(device)
+        return total and total // processes
     try:
         with open("/proc/meminfo", encoding="ascii") as source:
             facts = dict(line.split(":", 1) for line in source)
@@ -108,19 +110,19 @@ def free_bytes(device: str) -> int | None:
 
 
 def left_by_groups(
-    told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+    group_list: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> Iterator[int]:
     """Yield the bytes that each control group with a memory limit leaves to this process.
 
     Args:
-        told: The file that lists the groups.
+        group_list: The file that lists the groups.
         root: The folder of the groups' files.
     """
     try:
-        lines = told.read_text().splitlines()
+        lines = group_list.read_text().splitlines()
     except OSError:
         return
-    for number, kinds, place in (line.split(":", 2) for line in lines):
+    for number, kinds, path in (line.split(":", 2) for line in lines):
         if number == "0":  # version 2
             base, limit, used, spare = root, "memory.max", "memory.current", "inactive_file"
         elif "memory" in kinds.split(","):
@@ -128,13 +130,13 @@ def left_by_groups(
             limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        group = base / place.lstrip("/")
+        group = base / path.lstrip("/")
         for folder in (group, *group.parents):  # the limits of parent groups apply, too
             with suppress(OSError, ValueError):  # no limit ("max"), or not visible from here
-                most = int((folder / limit).read_text())
-                if most < 2**60:  # in version 1, a larger number means that there is no limit
+                maximum = int((folder / limit).read_text())
+                if maximum < 2**60:  # in version 1, a larger number means that there is no limit
                     stat = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
-                    taken = int((folder / used).read_text()) - int(stat.get(spare, 0))
-                    yield max(0, most - taken)
+                    in_use = int((folder / used).read_text()) - int(stat.get(spare, 0))
+                    yield max(0, maximum - in_use)
             if folder == base:
                 break

@@ -22,10 +22,10 @@ def require(library: str, extra: str | None) -> Any:
             f"this needs the library {missing}, which is not installed: {_advice(missing, extra)}"
         ) from error
     except (ImportError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        broken = "torchvision" if "torchvision" in said else library
+        message = " ".join(str(error).split())[:200]
+        broken = "torchvision" if "torchvision" in message else library
         raise ValueError(
-            f"the library {broken} is installed but broken ({said}): {_advice(broken, extra)}"
+            f"the library {broken} is installed but broken ({message}): {_advice(broken, extra)}"
         ) from error
 
 

@@ -38,27 +38,27 @@ class TimeLeft:
     Attributes:
         total: Units of work.
         done: Units that were done before.
-        each: Expected seconds per unit; None if unknown.
+        seconds_per_unit: Expected seconds per unit; None if unknown.
         began: The start time, by `time.monotonic`.
     """
 
     total: float
     done: float = 0
-    each: float | None = None
+    seconds_per_unit: float | None = None
     began: float = field(default_factory=time.monotonic)
 
-    def after(self, now: float) -> float | None:
-        """Return the seconds left when `now` units are done; None if unknown yet."""
-        took, made = time.monotonic() - self.began, now - self.done
-        if self.each:
-            prior = min(TRUST / self.each, MOST * (self.total - self.done))
-            took, made = took + self.each * prior, made + prior
-        return took / made * (self.total - now) if made > 0 else None
+    def after(self, completed: float) -> float | None:
+        """Return the seconds left when `completed` units are done; None if unknown yet."""
+        seconds, units = time.monotonic() - self.began, completed - self.done
+        if self.seconds_per_unit:
+            prior = min(TRUST / self.seconds_per_unit, MOST * (self.total - self.done))
+            seconds, units = seconds + self.seconds_per_unit * prior, units + prior
+        return seconds / units * (self.total - completed) if units > 0 else None
 
 
 @contextmanager
 def progress(
-    what: str, total: int, done: int = 0, quiet: bool = False, each: float | None = None
+    what: str, total: int, done: int = 0, quiet: bool = False, seconds_per_unit: float | None = None
 ) -> Iterator[Update]:
     """Show the progress of some work, and the time left.
 
@@ -67,15 +67,15 @@ def progress(
         total: Units of work.
         done: Units that were done before.
         quiet: Show nothing.
-        each: Expected seconds per unit; if given, the time left is shown from the start.
+        seconds_per_unit: Expected seconds per unit; if given, the time left is shown from the start.
 
     Yields:
         A function to call with the units that are done, which may be fractional, and a few words to
         show beside them.
     """
-    left = TimeLeft(total, done, each)
+    left = TimeLeft(total, done, seconds_per_unit)
     if quiet:
-        yield lambda now, words: None
+        yield lambda completed, words: None
     elif sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import (
@@ -95,35 +95,39 @@ def progress(
             TextColumn("{task.fields[words]}"),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            said = _said(left.after(done))
-            task = bar.add_task(what, total=total, completed=done, words="", left=said)
-            yield lambda now, words: bar.update(
-                task, completed=now, words=words, left=_said(left.after(now))
+            initial = _time_left(left.after(done))
+            task = bar.add_task(what, total=total, completed=done, words="", left=initial)
+            yield lambda completed, words: bar.update(
+                task, completed=completed, words=words, left=_time_left(left.after(completed))
             )
     else:
         yield _lines(what, left)
 
 
 def _lines(what: str, left: TimeLeft) -> Update:
-    said = time.monotonic()
+    last_line = time.monotonic()
 
-    def say(now: float, words: str) -> None:
-        nonlocal said
-        said = time.monotonic()
-        told = _said(left.after(now))
-        told = f", {told}" if told else ""
-        print(f"{what}: {int(now)}/{left.total}{told}  {words}", file=sys.stderr, flush=True)
+    def say(completed: float, words: str) -> None:
+        nonlocal last_line
+        last_line = time.monotonic()
+        time_left = _time_left(left.after(completed))
+        time_left = f", {time_left}" if time_left else ""
+        print(
+            f"{what}: {int(completed)}/{left.total}{time_left}  {words}",
+            file=sys.stderr,
+            flush=True,
+        )
 
-    def update(now: float, words: str) -> None:
-        if time.monotonic() - said >= EVERY or now >= left.total:
-            say(now, words)
+    def update(completed: float, words: str) -> None:
+        if time.monotonic() - last_line >= EVERY or completed >= left.total:
+            say(completed, words)
 
-    if left.each is not None and left.done < left.total:
+    if left.seconds_per_unit is not None and left.done < left.total:
         say(left.done, "")
     return update
 
 
-def _said(seconds: float | None) -> str:
+def _time_left(seconds: float | None) -> str:
     """Return the time left in words."""
     if seconds is None:
         return ""

@@ -69,8 +69,8 @@ def describe_start(device: str) -> Start:
     start: Start = {"date": date, "hardware": hardware(device)}
     if command:
         start["command"] = command
-    if found := commit():
-        start["commit"] = found
+    if commit_id := commit():
+        start["commit"] = commit_id
     return start
 
 
@@ -83,24 +83,24 @@ def describe_made(device: str) -> Made:
 def hardware(device: str) -> str:
     """Describe the processor, its cores, the memory, and the GPU if `device` is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    said = f"{_processor()}, {cores} core{'' if cores == 1 else 's'}"
+    description = f"{_processor()}, {cores} core{'' if cores == 1 else 's'}"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        said += f", {memory / 2**30:.0f} GiB of memory"
+        description += f", {memory / 2**30:.0f} GiB of memory"
     if device.startswith("cuda"):
         import torch  # slow to import, so only when it is needed
 
         gpu = torch.cuda.get_device_properties(device)
-        said = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB; {said}"
-    return said
+        description = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB; {description}"
+    return description
 
 
 def commit() -> str | None:
     """Return the commit of this package; None if it is not from git, or git is not available."""
     try:
-        told = metadata.distribution("unfool").read_text("direct_url.json") or "{}"
-        if found := json.loads(told).get("vcs_info", {}).get("commit_id"):
-            return str(found)
+        direct_url = metadata.distribution("unfool").read_text("direct_url.json") or "{}"
+        if commit_id := json.loads(direct_url).get("vcs_info", {}).get("commit_id"):
+            return str(commit_id)
     except (metadata.PackageNotFoundError, ValueError):
         pass
     # An environment inside another project's repository does not belong to that project's commit.

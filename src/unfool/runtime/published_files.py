@@ -7,7 +7,7 @@ downloaded only through a web page have no address; a message then says how to g
 from dataclasses import dataclass
 from pathlib import Path
 
-from unfool.runtime.downloads import allowed, cache_folder, fetch, say
+from unfool.runtime.downloads import cache_folder, downloads_allowed, fetch, say
 
 _OPENAI = "https://openaipublic.blob.core.windows.net"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
@@ -53,8 +53,8 @@ def _nvidia(name: str, megabytes: int) -> Remote:
 def _chen(kind: str, name: str, megabytes: int) -> Remote:
     """Describe a file of a collection whose names end with the first 8 digits of the SHA-256."""
     page = "https://github.com/chenyaofo/pytorch-cifar-models"
-    begins = Path(name).stem.rpartition("-")[2]
-    return Remote(page, "BSD-3-Clause", megabytes, f"{_CHEN}/{kind}/{name}", sha256=begins)
+    prefix = Path(name).stem.rpartition("-")[2]
+    return Remote(page, "BSD-3-Clause", megabytes, f"{_CHEN}/{kind}/{name}", sha256=prefix)
 
 
 def _ho(key: str, md5: str, size: int | None = None) -> Remote:
@@ -152,10 +152,10 @@ FILES: dict[str, Remote] = {
 }
 
 
-def kept_file(path: Path) -> Path:
+def path_or_cached(path: Path) -> Path:
     """Return the path; for a published file that is only in the cache, its path there."""
-    kept = cache_folder() / path.as_posix()
-    return kept if path.as_posix() in FILES and not path.exists() and kept.is_file() else path
+    cached = cache_folder() / path.as_posix()
+    return cached if path.as_posix() in FILES and not path.exists() and cached.is_file() else path
 
 
 def find_file(path: Path, download: bool = False) -> Path:
@@ -172,23 +172,30 @@ def find_file(path: Path, download: bool = False) -> Path:
         ValueError: The downloaded file is not the published one.
     """
     name = path.as_posix()
-    if (path := kept_file(path)).exists() or name not in FILES:
+    if (path := path_or_cached(path)).exists() or name not in FILES:
         return path
-    remote, kept = FILES[name], cache_folder() / name
-    told = f"{remote.megabytes:,} MB, {remote.license}"
-    by_hand = f"download it from {remote.page} and put it at {kept}"
+    remote, cached = FILES[name], cache_folder() / name
+    details = f"{remote.megabytes:,} MB, {remote.license}"
+    offline_advice = f"download it from {remote.page} and put it at {cached}"
     if remote.url is None:
         raise FileNotFoundError(
-            f"there is no file {path}, and unfool cannot download it: {by_hand} ({told}), or give "
-            "the path of your copy"
+            f"there is no file {path}, and unfool cannot download it: {offline_advice} ({details}), "
+            "or give the path of your copy"
         )
-    if not (download or allowed()):
+    if not (download or downloads_allowed()):
         raise FileNotFoundError(
-            f"there is no file {path}: to download it ({told}, from {remote.page}), add "
+            f"there is no file {path}: to download it ({details}, from {remote.page}), add "
             "--download, or `download: true` next to weights; or give the path of your copy"
         )
-    say(f"fetching {name} ({told}) from {remote.url} to {kept}")
-    fetch(remote.url, kept, size=remote.size, md5=remote.md5, sha256=remote.sha256, instead=by_hand)
+    say(f"fetching {name} ({details}) from {remote.url} to {cached}")
+    fetch(
+        remote.url,
+        cached,
+        size=remote.size,
+        md5=remote.md5,
+        sha256=remote.sha256,
+        offline_advice=offline_advice,
+    )
     if remote.sha256 is None and remote.md5 is None:
         say(f"{name}: its authors published no hash, so the download could not be verified")
-    return kept
+    return cached

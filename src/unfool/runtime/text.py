@@ -17,7 +17,7 @@ def short_repr(self: object) -> str:
 
     A network is shown as its class and its number of weights. Use it as a `__repr__`.
     """
-    options = [f"{name}={_value(value)}" for name, value in kept_options(self).items()]
+    options = [f"{name}={_value(value)}" for name, value in constructor_options(self).items()]
     return f"{type(self).__name__}({', '.join(options)})"
 
 
@@ -28,7 +28,7 @@ def html_repr(self: object) -> str:
     """
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{_cell(value)}</td></tr>"
-        for name, value in kept_options(self).items()
+        for name, value in constructor_options(self).items()
     )
     return f"<b>{escape(type(self).__name__)}</b><table>{rows}</table>"
 
@@ -37,7 +37,7 @@ def _cell(value: Any) -> str:
     return html_repr(value) if hasattr(type(value), "_repr_html_") else escape(_value(value))
 
 
-def kept_options(thing: object, defaults: bool = False) -> dict[str, Any]:
+def constructor_options(thing: object, defaults: bool = False) -> dict[str, Any]:
     """Return the arguments that an object was made with, if it keeps them as attributes.
 
     Args:
@@ -45,18 +45,20 @@ def kept_options(thing: object, defaults: bool = False) -> dict[str, Any]:
         defaults: Also return arguments that equal their defaults.
     """
     if is_dataclass(thing):
-        known = {field.name: field.default for field in fields(thing)}
+        parameter_defaults = {field.name: field.default for field in fields(thing)}
     else:
         try:
             parameters = inspect.signature(type(thing)).parameters
         except (TypeError, ValueError):
             return {}
-        known = {name: parameter.default for name, parameter in parameters.items()}
-    found = {name: getattr(thing, name) for name in known if hasattr(thing, name)}
-    found = {name: value for name, value in found.items() if not inspect.ismethod(value)}
+        parameter_defaults = {name: parameter.default for name, parameter in parameters.items()}
+    options = {name: getattr(thing, name) for name in parameter_defaults if hasattr(thing, name)}
+    options = {name: value for name, value in options.items() if not inspect.ismethod(value)}
     if defaults:
-        return found
-    return {name: value for name, value in found.items() if not _same(value, known[name])}
+        return options
+    return {
+        name: value for name, value in options.items() if not _same(value, parameter_defaults[name])
+    }
 
 
 def _value(value: Any) -> str:
@@ -65,8 +67,8 @@ def _value(value: Any) -> str:
         return repr(value) if ours else f"{type(value).__name__}({_weights(value)})"
     if isinstance(value, Tensor):
         flat = value.detach().flatten().tolist() if value.numel() <= 4 else list(value.shape)
-        said = ", ".join(f"{number:.4g}" for number in flat)
-        return f"[{said}]" if value.numel() <= 4 else f"tensor({said})"
+        numbers = ", ".join(f"{number:.4g}" for number in flat)
+        return f"[{numbers}]" if value.numel() <= 4 else f"tensor({numbers})"
     if inspect.isroutine(value) or isinstance(value, partial):
         return getattr(_function(value), "__name__", "function")
     if isinstance(value, float):

@@ -47,7 +47,7 @@ MUST_BE = {
 }
 
 
-def fitted(kind: Any, value: Any, where: str) -> Any:
+def convert(kind: Any, value: Any, where: str) -> Any:
     """Convert a value to a type: for example, a list to a tuple, or "3" to 3.
 
     Args:
@@ -86,10 +86,10 @@ def from_json(kind: type[T], text: str | bytes, where: str) -> T:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({error})") from error
     try:
-        made = _adapter(kind).validate_json(text, strict=True)
+        result = _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         raise ValueError(explain(error, table, f"{where}: ")) from error
-    return made if is_dataclass(kind) else table
+    return result if is_dataclass(kind) else table
 
 
 def read_json(kind: type[T], path: Path) -> T:
@@ -109,46 +109,46 @@ def explain(error: ValidationError, value: Any, before: str) -> str:
     types has several mistakes in one place, which are described together.
     """
     first, *others = error.errors(include_url=False)
-    place, given = _place(first["loc"], value)
-    kept = [first] + [e for e in others if _place(e["loc"], value)[0] == place]
-    absent = list(dict.fromkeys(repr(e["loc"][-1]) for e in kept if e["type"] == "missing"))
-    told = list(dict.fromkeys(_must_be(mistake, absent) for mistake in kept))
-    subject = before + ".".join(map(str, place)) if place else before.rstrip(".: ")
-    return f"{subject} must be {' or '.join(told)}, not {shown(given)}"
+    path, actual = _path_and_value(first["loc"], value)
+    mistakes = [first] + [e for e in others if _path_and_value(e["loc"], value)[0] == path]
+    absent = list(dict.fromkeys(repr(e["loc"][-1]) for e in mistakes if e["type"] == "missing"))
+    requirements = list(dict.fromkeys(_must_be(mistake, absent) for mistake in mistakes))
+    subject = before + ".".join(map(str, path)) if path else before.rstrip(".: ")
+    return f"{subject} must be {' or '.join(requirements)}, not {truncated_repr(actual)}"
 
 
-def shown(value: Any) -> str:
+def truncated_repr(value: Any) -> str:
     """Return a value as text for a message, truncated if long."""
     words = {None: "null", True: "true", False: "false"}
     text = words[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def _place(steps: Sequence[int | str], value: Any) -> tuple[list[int | str], Any]:
+def _path_and_value(steps: Sequence[int | str], value: Any) -> tuple[list[int | str], Any]:
     """Return the keys that lead to a mistake, without pydantic's types, and the value there."""
-    place: list[int | str] = []
+    path: list[int | str] = []
     for step in steps:
         inside = isinstance(value, Mapping) and step in value
         if not inside and not (isinstance(value, list | tuple) and step in range(len(value))):
             continue
-        place.append(step)
+        path.append(step)
         value = value[step]  # pyright: ignore
-    return place, value
+    return path, value
 
 
 def _must_be(mistake: Any, absent: Sequence[str]) -> str:
     """Describe what a value must be; `absent` are all required keys that it lacks."""
-    told = {
+    context = {
         k: f"{v:.12g}" if isinstance(v, float) else v for k, v in mistake.get("ctx", {}).items()
     }
     if mistake["type"] == "value_error":
-        return str(told["error"])
+        return str(context["error"])
     if mistake["type"] == "missing" and isinstance(mistake["loc"][-1], int):
         return "a longer list"
     keys = f"the key{'s' * (len(absent) > 1)} {', '.join(absent)}"
-    if told.get("class") in ("Sequence", "Mapping"):
-        return "a list" if told["class"] == "Sequence" else "a table"
-    return MUST_BE.get(mistake["type"], "of another kind").format(**told, keys=keys)
+    if context.get("class") in ("Sequence", "Mapping"):
+        return "a list" if context["class"] == "Sequence" else "a table"
+    return MUST_BE.get(mistake["type"], "of another kind").format(**context, keys=keys)
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,7 @@ from unfool.data.image_files import png
 from unfool.serve import examples, open_inference
 from unfool.serve.batcher import ModelFailed, Overloaded
 from unfool.serve.defense import Defense, Prediction, Work
-from unfool.serve.limits import Held, Refused
+from unfool.serve.limits import PendingBodies, Refused
 from unfool.serve.metrics import CountRequests, Metrics
 from unfool.serve.request import (
     SMALL,
@@ -64,10 +64,10 @@ def make_app(defense: Defense, metrics: Metrics, votes: int) -> FastAPI:
     app.router.route_class = _Route
     app.add_middleware(CountRequests, metrics=metrics)
     for kind in (Refused, HTTPException, Exception):
-        app.add_exception_handler(kind, _told)
-    held = Held(defense.limits)
-    _add_plain(app, defense, metrics, held, votes)
-    _add_open_inference(app, defense, metrics, held, votes)
+        app.add_exception_handler(kind, _error_response)
+    pending = PendingBodies(defense.limits)
+    _add_plain(app, defense, metrics, pending, votes)
+    _add_open_inference(app, defense, metrics, pending, votes)
     _add_status(app, defense, metrics)
     return app
 
@@ -96,7 +96,9 @@ def _add_status(app: FastAPI, defense: Defense, metrics: Metrics) -> None:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, held: Held, votes: int) -> None:
+def _add_plain(
+    app: FastAPI, defense: Defense, metrics: Metrics, pending: PendingBodies, votes: int
+) -> None:
     limits = defense.limits
 
     @app.post("/classify", tags=["defense"], **examples.classify(defense.name, limits))
@@ -109,11 +111,11 @@ def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, held: Held, vot
                 images_to_classify, body, defense.loaded, limits, small=body.small
             )
             _check_size(images, draws, limits.queue)
-            found = await defense.classify(Work(images.groups, draws, seed))
-            metrics.images.labels("/classify").inc(len(found))
-            return JSONResponse(_told_votes(defense, draws, seed, images, found))
+            predictions = await defense.classify(Work(images.groups, draws, seed))
+            metrics.images.labels("/classify").inc(len(predictions))
+            return JSONResponse(_votes_json(defense, draws, seed, images, predictions))
 
-        return await _in_time(request, held, answer)
+        return await _in_time(request, pending, answer)
 
     @app.post("/purify", tags=["defense"], **examples.purify(defense.name, limits))
     async def purify(request: Request) -> Response:
@@ -128,30 +130,32 @@ def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, held: Held, vot
             shape = defense.purifier_shape
             images = await in_thread(images_to_purify, body, shape, force, limits, small=body.small)
             _check_size(images, 1, limits.queue)
-            pure = await defense.purify(Work(images.groups, 1, seed))
-            metrics.images.labels("/purify").inc(sum(map(len, pure)))
+            purified = await defense.purify(Work(images.groups, 1, seed))
+            metrics.images.labels("/purify").inc(sum(map(len, purified)))
             json_ = "application/json" in request.headers.get("accept", "")
-            told = {"model": defense.name, "seed": seed, "notes": images.notes}
-            return await in_thread(_told_pure, told, body, images, pure, json_, small=body.small)
+            metadata = {"model": defense.name, "seed": seed, "notes": images.notes}
+            return await in_thread(
+                _purified_response, metadata, body, images, purified, json_, small=body.small
+            )
 
-        return await _in_time(request, held, answer)
+        return await _in_time(request, pending, answer)
 
 
 def _add_open_inference(
-    app: FastAPI, defense: Defense, metrics: Metrics, held: Held, votes: int
+    app: FastAPI, defense: Defense, metrics: Metrics, pending: PendingBodies, votes: int
 ) -> None:
     limits, tags = defense.limits, ["Open Inference Protocol"]
 
     def get(
-        path: str, told: Callable[[], tuple[Any, int]], summary: str, waits: bool = False
+        path: str, respond: Callable[[], tuple[Any, int]], summary: str, waits: bool = False
     ) -> None:
         async def route(request: Request) -> Response:
             _check_model(request, defense)
-            content, status = told()
+            content, status = respond()
             return JSONResponse(content, status)
 
-        more = examples.status(defense.name, path, summary, waits)
-        app.add_api_route(path, route, methods=["GET"], tags=[*tags], **more)
+        openapi = examples.status(defense.name, path, summary, waits)
+        app.add_api_route(path, route, methods=["GET"], tags=[*tags], **openapi)
 
     def ready() -> tuple[Any, int]:
         fine = defense.batcher.accepting
@@ -170,25 +174,25 @@ def _add_open_inference(
         async def answer(content: bytes) -> Response:
             _check_model(request, defense)
             header, small = request.headers.get(open_inference.HEADER), len(content) <= SMALL
-            asked = await in_thread(
+            inference = await in_thread(
                 open_inference.read, content, header, defense, limits, small=small
             )
-            body, draws = Body((), asked.array, {}), asked.votes or votes
+            body, draws = Body((), inference.array, {}), inference.votes or votes
             images = await in_thread(
                 images_to_classify, body, defense.loaded, limits, small=body.small
             )
             _check_size(images, draws, limits.queue)
-            found = await defense.classify(Work(images.groups, draws, asked.seed))
-            metrics.images.labels("/v2").inc(len(found))
-            return open_inference.answer(asked, defense, found)
+            predictions = await defense.classify(Work(images.groups, draws, inference.seed))
+            metrics.images.labels("/v2").inc(len(predictions))
+            return open_inference.answer(inference, defense, predictions)
 
-        return await _in_time(request, held, answer)
+        return await _in_time(request, pending, answer)
 
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         get(model, lambda: (open_inference.metadata(defense), 200), "The model.")
         get(f"{model}/ready", ready, "Whether the model is ready.", waits=True)
-        more = examples.infer(defense.name, model, limits)
-        app.add_api_route(f"{model}/infer", infer, methods=["POST"], tags=[*tags], **more)
+        openapi = examples.infer(defense.name, model, limits)
+        app.add_api_route(f"{model}/infer", infer, methods=["POST"], tags=[*tags], **openapi)
 
 
 def _check_model(request: Request, defense: Defense) -> None:
@@ -200,25 +204,25 @@ def _check_model(request: Request, defense: Defense) -> None:
         )
 
 
-def _check_size(images: Images, votes: int, most: int) -> None:
+def _check_size(images: Images, votes: int, limit: int) -> None:
     rows = sum(map(len, images.groups)) * votes
-    if rows > most:
+    if rows > limit:
         raise Refused(
             413,
             (
-                f"{rows} passes exceed the size of the queue ({most}): send fewer images or ask for "
+                f"{rows} passes exceed the size of the queue ({limit}): send fewer images or ask for "
                 "fewer votes"
             ),
         )
 
 
 async def _in_time(
-    request: Request, held: Held, answer: Callable[[bytes], Awaitable[Response]]
+    request: Request, pending: PendingBodies, answer: Callable[[bytes], Awaitable[Response]]
 ) -> Response:
     """Answer a request's body in time; a timeout, full queue, or failed model raises `Refused`."""
-    seconds = held.limits.seconds
+    seconds = pending.limits.seconds
     try:
-        async with asyncio.timeout(seconds), body_of(request, held) as content:
+        async with asyncio.timeout(seconds), body_of(request, pending) as content:
             return await answer(content)
     except TimeoutError:
         raise Refused(
@@ -230,7 +234,7 @@ async def _in_time(
         raise Refused(500, "the model failed on these images: see the log of the service") from None
 
 
-async def _told(_: Request, error: Exception) -> Response:
+async def _error_response(_: Request, error: Exception) -> Response:
     """Return an error as JSON, without details of the server."""
     if isinstance(error, Refused):
         wait = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
@@ -249,40 +253,46 @@ async def _told(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": "the service failed: see its log"}, 500)
 
 
-def _told_votes(
-    defense: Defense, votes: int, seed: int | None, images: Images, found: list[Prediction]
+def _votes_json(
+    defense: Defense, votes: int, seed: int | None, images: Images, predictions: list[Prediction]
 ) -> dict[str, Any]:
     return {
         "model": defense.name,
-        "classes": [defense.loaded.label(index) for index in range(len(found[0].tally.counts))],
+        "classes": [
+            defense.loaded.label(index) for index in range(len(predictions[0].tally.counts))
+        ],
         "votes": votes,
         "seed": seed,
         "predictions": [
             {
-                "class": each.label,
-                "index": each.tally.winner,
-                "votes": each.tally.votes,
-                "undecided": each.tally.undecided,
-                "share": each.share.value,
-                "low": each.share.low,
-                "high": each.share.high,
-                "counts": each.tally.counts,
-                "probabilities": each.probabilities,
+                "class": prediction.label,
+                "index": prediction.tally.winner,
+                "votes": prediction.tally.votes,
+                "undecided": prediction.tally.undecided,
+                "share": prediction.share.value,
+                "low": prediction.share.low,
+                "high": prediction.share.high,
+                "counts": prediction.tally.counts,
+                "probabilities": prediction.probabilities,
             }
-            for each in found
+            for prediction in predictions
         ],
         "notes": images.notes,
     }
 
 
-def _told_pure(
-    told: dict[str, Any], body: Body, images: Images, pure: list[Tensor], json_: bool
+def _purified_response(
+    metadata: dict[str, Any], body: Body, images: Images, purified: list[Tensor], json_: bool
 ) -> Response:
     """Return purified images: an array as an array, one file as PNG, others as base64 in JSON."""
-    made = [purified_like(x, shape) for x, shape in zip(pure, images.shapes, strict=True)]
+    restored = [purified_like(x, shape) for x, shape in zip(purified, images.shapes, strict=True)]
     if body.array is not None:
-        last = body.array.ndim == 4 and images.shapes[0][1:] != body.array.shape[1:]
-        return JSONResponse(told | {"images": array_of_images(made[0], body.array, last).tolist()})
-    if len(made) == 1 and not json_:
-        return Response(png(made[0][0]), media_type="image/png")
-    return JSONResponse(told | {"png": [base64.b64encode(png(x[0])).decode() for x in made]})
+        channels_last = body.array.ndim == 4 and images.shapes[0][1:] != body.array.shape[1:]
+        return JSONResponse(
+            metadata | {"images": array_of_images(restored[0], body.array, channels_last).tolist()}
+        )
+    if len(restored) == 1 and not json_:
+        return Response(png(restored[0][0]), media_type="image/png")
+    return JSONResponse(
+        metadata | {"png": [base64.b64encode(png(x[0])).decode() for x in restored]}
+    )

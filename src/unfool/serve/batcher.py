@@ -43,13 +43,13 @@ class Part:
     Attributes:
         x: Images (B, C, H, W).
         noise: Noise of each row; a multiple of B rows.
-        taken: Number of rows that were put into calls.
+        rows_started: Number of rows that were put into calls.
         outputs: Outputs of each finished call.
     """
 
     x: Tensor
     noise: Noise
-    taken: int = 0
+    rows_started: int = 0
     outputs: list[Outputs] = field(default_factory=list)
 
 
@@ -57,11 +57,11 @@ class Part:
 class _Job:
     kind: str
     parts: Sequence[Part]
-    alone: bool
+    exclusive: bool
     future: "Future[Any]"
     rows: int
     bytes: int
-    left: int  # rows without an output
+    rows_left: int  # rows without an output
     task: Task | None = None  # run instead of parts
 
 
@@ -84,7 +84,7 @@ class _Slice(NamedTuple):
 class Batcher:
     """A bounded queue with one worker thread, which combines several jobs in one call of the model.
 
-    A job that must be repeatable to the last bit runs `alone`: kernels round differently in calls
+    A job that must be repeatable to the last bit is `exclusive`: kernels round differently in calls
     of different sizes, so each of its parts gets its own calls of at most `batch_size` rows.
 
     Args:
@@ -103,7 +103,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="unfool-model", daemon=True)
         self._thread.start()
 
-    def submit(self, kind: str, parts: Sequence[Part], alone: bool) -> "Future[list[Outputs]]":
+    def submit(self, kind: str, parts: Sequence[Part], exclusive: bool) -> "Future[list[Outputs]]":
         """Accept a job; the future holds the outputs of each part, or ModelFailed.
 
         Raises:
@@ -111,7 +111,7 @@ class Batcher:
         """
         rows = sum(len(part.noise) for part in parts)
         size = sum(part.x.numel() * part.x.element_size() for part in parts)
-        return self._accept(_Job(kind, parts, alone, Future(), rows, size, rows))
+        return self._accept(_Job(kind, parts, exclusive, Future(), rows, size, rows))
 
     def run(self, task: Task, rows: int) -> "Future[Any]":
         """Accept a function to run between calls of the model; the future holds what it returns.
@@ -132,8 +132,8 @@ class Batcher:
                     "the service is shutting down: send the request to another one",
                     self.retry_after(),
                 )
-            more = self.rows + job.rows > self.max_rows or self._bytes + job.bytes > MAX_BYTES
-            if self.rows and more:
+            full = self.rows + job.rows > self.max_rows or self._bytes + job.bytes > MAX_BYTES
+            if self.rows and full:
                 raise Overloaded(
                     f"the queue is full ({self.rows} of {self.max_rows} passes wait): try again later",
                     self.retry_after(),
@@ -161,11 +161,11 @@ class Batcher:
 
     @torch.no_grad()
     def _work(self) -> None:
-        while found := self._next():
-            if isinstance(found, _Job):
-                self._run(found)
+        while work := self._next():
+            if isinstance(work, _Job):
+                self._run(work)
             else:
-                self._compute(found)
+                self._compute(work)
 
     def _next(self) -> _Job | list[_Slice]:
         """Wait for a task or the rows of the next call; no rows if closed and all work is done."""
@@ -190,15 +190,15 @@ class Batcher:
     def _drop_canceled(self) -> None:
         for job in [job for job in self._waiting if job.future.done()]:
             self._waiting.remove(job)
-            self._forget(job)
+            self._release_counts(job)
 
     def _full(self) -> bool:
         """Return whether the next call cannot gain rows by waiting."""
-        if self._waiting[0].alone:
+        if self._waiting[0].exclusive:
             return True
         rows = 0
-        for _, _, lacking in self._fitting():
-            rows += lacking
+        for _, _, remaining in self._fitting():
+            rows += remaining
             if rows >= self.batch_size:
                 return True
         return False
@@ -206,24 +206,24 @@ class Batcher:
     def _fitting(self) -> Iterator[tuple[_Job, Part, int]]:
         """Yield the parts that may share the next call, oldest first, and their remaining rows."""
         head = self._waiting[0]
-        first = next(part for part in head.parts if part.taken < len(part.noise))
-        for job in self._waiting if not head.alone else (head,):
-            if job is not head and (job.alone or job.kind != head.kind):
+        first = next(part for part in head.parts if part.rows_started < len(part.noise))
+        for job in self._waiting if not head.exclusive else (head,):
+            if job is not head and (job.exclusive or job.kind != head.kind):
                 continue
-            for part in (first,) if head.alone else job.parts:
-                if part.taken < len(part.noise) and part.x.shape[1:] == first.x.shape[1:]:
-                    yield job, part, len(part.noise) - part.taken
+            for part in (first,) if head.exclusive else job.parts:
+                if part.rows_started < len(part.noise) and part.x.shape[1:] == first.x.shape[1:]:
+                    yield job, part, len(part.noise) - part.rows_started
 
     def _take(self) -> list[_Slice]:
         room, slices = self.batch_size, []
-        for job, part, lacking in self._fitting():
+        for job, part, remaining in self._fitting():
             if not room:
                 break
-            count = min(room, lacking)
-            slices.append(_Slice(job, part, part.taken, part.taken + count))
-            part.taken, room = part.taken + count, room - count
+            count = min(room, remaining)
+            slices.append(_Slice(job, part, part.rows_started, part.rows_started + count))
+            part.rows_started, room = part.rows_started + count, room - count
         for job in {id(piece.job): piece.job for piece in slices}.values():
-            if all(part.taken == len(part.noise) for part in job.parts):
+            if all(part.rows_started == len(part.noise) for part in job.parts):
                 self._waiting.remove(job)
         return slices
 
@@ -243,52 +243,54 @@ class Batcher:
             log.exception("the model failed on %d images", len(x))
             self._fail(slices[0].job, error)
             return
-        self._told(len(x), time.perf_counter() - began)
+        self._record_call(len(x), time.perf_counter() - began)
         counts = [piece.last - piece.first for piece in slices]
-        split = zip(*(each.split(counts) for each in outputs), strict=True)
-        for piece, count, own in zip(slices, counts, split, strict=True):
-            piece.part.outputs.append(own)
-            piece.job.left -= count
+        split = zip(*(output.split(counts) for output in outputs), strict=True)
+        for piece, count, piece_outputs in zip(slices, counts, split, strict=True):
+            piece.part.outputs.append(piece_outputs)
+            piece.job.rows_left -= count
         for job in jobs.values():
-            if not job.left:
+            if not job.rows_left:
                 self._finish(job)
 
     def _run(self, job: _Job) -> None:
         assert job.task is not None
         began = time.perf_counter()
         try:
-            found = job.task()
+            result = job.task()
         except Exception as error:
             log.exception("the model failed in a task of %d passes", job.rows)
             self._fail(job, error)
             return
-        self._told(job.rows, time.perf_counter() - began)
-        self._leave(job)
+        self._record_call(job.rows, time.perf_counter() - began)
+        self._remove_job(job)
         if job.future.set_running_or_notify_cancel():
-            job.future.set_result(found)
+            job.future.set_result(result)
 
-    def _told(self, rows: int, seconds: float) -> None:
-        each = seconds / rows
-        self._seconds_per_row = 0.8 * (self._seconds_per_row or each) + 0.2 * each
+    def _record_call(self, rows: int, seconds: float) -> None:
+        seconds_per_row = seconds / rows
+        self._seconds_per_row = (
+            0.8 * (self._seconds_per_row or seconds_per_row) + 0.2 * seconds_per_row
+        )
         self._observe(rows, seconds)
 
     def _finish(self, job: _Job) -> None:
-        self._leave(job)
+        self._remove_job(job)
         if job.future.set_running_or_notify_cancel():
             job.future.set_result([_joined(part.outputs) for part in job.parts])
 
     def _fail(self, job: _Job, error: Exception) -> None:
-        self._leave(job)
+        self._remove_job(job)
         if job.future.set_running_or_notify_cancel():
             job.future.set_exception(ModelFailed(type(error).__name__))
 
-    def _leave(self, job: _Job) -> None:
+    def _remove_job(self, job: _Job) -> None:
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
-            self._forget(job)
+            self._release_counts(job)
 
-    def _forget(self, job: _Job) -> None:
+    def _release_counts(self, job: _Job) -> None:
         self.rows, self._bytes = self.rows - job.rows, self._bytes - job.bytes
 
 

@@ -103,42 +103,42 @@ class Defense:
 
     async def classify(self, work: Work) -> list[Prediction]:
         """Return the vote on each image."""
-        parts, place = [], 0
+        parts, index = [], 0
         for x in work.groups:
-            noise = noise_to_classify(work.seed, place, len(x))
+            noise = noise_to_classify(work.seed, index, len(x))
             parts.append(Part(x, vote_streams(noise, work.votes)))
-            place += len(x)
-        found = []
+            index += len(x)
+        predictions = []
         for part, outputs in zip(parts, await self._answer("classify", parts, work), strict=True):
             chosen = outputs[0].view(work.votes, len(part.x)).T
             means = None if self.decides else _mean(outputs[1], len(part.x))
-            found += self._predictions(chosen, means)
-        return found
+            predictions += self._predictions(chosen, means)
+        return predictions
 
     async def purify(self, work: Work) -> list[Tensor]:
         """Return the purified images of each group, in the size that the denoiser takes."""
-        parts, place = [], 0
+        parts, index = [], 0
         for x in work.groups:
-            parts.append(Part(x, noise_to_purify(work.seed, place, len(x))))
-            place += len(x)
-        return [pure for (pure,) in await self._answer("purify", parts, work)]
+            parts.append(Part(x, noise_to_purify(work.seed, index, len(x))))
+            index += len(x)
+        return [purified for (purified,) in await self._answer("purify", parts, work)]
 
     async def run(self, task: Callable[[], Answer], rows: int) -> Answer:
         """Run a function in the model's thread, counted as `rows` passes, and return its result."""
         return await asyncio.wrap_future(self.batcher.run(task, rows))
 
     async def _answer(self, kind: str, parts: Sequence[Part], work: Work) -> list[Outputs]:
-        alone = work.seed is not None
-        return await asyncio.wrap_future(self.batcher.submit(kind, parts, alone))
+        exclusive = work.seed is not None
+        return await asyncio.wrap_future(self.batcher.submit(kind, parts, exclusive))
 
     def _predictions(self, chosen: Tensor, means: Tensor | None) -> list[Prediction]:
         classes = self.logits or len(self.loaded.classes) if means is None else means.shape[1]
-        likely = [None] * len(chosen) if means is None else means.tolist()
-        found = []
-        for won, each in zip(tally(chosen, classes), likely, strict=True):
-            share = wilson(won.votes, chosen.shape[1])
-            found.append(Prediction(won, self.loaded.label(won.winner), share, each))
-        return found
+        probabilities = [None] * len(chosen) if means is None else means.tolist()
+        predictions = []
+        for vote, mean in zip(tally(chosen, classes), probabilities, strict=True):
+            share = wilson(vote.votes, chosen.shape[1])
+            predictions.append(Prediction(vote, self.loaded.label(vote.winner), share, mean))
+        return predictions
 
     def _classify(self, x: Tensor, noise: Noise) -> Outputs:
         x = x.to(self.device)

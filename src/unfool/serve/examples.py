@@ -76,7 +76,7 @@ ERROR = {
     "required": ["error"],
 }
 PNGS = {"type": "array", "items": {"type": "string", "contentEncoding": "base64"}}
-NULL_AS_WELL = ("seed", "probabilities")  # fields of an answer that may be null
+NULLABLE = ("seed", "probabilities")  # fields of an answer that may be null
 
 
 def classify(model: str, limits: Limits) -> dict[str, Any]:
@@ -93,11 +93,11 @@ def purify(model: str, limits: Limits) -> dict[str, Any]:
     example = {key: value for key, value in PLAIN.items() if key != "votes"}
     numbers = {key: value for key, value in _numbers(limits).items() if key != "votes"}
     answers = _answers(PURIFIED | {"model": model}, ERRORS | NO_SEEDS | NO_PURIFIER)
-    found = answers[200]["content"]
-    told = found["application/json"]["schema"]
-    told["properties"] |= {"images": {"anyOf": [_nested(3), _nested(4)]}, "png": PNGS}
-    told["required"] = ["model", "seed", "notes"]
-    found["image/png"] = {"schema": {"type": "string", "format": "binary"}}
+    content = answers[200]["content"]
+    schema = content["application/json"]["schema"]
+    schema["properties"] |= {"images": {"anyOf": [_nested(3), _nested(4)]}, "png": PNGS}
+    schema["required"] = ["model", "seed", "notes"]
+    content["image/png"] = {"schema": {"type": "string", "format": "binary"}}
     return {
         "summary": "Images, purified.",
         "responses": answers,
@@ -115,32 +115,32 @@ def infer(model: str, path: str, limits: Limits) -> dict[str, Any]:
         "summary": "Classify images by majority vote.",
         "responses": answers,
         "openapi_extra": {"requestBody": {"required": True, "content": content}}
-        | _named(model, path),
+        | _path_parameters(model, path),
     }
 
 
 def status(model: str, path: str, summary: str, waits: bool = False) -> dict[str, Any]:
     """Describe a status route; one that `waits` responds with 503 unless the service is ready."""
-    named = _named(model, path)
+    parameters = _path_parameters(model, path)
     return {
         "summary": summary,
         "responses": {
             **({503: {"description": "Not ready."}} if waits else {}),
-            **(_errors(NO_MODEL) if named else {}),
+            **(_errors(NO_MODEL) if parameters else {}),
         },
-        "openapi_extra": named,
+        "openapi_extra": parameters,
     }
 
 
-def _named(model: str, path: str) -> dict[str, Any]:
+def _path_parameters(model: str, path: str) -> dict[str, Any]:
     """Describe the parameters of a path, each with the only value that the service accepts."""
     values = {"{name}": model, "{version}": VERSION}
-    found = [
+    parameters = [
         {"name": part[1:-1], "in": "path", "required": True, "schema": {"enum": [values[part]]}}
         for part in path.split("/")
         if part in values
     ]
-    return {"parameters": found} if found else {}
+    return {"parameters": parameters} if parameters else {}
 
 
 def _numbers(limits: Limits) -> dict[str, Any]:
@@ -208,9 +208,9 @@ def _schema(example: object, name: str = "") -> dict[str, Any]:
         properties = {key: _schema(value, key) for key, value in example.items()}
         return {"type": "object", "properties": properties, "required": sorted(example)}
     if isinstance(example, list):
-        found: dict[str, Any] = {"type": "array", "items": _schema(example[0]) if example else {}}
+        schema: dict[str, Any] = {"type": "array", "items": _schema(example[0]) if example else {}}
     else:
-        found = {"type": JSON_TYPES[type(example)]}
-    if name in NULL_AS_WELL:
-        found["type"] = [found["type"], "null"]
-    return found
+        schema = {"type": JSON_TYPES[type(example)]}
+    if name in NULLABLE:
+        schema["type"] = [schema["type"], "null"]
+    return schema

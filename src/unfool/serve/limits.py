@@ -30,13 +30,13 @@ class Limits:
     steps: int = 50
 
 
-class Held:
+class PendingBodies:
     """The number of bytes of all unanswered requests, at most `BODIES` times the largest body."""
 
     def __init__(self, limits: Limits):
         self.limits, self.bytes = limits, 0
 
-    def take(self, size: int) -> None:
+    def add(self, size: int) -> None:
         """Count bytes that arrive.
 
         Raises:
@@ -48,7 +48,7 @@ class Held:
             )
         self.bytes += size
 
-    def give_back(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Release the bytes of a request that is answered."""
         self.bytes -= size
 

@@ -83,67 +83,71 @@ def read(content: bytes, header: str | None, defense: Defense, limits: Limits) -
         Refused: The body is not a valid request.
     """
     size = len(content) if header is None else whole_number(header, HEADER, 1, len(content))
-    asked, binary = load_json(content[:size]), content[size:]
-    given = asked.get("inputs")
-    if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], dict):
+    request, binary = load_json(content[:size]), content[size:]
+    inputs = request.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise Refused(400, f"the request must have exactly one input, {INPUT!r}")
-    if given[0].get("name") != INPUT:
+    if inputs[0].get("name") != INPUT:
         raise Refused(400, f"the input of this model must be called {INPUT!r}")
-    parameters = _table(asked, "parameters")
+    parameters = _table(request, "parameters")
     default = bool(parameters.get("binary_data_output", False))
-    outputs = [] if asked.get("outputs") is None else asked["outputs"]
-    if not isinstance(outputs, list) or not all(isinstance(each, dict) for each in outputs):
+    outputs = [] if request.get("outputs") is None else request["outputs"]
+    if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
         raise Refused(400, "`outputs` must be a list of objects with a name")
-    wanted = {
-        str(each.get("name"))[:40]: bool(_table(each, "parameters").get("binary_data", default))
-        for each in outputs
+    requested = {
+        str(output.get("name"))[:40]: bool(_table(output, "parameters").get("binary_data", default))
+        for output in outputs
     }
     names = _names(defense)
-    if unknown := set(wanted) - set(names):
+    if unknown := set(requested) - set(names):
         raise Refused(
             400, f"there is no output {min(unknown)!r}: this model has {', '.join(names)}"
         )
-    votes, id_ = parameters.get("votes"), asked.get("id")
+    votes, id_ = parameters.get("votes"), request.get("id")
     if id_ is not None and not isinstance(id_, str):
         raise Refused(400, "`id` must be a string")
     return Inference(
         id_,
-        _tensor(given[0], binary),
+        _tensor(inputs[0], binary),
         None if votes is None else to_votes(votes, limits),
         to_seed(parameters.get("seed"), limits),
-        wanted or dict.fromkeys(names, default),
+        requested or dict.fromkeys(names, default),
     )
 
 
-def answer(asked: Inference, defense: Defense, found: Sequence[Prediction]) -> Response:
+def answer(request: Inference, defense: Defense, predictions: Sequence[Prediction]) -> Response:
     """Return the response to a request for inference."""
     values: dict[str, list[Any]] = {
-        "class": [each.tally.winner for each in found],
-        "label": [each.label for each in found],
-        "votes": [each.tally.counts for each in found],
-        "interval": [[each.share.low, each.share.high] for each in found],
-        "probabilities": [each.probabilities for each in found],
+        "class": [prediction.tally.winner for prediction in predictions],
+        "label": [prediction.label for prediction in predictions],
+        "votes": [prediction.tally.counts for prediction in predictions],
+        "interval": [[prediction.share.low, prediction.share.high] for prediction in predictions],
+        "probabilities": [prediction.probabilities for prediction in predictions],
     }
     outputs, tail = [], b""
-    for name, binary in asked.outputs.items():
+    for name, binary in request.outputs.items():
         kind = OUTPUTS[name][0]
         nested = values[name]
-        shape = [len(found), *([len(nested[0])] if isinstance(nested[0], list) else [])]
+        shape = [len(predictions), *([len(nested[0])] if isinstance(nested[0], list) else [])]
         row: dict[str, Any] = {"name": name, "datatype": kind, "shape": shape}
         if binary:
             packed = _packed(nested, kind)
             row["parameters"] = {"binary_data_size": len(packed)}
             tail += packed
         else:
-            row["data"] = [x for each in nested for x in each] if len(shape) > 1 else nested
+            row["data"] = (
+                [x for values_of_image in nested for x in values_of_image]
+                if len(shape) > 1
+                else nested
+            )
         outputs.append(row)
-    told: dict[str, Any] = {"model_name": defense.name, "model_version": VERSION}
-    if asked.id is not None:
-        told["id"] = asked.id
-    told["outputs"] = outputs
-    if not any(asked.outputs.values()):
-        return JSONResponse(told)
-    head = json.dumps(told).encode()
+    metadata: dict[str, Any] = {"model_name": defense.name, "model_version": VERSION}
+    if request.id is not None:
+        metadata["id"] = request.id
+    metadata["outputs"] = outputs
+    if not any(request.outputs.values()):
+        return JSONResponse(metadata)
+    head = json.dumps(metadata).encode()
     return Response(
         head + tail,
         media_type="application/octet-stream",
@@ -155,15 +159,15 @@ def _names(defense: Defense) -> list[str]:
     return [name for name in OUTPUTS if name != "probabilities" or not defense.decides]
 
 
-def _table(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = {} if of.get(name) is None else of[name]
-    if not isinstance(found, dict):
+def _table(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = {} if parent.get(name) is None else parent[name]
+    if not isinstance(value, dict):
         raise Refused(400, f"`{name}` must be an object")
-    return found
+    return value
 
 
-def _tensor(given: Mapping[str, Any], binary: bytes) -> np.ndarray:
-    kind, shape = given.get("datatype"), given.get("shape")
+def _tensor(tensor: Mapping[str, Any], binary: bytes) -> np.ndarray:
+    kind, shape = tensor.get("datatype"), tensor.get("shape")
     if not isinstance(kind, str) or kind not in DATATYPES:
         raise Refused(400, f"the datatype of {INPUT!r} must be one of {', '.join(DATATYPES)}")
     if not isinstance(shape, list) or not 3 <= len(shape) <= 4:
@@ -171,7 +175,7 @@ def _tensor(given: Mapping[str, Any], binary: bytes) -> np.ndarray:
             400, f"the shape of {INPUT!r} must be [N, C, H, W], [N, H, W, C], or [N, H, W]"
         )
     sizes = [whole_number(size, "each number of a shape", 1, 2**31) for size in shape]
-    dtype, size = np.dtype(DATATYPES[kind]), _table(given, "parameters").get("binary_data_size")
+    dtype, size = np.dtype(DATATYPES[kind]), _table(tensor, "parameters").get("binary_data_size")
     if size is not None:
         if whole_number(size, "binary_data_size", 0, 2**31) != len(binary):
             raise Refused(
@@ -182,7 +186,7 @@ def _tensor(given: Mapping[str, Any], binary: bytes) -> np.ndarray:
             raise Refused(400, f"{len(binary)} bytes do not fill a {kind} array of shape {sizes}")
         array = np.frombuffer(binary, dtype).reshape(sizes)
         return np.array(array, np.uint8 if kind == "UINT8" else np.float32)
-    array = to_array(given.get("data"), np.uint8 if kind == "UINT8" else np.float32)
+    array = to_array(tensor.get("data"), np.uint8 if kind == "UINT8" else np.float32)
     if array.size != math.prod(sizes):
         raise Refused(400, f"{array.size} numbers do not fill the shape {sizes}")
     return array.reshape(sizes)

@@ -27,13 +27,13 @@ from unfool.api.apply import (
     stretched,
     to_purify,
 )
-from unfool.serve.limits import Held, Limits, Refused
+from unfool.serve.limits import Limits, PendingBodies, Refused
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 DRAINED = 4  # a body is read up to this many times its limit, so that the client gets the refusal
 SMALL = 2**16  # bytes of JSON that need no thread; an image file this small may have many pixels
 FIELDS = ("votes", "seed", "force")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 _THREADS: RunVar[CapacityLimiter | None] = RunVar("unfool_decoding", default=None)
 DTYPES = {"float32": np.float32, "uint8": np.uint8}
 
@@ -73,7 +73,7 @@ class Images:
 
 
 @asynccontextmanager
-async def body_of(request: Request, held: Held) -> AsyncIterator[bytes]:
+async def body_of(request: Request, pending: PendingBodies) -> AsyncIterator[bytes]:
     """Read the body of a request; its bytes count as held until the block ends.
 
     Raises:
@@ -82,15 +82,15 @@ async def body_of(request: Request, held: Held) -> AsyncIterator[bytes]:
     size = 0
     try:
         chunks = []
-        async for chunk in _chunks(request, held.limits):
-            held.take(len(chunk))
+        async for chunk in _chunks(request, pending.limits):
+            pending.add(len(chunk))
             size += len(chunk)
             chunks.append(chunk)
         yield b"".join(chunks)
     except ClientDisconnect:
         raise Refused(400, "the connection closed before the body was complete") from None
     finally:
-        held.give_back(size)
+        pending.release(size)
 
 
 async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
@@ -133,7 +133,7 @@ async def parse_body(request: Request, content: bytes, limits: Limits) -> Body:
     return body
 
 
-async def in_thread(call: Callable[..., Found], *arguments: object, small: bool = False) -> Found:
+async def in_thread(call: Callable[..., Result], *arguments: object, small: bool = False) -> Result:
     """Run slow work, such as decoding, in one of two threads, so that the event loop stays free.
 
     Work that is `small` is done at once, because waiting for a thread would take longer.
@@ -152,12 +152,12 @@ def load_json(content: bytes) -> dict[str, Any]:
         Refused: The content is not a JSON object.
     """
     try:
-        found = json.loads(content)
+        table = json.loads(content)
     except (ValueError, RecursionError):
         raise Refused(400, "the body cannot be read as JSON") from None
-    if not isinstance(found, dict):
+    if not isinstance(table, dict):
         raise Refused(400, 'the body must be an object, such as {"images": [...]}')
-    return found
+    return table
 
 
 def whole_number(value: object, name: str, least: int, most: int) -> int:
@@ -217,16 +217,16 @@ def images_to_classify(body: Body, loaded: Loaded, limits: Limits) -> Images:
     Raises:
         Refused: The body contains no valid images, or too many images or pixels.
     """
-    found, room = Images(), _Room(limits)
+    images, room = Images(), _Room(limits)
     for number, content in enumerate(body.files, 1):
         name = f"image {number}"
         room.take(_pixels(content, name))
         file = io.BytesIO(content)
-        found.groups.append(_decoded(picture_for, loaded, file, name, found.notes.append))
+        images.groups.append(_decoded(picture_for, loaded, file, name, images.notes.append))
     if body.array is not None:
         x = _checked_array(body.array, room)
-        found.groups.append(stretched(x, loaded.shape, found.notes.append))
-    return found
+        images.groups.append(stretched(x, loaded.shape, images.notes.append))
+    return images
 
 
 def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limits) -> Images:
@@ -235,7 +235,7 @@ def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limit
     Raises:
         Refused: The body contains no valid images, too many, or one that is too large.
     """
-    found, room = Images(), _Room(limits)
+    images, room = Images(), _Room(limits)
 
     def add(x: Tensor, name: str) -> None:
         if not force:
@@ -243,16 +243,16 @@ def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limit
                 refuse_large(x, shape, name, "add the field force=true")
             except ValueError as error:
                 raise Refused(413, str(error)) from None
-        found.shapes.append(x.shape)
-        found.groups.append(to_purify(x, shape, found.notes.append))
+        images.shapes.append(x.shape)
+        images.groups.append(to_purify(x, shape, images.notes.append))
 
     for number, content in enumerate(body.files, 1):
         name = f"image {number}"
         room.take(_pixels(content, name))
-        add(_decoded(read_picture, io.BytesIO(content), name, shape, found.notes.append), name)
+        add(_decoded(read_picture, io.BytesIO(content), name, shape, images.notes.append), name)
     if body.array is not None:
         add(_checked_array(body.array, room), "each image")
-    return found
+    return images
 
 
 class _Room:
@@ -358,11 +358,11 @@ async def _parse_form(request: Request, content: bytes, limits: Limits) -> Body:
 
 
 def _parse_json(content: bytes) -> Body:
-    found = load_json(content)
-    if "images" not in found:
+    fields = load_json(content)
+    if "images" not in fields:
         raise Refused(400, "the body needs `images`, nested lists of numbers (N, H, W, C)")
-    kind = found.pop("dtype", "float32")
+    kind = fields.pop("dtype", "float32")
     if not isinstance(kind, str) or kind not in DTYPES:
         raise Refused(400, f"dtype must be one of {', '.join(DTYPES)}")
-    array = to_array(found.pop("images"), DTYPES[kind])
-    return Body((), array, found)
+    array = to_array(fields.pop("images"), DTYPES[kind])
+    return Body((), array, fields)

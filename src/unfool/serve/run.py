@@ -101,7 +101,7 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(server: uvicorn.Server, at: socket.socket, say: Callable[[], None]) -> None:
+def serve(server: uvicorn.Server, listener: socket.socket, announce: Callable[[], None]) -> None:
     """Answer requests until SIGTERM or Ctrl-C; then finish the accepted ones and return."""
     logging.basicConfig(format="unfool: %(levelname)s: %(message)s", level=logging.WARNING)
 
@@ -111,13 +111,13 @@ def serve(server: uvicorn.Server, at: socket.socket, say: Callable[[], None]) ->
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH)
     gc.freeze()  # libraries and model stay, so garbage collection need not scan them
-    before = {each: signal.signal(each, ignore) for each in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        say()
-        server.run(sockets=[at])
+        announce()
+        server.run(sockets=[listener])
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         gc.unfreeze()
         sys.setswitchinterval(interval)
-        at.close()
+        listener.close()

@@ -13,9 +13,9 @@ from typing import Any, NotRequired, TypeVar, cast, get_args, get_origin, get_ty
 
 from unfool.errors import SpecError
 from unfool.ranges import complaint, hints
-from unfool.runtime.downloads import allowed, cache_folder
+from unfool.runtime.downloads import cache_folder, downloads_allowed
 from unfool.runtime.memory import lack_of_memory
-from unfool.runtime.validate import fitted, shown
+from unfool.runtime.validate import convert, truncated_repr
 from unfool.spec.menu import (
     CALL_ARGUMENTS,
     PROVIDED,
@@ -33,8 +33,13 @@ from unfool.spec.menu import (
 from unfool.spec.tables import Part
 
 Section = TypeVar("Section")
-HAS = {"data": ("__len__", "__getitem__", "classes"), "denoiser": ("schedule", "encode", "decode")}
-INSTEAD = {"guide": "for_images"}  # a method that an object may have instead of being callable
+REQUIRED_ATTRIBUTES = {
+    "data": ("__len__", "__getitem__", "classes"),
+    "denoiser": ("schedule", "encode", "decode"),
+}
+CALL_ALTERNATIVES = {
+    "guide": "for_images"
+}  # a method that an object may have instead of being callable
 PLAIN_TYPES = (bool, int, float, str)  # an option of such a type is not a part, whatever its name
 
 
@@ -46,9 +51,9 @@ def part(kind: str, value: Any) -> Part:
     """
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
-        given = "" if table is None else f", not {shown(table)}"
+        actual = "" if table is None else f", not {truncated_repr(table)}"
         raise SpecError(
-            f"{kind} needs a name, alone or in a table with options{given}; choose from: {choices(kind)}"
+            f"{kind} needs a name, alone or in a table with options{actual}; choose from: {choices(kind)}"
         )
     return cast(Part, table)
 
@@ -72,9 +77,9 @@ def check(kind: str, value: Any, where: str | None = None) -> Part:
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     for key in options:
         if key not in named and not open_ended:
-            takes = ", ".join(named) or "no options"
+            accepted = ", ".join(named) or "no options"
             raise SpecError(
-                f"{where} {table['name']}: there is no option {key!r}; {hint(key, named, takes)}"
+                f"{where} {table['name']}: there is no option {key!r}; {hint(key, named, accepted)}"
             )
     types = hints(factory)
     filled: dict[str, Any] = {"name": table["name"]}
@@ -131,8 +136,8 @@ def refuse_unread_folder(spec: Mapping[str, Any], folder: str | None) -> None:
     Raises:
         SpecError: The data set of the spec reads no folder, or has another one.
     """
-    named = folder and folder != os.environ.get("UNFOOL_DATA") and spec.get("data") is not None
-    if not named or any(path.partition(".")[0] == "data" for path in spec.get("sweep") or ()):
+    is_named = folder and folder != os.environ.get("UNFOOL_DATA") and spec.get("data") is not None
+    if not is_named or any(path.partition(".")[0] == "data" for path in spec.get("sweep") or ()):
         return
     table = part("data", spec["data"])
     if "folder" not in inspect.signature(find("data", table["name"])).parameters:
@@ -154,14 +159,14 @@ def check_data(value: Any, folder: str | None) -> Part:
         SpecError: As `check`; or the data set needs a folder and none was named.
     """
     table = part("data", value)
-    takes = inspect.signature(find("data", table["name"])).parameters
-    if "folder" in takes and "folder" not in table:
+    parameters = inspect.signature(find("data", table["name"])).parameters
+    if "folder" in parameters and "folder" not in table:
         cache = cache_folder() / "data"
-        fetches = "download" in takes and (allowed() or table.get("download"))
+        fetches = "download" in parameters and (downloads_allowed() or table.get("download"))
         if not folder and (fetches or cache.is_dir()):
             folder = str(cache)
         if not folder:
-            more = ", or download it by --download" if "download" in takes else ""
+            more = ", or download it by --download" if "download" in parameters else ""
             raise SpecError(
                 f"data {table['name']} is read from a folder: name it by --data FOLDER or in the "
                 f"environment variable UNFOOL_DATA{more}"
@@ -170,49 +175,51 @@ def check_data(value: Any, folder: str | None) -> Part:
     return check("data", table)
 
 
-def build(kind: str, table: Part, **given: Any) -> Any:
-    """Build the object that a checked part names, from its options and the objects in `given`.
+def build(kind: str, table: Part, **objects: Any) -> Any:
+    """Build the object that a checked part names, from its options and the given `objects`.
 
     Raises:
         SpecError: The class or function refuses the options, or its result does not fit the kind.
     """
     factory = find(kind, table["name"])
     options = {
-        key: build(inner, cast(Part, value), **given)
+        key: build(inner, cast(Part, value), **objects)
         if (inner := kind_of(key)) and isinstance(value, dict)
         else value
         for key, value in table.items()
         if key != "name"
     }
     known = inspect.signature(factory).parameters
-    provided = {k: v for k, v in given.items() if k in known}
+    provided = {k: v for k, v in objects.items() if k in known}
     if is_callable_part(kind, factory):
         return partial(factory, **provided, **options)
     if takes_short_call(kind, factory):
         return find(kind, SHORT_CALLS[kind][1])(partial(factory, **options))
     try:
-        made = factory(**provided, **options)
+        result = factory(**provided, **options)
     except (ValueError, OSError) as error:
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"{kind} {table['name']}: {error}") from error
     except (RuntimeError, MemoryError) as error:  # such as sizes that do not fit into memory
-        said = lack_of_memory(error) or " ".join(str(error).split())[:200]
+        reason = lack_of_memory(error) or " ".join(str(error).split())[:200]
         raise SpecError(
-            f"{kind} {table['name']} cannot be built with these options ({said})"
+            f"{kind} {table['name']} cannot be built with these options ({reason})"
         ) from error
-    if kind in CALL_ARGUMENTS and not (callable(made) or hasattr(made, INSTEAD.get(kind, "?"))):
+    if kind in CALL_ARGUMENTS and not (
+        callable(result) or hasattr(result, CALL_ALTERNATIVES.get(kind, "?"))
+    ):
         raise SpecError(
-            f"{kind} {table['name']} returns {shown(made)}, which cannot be called with "
+            f"{kind} {table['name']} returns {truncated_repr(result)}, which cannot be called with "
             f"({', '.join(CALL_ARGUMENTS[kind])}): name a class whose instances can, or a function "
             "with these arguments"
         )
-    if lacking := [name for name in HAS.get(kind, ()) if not hasattr(made, name)]:
+    if missing := [name for name in REQUIRED_ATTRIBUTES.get(kind, ()) if not hasattr(result, name)]:
         raise SpecError(
-            f"{kind} {table['name']} returns {shown(made)}, which has no "
-            f"{' and no '.join(lacking)}: name a class with these attributes, as in unfool/protocols.py"
+            f"{kind} {table['name']} returns {truncated_repr(result)}, which has no "
+            f"{' and no '.join(missing)}: name a class with these attributes, as in unfool/protocols.py"
         )
-    return find(kind, SHORT_CALLS[kind][1])(made) if makes_short_call(kind, made) else made
+    return find(kind, SHORT_CALLS[kind][1])(result) if makes_short_call(kind, result) else result
 
 
 def check_section(
@@ -242,7 +249,9 @@ def check_options(
     """
     if not isinstance(values, dict):
         listed = ", ".join(types)
-        raise SpecError(f"{name} must be a table of options ({listed}), not {shown(values)}")
+        raise SpecError(
+            f"{name} must be a table of options ({listed}), not {truncated_repr(values)}"
+        )
     for key in values:
         if key not in types:
             near = hint(key, types, ", ".join(types))
@@ -274,8 +283,8 @@ def argument_names(kind: str, table: Part) -> list[str]:
         inner = kind_of(key)
         if inner is None or not isinstance(value, dict):
             continue
-        below = argument_names(inner, cast(Part, value))
-        names += [n for n in below if inner == kind or n in PROVIDED.get(inner, ())]
+        inner_names = argument_names(inner, cast(Part, value))
+        names += [n for n in inner_names if inner == kind or n in PROVIDED.get(inner, ())]
     return names
 
 
@@ -286,7 +295,7 @@ def _fit(where: str, kind: Any, value: Any) -> Any:
     if wrong := complaint(kind, value):
         raise SpecError(f"{where} {wrong}")
     try:
-        result = fitted(kind, value, where)
+        result = convert(kind, value, where)
     except ValueError as error:
         raise SpecError(str(error)) from error
     return str(result) if isinstance(result, Path) else result

@@ -45,21 +45,21 @@ def code_hash(spec: Mapping[str, Any]) -> str:
 def modules_named(value: Any) -> Iterator[str]:
     """Yield the modules that a spec, or a part of one, names as `module:attribute`."""
     if isinstance(value, list | tuple):
-        for each in value:
-            yield from modules_named(each)
+        for item in value:
+            yield from modules_named(item)
     elif isinstance(value, dict):
-        for key, each in value.items():
+        for key, item in value.items():
             named = key == "name" or kind_of(str(key)) is not None
-            if named and isinstance(each, str) and ":" in each:
-                yield each.partition(":")[0]
+            if named and isinstance(item, str) and ":" in item:
+                yield item.partition(":")[0]
             else:
-                yield from modules_named(each)
+                yield from modules_named(item)
 
 
 def own_files(modules: set[str]) -> dict[str, Path]:
     """Find the files of these modules and of all user modules that they import: name to file."""
-    found: dict[str, Path] = {}
-    asked, todo = set(modules), sorted(modules)
+    files: dict[str, Path] = {}
+    seen, todo = set(modules), sorted(modules)
     while todo:
         name = todo.pop()
         spec = _spec_of(name)
@@ -68,44 +68,44 @@ def own_files(modules: set[str]) -> dict[str, Path]:
             continue  # a module of a notebook, a package without __init__.py, or a missing module
         if _is_own(file):
             if name != "__main__":
-                found[name] = file
-            more = set(_imports(name, spec, file)) - asked
-            asked |= more
-            todo += sorted(more)
+                files[name] = file
+            imported = set(_imports(name, spec, file)) - seen
+            seen |= imported
+            todo += sorted(imported)
         elif name in modules:
-            found[name] = file
-    return found
+            files[name] = file
+    return files
 
 
 def _all_modules(value: Any, seen: set[Path]) -> Iterator[str]:
     """Yield the modules that a spec names, and those that the cards of its weights name."""
     yield from modules_named(value)
-    for place in _cards(value):
-        if place not in seen:
-            seen.add(place)
+    for card in _card_files(value):
+        if card not in seen:
+            seen.add(card)
             try:
-                yield from _all_modules(json.loads(place.read_text("utf-8")).get("part"), seen)
+                yield from _all_modules(json.loads(card.read_text("utf-8")).get("part"), seen)
             except (ValueError, AttributeError):
                 continue  # a damaged card, which is reported when it is loaded
 
 
-def _cards(value: Any) -> Iterator[Path]:
+def _card_files(value: Any) -> Iterator[Path]:
     if isinstance(value, list | tuple):
-        for each in value:
-            yield from _cards(each)
+        for item in value:
+            yield from _card_files(item)
     elif isinstance(value, dict):
-        for key, each in value.items():
-            if key in CARD_KEYS and isinstance(each, str):
-                shipped = Path(str(resources.files("unfool.weights").joinpath(each)))
-                cards = (folder / "card.json" for folder in (Path(each), shipped))
+        for key, item in value.items():
+            if key in CARD_KEYS and isinstance(item, str):
+                shipped = Path(str(resources.files("unfool.weights").joinpath(item)))
+                cards = (folder / "card.json" for folder in (Path(item), shipped))
                 yield from [card for card in cards if card.is_file()][:1]
             else:
-                yield from _cards(each)
+                yield from _card_files(item)
 
 
 def _imports(name: str, spec: ModuleSpec, file: Path) -> Iterator[str]:
     """Yield the modules that a file may import, and the packages that contain them."""
-    yield from _around(name)
+    yield from _parent_packages(name)
     if file.suffix != ".py":
         return
     try:
@@ -116,15 +116,15 @@ def _imports(name: str, spec: ModuleSpec, file: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         for target in _targets(node, package):
             yield target
-            yield from _around(target)
+            yield from _parent_packages(target)
 
 
 def _targets(node: ast.AST, package: str) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-        above = package.split(".")[: len(package.split(".")) - node.level + 1]
-        base = ".".join([*(above if node.level else []), *([node.module] if node.module else [])])
+        parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+        base = ".".join([*(parents if node.level else []), *([node.module] if node.module else [])])
         yield base
         yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
     elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
@@ -133,7 +133,7 @@ def _targets(node: ast.AST, package: str) -> Iterator[str]:
             yield node.args[0].value
 
 
-def _around(name: str) -> list[str]:
+def _parent_packages(name: str) -> list[str]:
     """Return the packages that contain a module, which Python imports before it."""
     parts = name.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
@@ -148,15 +148,15 @@ def _spec_of(name: str) -> ModuleSpec | None:
         script = getattr(sys.modules.get(top), "__file__", None)
         return ModuleSpec(top, None, origin=script)
     try:
-        found = importlib.util.find_spec(top)
+        spec = importlib.util.find_spec(top)
         for part in inside:
-            if found is None or found.submodule_search_locations is None:
+            if spec is None or spec.submodule_search_locations is None:
                 return None
             # One part at a time, because for a dotted name Python would import the packages.
-            found = PathFinder.find_spec(part, list(found.submodule_search_locations))
+            spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
     except (ValueError, ImportError, AttributeError):
         return None
-    return found
+    return spec
 
 
 def _is_own(file: Path) -> bool:

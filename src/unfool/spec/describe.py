@@ -108,8 +108,8 @@ def argument_texts(function: Any) -> dict[str, str]:
 def first_sentence(text: str) -> str:
     """Return the text up to the first period that ends a sentence."""
     paragraph = " ".join(text.strip().split("\n\n")[0].split())
-    ends = re.search(r"(?<!et al)(?<!i\.e)(?<!e\.g)\.(?= [A-Z`\"])", paragraph)
-    return paragraph[: ends.end()] if ends else paragraph
+    end = re.search(r"(?<!et al)(?<!i\.e)(?<!e\.g)\.(?= [A-Z`\"])", paragraph)
+    return paragraph[: end.end()] if end else paragraph
 
 
 def _section(doc: str) -> Iterator[str]:
@@ -128,7 +128,7 @@ def _type(key: str, hint: Any) -> str:
     what = " | ".join(map(str, words)) if words else _plain(hint)
     if words and NoneType in get_args(hint):
         what += " | null"
-    return ", ".join(told for told in (what, range_text(hint), remark(hint)) if told)
+    return ", ".join(text for text in (what, range_text(hint), remark(hint)) if text)
 
 
 def _plain(hint: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unfool.runtime.files import ADAPTER, files_in, hash_of_json
-from unfool.runtime.published_files import kept_file
+from unfool.runtime.published_files import path_or_cached
 
 # files and folders whose contents count, not their paths
 FILE_KEYS = (
@@ -33,13 +33,13 @@ def identity(spec: Mapping[str, Any]) -> str:
     For the keys in `FILE_KEYS`, the contents of the files count; for other data, the name and
     options. A run also keeps a hash of its images.
     """
-    asked = _by_contents({key: value for key, value in spec.items() if key != "machine"})
+    content = _by_contents({key: value for key, value in spec.items() if key != "machine"})
     for section in ("evaluation", "certification"):
-        if section in asked:
-            asked[section] = {k: v for k, v in asked[section].items() if k != "images"}
-    if asked.get("evaluation", {}).get("curtail") is False:  # the same as no `curtail`
-        del asked["evaluation"]["curtail"]
-    return hash_of_json(asked)[:10]
+        if section in content:
+            content[section] = {k: v for k, v in content[section].items() if k != "images"}
+    if content.get("evaluation", {}).get("curtail") is False:  # the same as no `curtail`
+        del content["evaluation"]["curtail"]
+    return hash_of_json(content)[:10]
 
 
 def _by_contents(value: Any) -> Any:
@@ -60,14 +60,14 @@ def _of_file(key: str, file: str) -> str:
     Weights with a card are in a folder, or belong to a shipped model. For a folder of data, which
     may be as large as ImageNet, the names and sizes of its files are hashed, not their contents.
     """
-    home = kept_file(Path(file))
-    if home.is_file():
-        return _contents(home)
-    if key == "path" and home.is_dir():
-        return _hash_of({part: str(part.stat().st_size) for part in _visible(home)}, home)
-    if (parts := files_in(home)) and not (home / "card.json").is_file():
-        return _hash_of({part: _contents(part) for part in parts}, home)
-    for folder in (home, Path(str(resources.files("unfool.weights").joinpath(file)))):
+    path = path_or_cached(Path(file))
+    if path.is_file():
+        return _contents(path)
+    if key == "path" and path.is_dir():
+        return _hash_of({part: str(part.stat().st_size) for part in _visible(path)}, path)
+    if (parts := files_in(path)) and not (path / "card.json").is_file():
+        return _hash_of({part: _contents(part) for part in parts}, path)
+    for folder in (path, Path(str(resources.files("unfool.weights").joinpath(file)))):
         card = folder / "card.json"
         for weights in (folder / "model.safetensors", folder / ADAPTER):
             if weights.is_file() and card.is_file():
@@ -75,20 +75,25 @@ def _of_file(key: str, file: str) -> str:
                     digest = hashlib.file_digest(content, "sha256")
                 digest.update(card.read_bytes())
                 return digest.hexdigest()
-    if key == "tokenizer" and home.is_dir():
-        return _hash_of({part: _contents(part) for part in _visible(home)}, home)
+    if key == "tokenizer" and path.is_dir():
+        return _hash_of({part: _contents(part) for part in _visible(path)}, path)
     return file
 
 
 def _visible(folder: Path) -> list[Path]:
     """List the files in a folder at any depth, sorted, without hidden ones."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [p for p in found if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [p for p in files if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
 
 
-def _hash_of(told: Mapping[Path, str], home: Path) -> str:
+def _hash_of(descriptions: Mapping[Path, str], folder: Path) -> str:
     """Hash what describes the files in a folder, with their relative paths."""
-    return hash_of_json({part.relative_to(home).as_posix(): what for part, what in told.items()})
+    return hash_of_json(
+        {
+            part.relative_to(folder).as_posix(): description
+            for part, description in descriptions.items()
+        }
+    )
 
 
 def _contents(file: Path) -> str:

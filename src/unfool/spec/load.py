@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from unfool.errors import SpecError
-from unfool.runtime.validate import shown
+from unfool.runtime.validate import truncated_repr
 from unfool.spec import strict_yaml
 from unfool.spec.menu import hint, kind_of, shipped
 from unfool.spec.tables import RawSpec
@@ -57,14 +57,14 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                place = f"in {where}" if where else "at the top of the spec"
+                location = f"in {where}" if where else "at the top of the spec"
                 raise SpecError(
-                    f"the key {key!r} {place} must be text: write it in quotes, or name an option "
+                    f"the key {key!r} {location} must be text: write it in quotes, or name an option "
                     "(YAML reads an unquoted yes, no, on, or off as true or false)"
                 )
         return {key: _plain(v, f"{where}.{key}".lstrip(".")) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v, f"{where}.{place}") for place, v in enumerate(value)]
+        return [_plain(v, f"{where}.{index}") for index, v in enumerate(value)]
     if hasattr(value, "tolist"):
         return _plain(value.tolist(), where)
     if isinstance(value, Path) or type(value).__name__ == "device":
@@ -72,7 +72,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, date):
         raise SpecError(f"YAML reads {where} as the date {value}: write it in quotes")
     raise SpecError(
-        f"{where} is {shown(value)}, an object, which a spec cannot hold: write its name and "
+        f"{where} is {truncated_repr(value)}, an object, which a spec cannot hold: write its name and "
         "options, such as {name: pgd, steps: 20}, or pass objects to unfool.evaluate"
     )
 
@@ -119,27 +119,27 @@ def _change(spec: Table, change: str) -> None:
         value = strict_yaml.parse_value(value, as_text=last in TEXT_KEYS)
     except ValueError as error:
         raise SpecError(f"--set {change}: {error}") from error
-    place: Any = spec
+    node: Any = spec
     for step in parents:
-        at = _at(change, step, place)
-        if isinstance(place, dict):
-            place.setdefault(at, {})
-        if isinstance(place[at], str) and (isinstance(place, list) or kind_of(at)):
-            place[at] = {"name": place[at]}  # a table, so that the bare name can have options
-        place = place[at]
-    place[_at(change, last, place)] = value
+        key = _key_or_index(change, step, node)
+        if isinstance(node, dict):
+            node.setdefault(key, {})
+        if isinstance(node[key], str) and (isinstance(node, list) or kind_of(key)):
+            node[key] = {"name": node[key]}  # a table, so that the bare name can have options
+        node = node[key]
+    node[_key_or_index(change, last, node)] = value
 
 
-def _at(change: str, step: str, place: Any) -> Any:
-    """Return the key of a table, or the index of a list, that `step` refers to in `place`."""
-    if isinstance(place, dict):
+def _key_or_index(change: str, step: str, node: Any) -> Any:
+    """Return the key of a table, or the index of a list, that `step` refers to in `node`."""
+    if isinstance(node, dict):
         return step
-    if not isinstance(place, list):
+    if not isinstance(node, list):
         raise SpecError(
-            f"--set {change}: there is no {step!r} in {place!r}, which is a single value"
+            f"--set {change}: there is no {step!r} in {node!r}, which is a single value"
         )
-    if not step.isdigit() or int(step) >= len(place):
-        raise SpecError(f"--set {change}: {step!r} must be a number from 0 to {len(place) - 1}")
+    if not step.isdigit() or int(step) >= len(node):
+        raise SpecError(f"--set {change}: {step!r} must be a number from 0 to {len(node) - 1}")
     return int(step)
 
 

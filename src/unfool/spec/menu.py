@@ -195,8 +195,8 @@ PROVIDED: dict[str, tuple[str, ...]] = dict.fromkeys(
 def shipped() -> dict[str, str]:
     """Return the specs that come with the package: name to the first line of its text."""
     files = sorted(resources.files("unfool.specs").iterdir(), key=lambda file: file.name)
-    found = [(Path(f.name).stem, f.read_text("utf-8")) for f in files if f.name.endswith(".yaml")]
-    return {name: text.splitlines()[0].lstrip("# ") for name, text in found}
+    specs = [(Path(f.name).stem, f.read_text("utf-8")) for f in files if f.name.endswith(".yaml")]
+    return {name: text.splitlines()[0].lstrip("# ") for name, text in specs}
 
 
 def find(kind: str, name: str) -> Any:
@@ -214,17 +214,21 @@ def find(kind: str, name: str) -> Any:
         # Last, so that no file in the current folder shadows an installed module.
         sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        factory = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a user's module may raise anything
         raise SpecError(f"{kind}: {target!r} cannot be imported: {error}") from error
     try:
-        inspect.signature(found)
+        inspect.signature(factory)
     except (TypeError, ValueError) as error:
-        what = f"{type(found).__name__} {found!r}" if not callable(found) else "built-in function"
+        what = (
+            f"{type(factory).__name__} {factory!r}"
+            if not callable(factory)
+            else "built-in function"
+        )
         raise SpecError(
             f"{kind}: {target!r} is the {what}: name a class or a function written in Python"
         ) from error
-    return found
+    return factory
 
 
 def kind_of(key: str) -> str | None:
@@ -232,35 +236,35 @@ def kind_of(key: str) -> str | None:
     return key if key in MENU else KIND_OF_OPTION.get(key)
 
 
-def is_callable_part(kind: str, found: Any) -> bool:
+def is_callable_part(kind: str, factory: Any) -> bool:
     """Return whether a part names a function that is itself the part, not a factory of it."""
     call = CALL_ARGUMENTS.get(kind)
-    if call is None or inspect.isclass(found):
+    if call is None or inspect.isclass(factory):
         return False
-    return tuple(inspect.signature(found).parameters)[: len(call)] == call
+    return tuple(inspect.signature(factory).parameters)[: len(call)] == call
 
 
-def takes_short_call(kind: str, found: Any) -> bool:
+def takes_short_call(kind: str, factory: Any) -> bool:
     """Return whether a part names a function with the fewer arguments of `SHORT_CALLS`."""
     first, _ = SHORT_CALLS.get(kind, ((), ""))
-    if not first or inspect.isclass(found) or is_callable_part(kind, found):
+    if not first or inspect.isclass(factory) or is_callable_part(kind, factory):
         return False
-    return tuple(inspect.signature(found).parameters)[: len(first)] == first
+    return tuple(inspect.signature(factory).parameters)[: len(first)] == first
 
 
-def makes_short_call(kind: str, made: Any) -> bool:
+def makes_short_call(kind: str, instance: Any) -> bool:
     """Return whether an object that a part made is called with the arguments of `SHORT_CALLS`."""
-    if kind not in SHORT_CALLS or not callable(made) or not takes_short_call(kind, made):
+    if kind not in SHORT_CALLS or not callable(instance) or not takes_short_call(kind, instance):
         return False
-    taken = inspect.signature(made).parameters.values()
-    return sum(p.default is p.empty for p in taken) < len(CALL_ARGUMENTS[kind])
+    parameters = inspect.signature(instance).parameters.values()
+    return sum(p.default is p.empty for p in parameters) < len(CALL_ARGUMENTS[kind])
 
 
-def options_of(kind: str, found: Any) -> dict[str, inspect.Parameter]:
+def options_of(kind: str, factory: Any) -> dict[str, inspect.Parameter]:
     """Return the parameters that a spec may set; the caller fills in the others."""
-    called = is_callable_part(kind, found) or takes_short_call(kind, found)
-    filled_in = (*PROVIDED.get(kind, ()), *(CALL_ARGUMENTS.get(kind, ()) if called else ()))
-    signature = inspect.signature(found).parameters
+    is_call = is_callable_part(kind, factory) or takes_short_call(kind, factory)
+    filled_in = (*PROVIDED.get(kind, ()), *(CALL_ARGUMENTS.get(kind, ()) if is_call else ()))
+    signature = inspect.signature(factory).parameters
     return {key: p for key, p in signature.items() if key not in filled_in}
 
 

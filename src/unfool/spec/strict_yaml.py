@@ -75,7 +75,7 @@ def _value(text: str, as_text: bool = False) -> tuple[Any, yaml.Node | None]:
             )
         if depth > DEEPEST:
             raise ValueError(f"it nests tables and lists more than {DEEPEST} deep")
-        return _made(loader, node), node
+        return _construct(loader, node), node
     except yaml.YAMLError as error:
         raise ValueError(explain(error)) from error
     except RecursionError as error:
@@ -84,7 +84,7 @@ def _value(text: str, as_text: bool = False) -> tuple[Any, yaml.Node | None]:
         loader.dispose()
 
 
-def _made(loader: "_Loader", node: yaml.Node) -> Any:
+def _construct(loader: "_Loader", node: yaml.Node) -> Any:
     try:
         return loader.construct_document(node)
     except (
@@ -150,19 +150,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def number(self, node: yaml.ScalarNode) -> float:
-        said, line = node.value, node.start_mark.line + 1
-        if len(said) > DIGITS:
+        text, line = node.value, node.start_mark.line + 1
+        if len(text) > DIGITS:
             raise yaml.YAMLError(f"the number in line {line} has more than {DIGITS} digits")
-        if ":" in said or re.fullmatch(r"[-+]?0[0-9_]+", said):
-            base = 60 if ":" in said else 8
+        if ":" in text or re.fullmatch(r"[-+]?0[0-9_]+", text):
+            base = 60 if ":" in text else 8
             raise yaml.YAMLError(
-                f"YAML reads {said} in line {line} as a number in base {base}: write it in "
+                f"YAML reads {text} in line {line} as a number in base {base}: write it in "
                 "decimal, or put it in quotes if it is text"
             )
-        whole = node.tag.endswith(":int")
-        value = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        is_integer = node.tag.endswith(":int")
+        value = self.construct_yaml_int(node) if is_integer else self.construct_yaml_float(node)
         if not math.isfinite(value):
-            raise yaml.YAMLError(f"{said} in line {line} must be a finite number")
+            raise yaml.YAMLError(f"{text} in line {line} must be a finite number")
         return value
 
 

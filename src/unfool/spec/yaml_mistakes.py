@@ -6,7 +6,7 @@ import yaml
 from yaml.reader import ReaderError
 
 # patterns of PyYAML's messages: their explanations
-_MEANS = {
+_EXPLANATIONS = {
     r"mapping values are not allowed": (
         "there is a `:` where no option can begin; put text with `: ` in quotes, and give the "
         "options of one table the same indentation"
@@ -52,13 +52,13 @@ def explain(error: yaml.YAMLError) -> str:
     if not isinstance(error, yaml.MarkedYAMLError):
         return str(error)
     mark = error.problem_mark or error.context_mark
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return place + _meaning(error.problem or "")
+    position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return position + _meaning(error.problem or "")
 
 
 def _meaning(problem: str) -> str:
-    for pattern, meaning in _MEANS.items():
-        if found := re.search(pattern, problem):
-            words = found.groupdict()
+    for pattern, meaning in _EXPLANATIONS.items():
+        if match := re.search(pattern, problem):
+            words = match.groupdict()
             return meaning.format(what=words.get("what") or words.get("handle"))
     return "this is not valid YAML; put text in quotes, or write it another way"

@@ -10,7 +10,7 @@ from unfool.data import fetch
 from unfool.errors import SpecError
 from unfool.noise import Noise
 from unfool.protocols import Dataset
-from unfool.runtime.memory import free_bytes, kept_by_graphs
+from unfool.runtime.memory import count_graph_memory, free_bytes
 
 TRIED = 2  # images in the trial step
 # Training state in multiples of the weights' size: gradient, two moments, running average, and a
@@ -99,7 +99,10 @@ def forecast(
     x, y = (part.to(device) for part in fetch(data, range(size)))
     kind = torch.device(device).type
     buffers = [buffer.clone() for buffer in model.buffers()]
-    with kept_by_graphs(model) as kept, torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
+    with (
+        count_graph_memory(model) as kept,
+        torch.autocast(kind, dtype=torch.bfloat16, enabled=half),
+    ):
         objective(model, x, y, Noise.of(0, range(size)).child("forecast"))
     with torch.no_grad():
         for buffer, was in zip(model.buffers(), buffers, strict=True):

@@ -62,9 +62,11 @@ class Choices(NamedTuple):
     @classmethod
     def of(cls, table: RawSpec, model: Defended | None, defense: Defense) -> "Choices":
         """Return the choices for a spec and its model."""
-        given: Any = table.get("threat")
+        section: Any = table.get("threat")
         threat: Any = (
-            given if given and given.get("norm") in NORMS else {"norm": "linf", "eps": "8/255"}
+            section
+            if section and section.get("norm") in NORMS
+            else {"norm": "linf", "eps": "8/255"}
         )
         eps, data = Threat(threat["norm"], threat["eps"]).eps, defense.loaded.data
         color = defense.loaded.shape is not None and defense.loaded.shape[0] == 3
@@ -74,10 +76,10 @@ class Choices(NamedTuple):
         return cls(table, threat["norm"], round(eps * unit, 6), unit, purifiers, size)
 
     @property
-    def eps_most(self) -> float:
+    def max_eps(self) -> float:
         """The largest budget that the page offers."""
-        most = 4 * (self.eps or self.unit / 16)
-        return min(most, self.unit) if self.norm == "linf" else most
+        limit = 4 * (self.eps or self.unit / 16)
+        return min(limit, self.unit) if self.norm == "linf" else limit
 
     @property
     def defense(self) -> str:
@@ -85,8 +87,10 @@ class Choices(NamedTuple):
         if not self.purifiers:
             return ""
         name, *options = self.purifiers["own"].part.items()
-        told = ", ".join(f"{key} {value}" for key, value in _without_places(dict(options)).items())
-        return f"{name[1]} ({told})" if told else name[1]
+        options_text = ", ".join(
+            f"{key} {value}" for key, value in _with_file_names_only(dict(options)).items()
+        )
+        return f"{name[1]} ({options_text})" if options_text else name[1]
 
     def spec(self, settings: Settings) -> str:
         """Write the settings as a spec (YAML), for `unfool sweep` if several purifiers are chosen.
@@ -94,23 +98,25 @@ class Choices(NamedTuple):
         Files of the server appear only by name, without their folders.
         """
         parts = ("data", "classifier", "denoiser", "purifier", "paths")
-        told: dict[str, Any] = {k: v for k in parts if (v := self.table.get(k)) is not None}
+        table: dict[str, Any] = {k: v for k in parts if (v := self.table.get(k)) is not None}
         eps = f"{settings.eps:g}/255" if self.unit == 255 else float(f"{settings.eps:g}")
-        told["threat"] = {"norm": self.norm, "eps": eps}
+        table["threat"] = {"norm": self.norm, "eps": eps}
         attack = {"name": "pgd", "view": settings.gradient, "loss": "margin"}
-        told["attacks"] = [attack | {"steps": settings.steps, "eot": settings.eot}]
-        told["evaluation"] = {"draws": settings.votes}
+        table["attacks"] = [attack | {"steps": settings.steps, "eot": settings.eot}]
+        table["evaluation"] = {"draws": settings.votes}
         if settings.seed is not None:
-            told["evaluation"]["seed"] = settings.seed
+            table["evaluation"]["seed"] = settings.seed
         if self.images is not None:
-            told["evaluation"]["images"] = min(IMAGES, self.images)
+            table["evaluation"]["images"] = min(IMAGES, self.images)
         chosen = [self.purifiers[key] for key in settings.purifiers if key in self.purifiers]
         if len(chosen) > 1:
-            told["sweep"] = {"purifier": [{"label": each.name} | each.part for each in chosen]}
+            table["sweep"] = {
+                "purifier": [{"label": choice.name} | choice.part for choice in chosen]
+            }
         text = yaml.safe_dump(
-            _without_places(told), sort_keys=False, default_flow_style=None, width=100
+            _with_file_names_only(table), sort_keys=False, default_flow_style=None, width=100
         )
-        command = "sweep" if "sweep" in told else "evaluate"
+        command = "sweep" if "sweep" in table else "evaluate"
         return f"# unfool {command} FILE (from the playground of unfool {__version__})\n{text}"
 
 
@@ -129,11 +135,11 @@ def samples_of(loaded: Loaded, table: RawSpec) -> list[Sample]:
     if labels is None:
         chosen = list(range(min(size, PER_CLASS * CLASSES)))
     else:
-        of_class: dict[int, list[int]] = {}
-        for place, label in enumerate(labels):
-            if label < CLASSES and len(of_class.setdefault(label, [])) < PER_CLASS:
-                of_class[label].append(place)
-        chosen = [place for label in sorted(of_class) for place in of_class[label]]
+        indices_of_class: dict[int, list[int]] = {}
+        for index, label in enumerate(labels):
+            if label < CLASSES and len(indices_of_class.setdefault(label, [])) < PER_CLASS:
+                indices_of_class[label].append(index)
+        chosen = [index for label in sorted(indices_of_class) for index in indices_of_class[label]]
     return [Sample(x, int(label), data.classes) for x, label in (data[i] for i in chosen)]
 
 
@@ -144,26 +150,30 @@ def _name(table: RawSpec) -> str:
 def _purifiers(table: RawSpec, model: Defended, device: str) -> dict[str, Choice]:
     """Return the spec's purifier, and those of the package that work with its denoiser."""
     own = specs.part("purifier", table.get("purifier"))
-    found = {"own": Choice("this model's", own, model.purifier)}
+    purifiers = {"own": Choice("this model's", own, model.purifier)}
     denoiser = getattr(model.purifier, "denoiser", None)
     if denoiser is None or image_shape(model.purifier) is None:
-        return found
+        return purifiers
     t = own.get("t", 0.1)
-    for key, (name, part) in _beside(float(t) if isinstance(t, int | float) else 0.1).items():
+    for key, (name, part) in _other_purifiers(
+        float(t) if isinstance(t, int | float) else 0.1
+    ).items():
         if part == own:
             continue
         try:
             checked = specs.check("purifier", part)
-            made = specs.build("purifier", checked, denoiser=denoiser, classifier=model.classifier)
+            purifier = specs.build(
+                "purifier", checked, denoiser=denoiser, classifier=model.classifier
+            )
         except (ValueError, specs.SpecError):
             continue  # this purifier does not work with the denoiser
-        if isinstance(made, nn.Module):
-            made = made.eval().requires_grad_(False).to(device)
-        found[key] = Choice(name, cast(Part, part), made)
-    return found
+        if isinstance(purifier, nn.Module):
+            purifier = purifier.eval().requires_grad_(False).to(device)
+        purifiers[key] = Choice(name, cast(Part, part), purifier)
+    return purifiers
 
 
-def _beside(t: float) -> dict[str, tuple[str, dict[str, Any]]]:
+def _other_purifiers(t: float) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return purifiers by key: their names and parts, for noise up to time `t`."""
 
     def diffpure(sampler: str, steps: int) -> dict[str, Any]:
@@ -182,14 +192,16 @@ def _beside(t: float) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
-def _without_places(value: Any) -> Any:
+def _with_file_names_only(value: Any) -> Any:
     """Return a copy of a table with the paths of files and folders cut to their names."""
     if isinstance(value, list):
-        return [_without_places(each) for each in value]
+        return [_with_file_names_only(item) for item in value]
     if not isinstance(value, dict):
         return value
     files = (*specs.FILE_KEYS, "folder")
     return {
-        key: Path(each).name if key in files and isinstance(each, str) else _without_places(each)
-        for key, each in value.items()
+        key: Path(item).name
+        if key in files and isinstance(item, str)
+        else _with_file_names_only(item)
+        for key, item in value.items()
     }

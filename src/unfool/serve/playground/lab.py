@@ -28,7 +28,7 @@ from unfool.statistics import Share, wilson
 from unfool.threat import Threat
 
 STATES = 5  # images of the reverse process that are shown, besides the original
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Picture(NamedTuple):
@@ -84,15 +84,15 @@ class Purification(NamedTuple):
     Attributes:
         path: Times and images (C, H, W), from the noised image to the purified one; empty if the
             purifier does not provide them.
-        pure: The purified image (1, C, H, W); None without a purifier.
+        purified: The purified image (1, C, H, W); None without a purifier.
         defended: The votes of the model.
-        alone: The votes of the classifier without its purifier; None if it has none.
+        undefended: The votes of the classifier without its purifier; None if it has none.
     """
 
     path: list[tuple[float, Tensor]]
-    pure: Tensor | None
+    purified: Tensor | None
     defended: Votes
-    alone: Votes | None
+    undefended: Votes | None
 
 
 class AttackStep(NamedTuple):
@@ -122,7 +122,7 @@ class Attacked(NamedTuple):
         size: Size of the perturbation, in the threat's norm.
         before: The votes of the model on the original image.
         defended: The votes of the model on `x`, with held-out noise.
-        alone: The votes of the classifier without its purifier; None if it has none.
+        undefended: The votes of the classifier without its purifier; None if it has none.
     """
 
     x: Tensor
@@ -130,7 +130,7 @@ class Attacked(NamedTuple):
     size: float
     before: Votes
     defended: Votes
-    alone: Votes | None
+    undefended: Votes | None
 
 
 class Compared(NamedTuple):
@@ -138,14 +138,14 @@ class Compared(NamedTuple):
 
     Attributes:
         key: Its key in `Choices.purifiers`.
-        pure: The purified image (1, C, H, W).
+        purified: The purified image (1, C, H, W).
         defended: The votes of the classifier behind this purifier.
         distance: Root mean square difference from the image.
         seconds: Duration of one pass of the purifier.
     """
 
     key: str
-    pure: Tensor
+    purified: Tensor
     defended: Votes
     distance: float
     seconds: float
@@ -162,8 +162,8 @@ class Lab:
     def __init__(self, defense: Defense, table: specs.RawSpec):
         self.defense, self.limits = defense, defense.limits
         model = defense.loaded.model
-        self.whole = model if isinstance(model, Defended) else None
-        self.choices = Choices.of(table, self.whole, defense)
+        self.defended_model = model if isinstance(model, Defended) else None
+        self.choices = Choices.of(table, self.defended_model, defense)
         self.samples: list[Sample] = samples_of(defense.loaded, table)
 
     def label(self, index: int) -> str:
@@ -182,8 +182,8 @@ class Lab:
             raise Refused(
                 404, f"there is no sample {number}: choose one from 0 to {len(self.samples) - 1}"
             )
-        found = self.samples[number]
-        return Picture(found.x[None], f"sample {number}", found.label)
+        sample = self.samples[number]
+        return Picture(sample.x[None], f"sample {number}", sample.label)
 
     async def read(self, content: bytes) -> Picture:
         """Read an uploaded image, resized to what the model takes.
@@ -209,12 +209,12 @@ class Lab:
             Refused: A setting is out of range, or the time is up.
         """
         settings.check(self.limits)
-        clock, path, pure = _Clock(self.limits.seconds), [], None
+        clock, path, purified = _Clock(self.limits.seconds), [], None
         x = picture.x.to(self.defense.device)
-        if self.whole is not None:
-            path, pure = await self._walk(x, noise_to_purify(settings.seed, 0, 1), clock)
-        defended, alone = await self._both(x, settings, clock)
-        return Purification(path, pure, defended, alone)
+        if self.defended_model is not None:
+            path, purified = await self._walk(x, noise_to_purify(settings.seed, 0, 1), clock)
+        defended, undefended = await self._vote_with_and_without_defense(x, settings, clock)
+        return Purification(path, purified, defended, undefended)
 
     async def attack(
         self, picture: Picture, settings: Settings
@@ -247,8 +247,8 @@ class Lab:
             number += 1
             loss, wrong = float(result.loss), float(result.error_rate)
             yield AttackStep(number, settings.steps, query.x, loss, wrong)
-        defended, alone = await self._both(x_adv, settings, clock)
-        yield Attacked(x_adv, label, float(threat.size(x_adv - x)), before, defended, alone)
+        defended, undefended = await self._vote_with_and_without_defense(x_adv, settings, clock)
+        yield Attacked(x_adv, label, float(threat.size(x_adv - x)), before, defended, undefended)
 
     async def compare(self, picture: Picture, settings: Settings) -> AsyncIterator[Compared]:
         """Purify and classify the image with each purifier, on the same noise.
@@ -257,19 +257,19 @@ class Lab:
             Refused: A setting is out of range, there is no purifier, or the time is up.
         """
         settings.check(self.limits)
-        if self.whole is None:
+        if self.defended_model is None:
             raise Refused(404, "this model has no purifier, so there is nothing to compare")
         clock, x = _Clock(self.limits.seconds), picture.x.to(self.defense.device)
         for key in settings.purifiers:
             purifier = self.choices.purifiers[key].purifier
             noise = noise_to_purify(settings.seed, 0, 1)
-            pure, seconds = await clock.wait(
+            purified, seconds = await clock.wait(
                 self._run(lambda p=purifier, n=noise: _timed(p, x, n), 1)
             )
-            model = Batched(self.whole.with_purifier(purifier), self.defense.model)
+            model = Batched(self.defended_model.with_purifier(purifier), self.defense.model)
             votes = await self._votes(model, x, settings, clock)
-            distance = float((pure - x).square().mean().sqrt())
-            yield Compared(key, pure, votes, distance, seconds)
+            distance = float((purified - x).square().mean().sqrt())
+            yield Compared(key, purified, votes, distance, seconds)
 
     def threat(self, settings: Settings) -> Threat:
         """Return the threat of the attack.
@@ -277,14 +277,14 @@ class Lab:
         Raises:
             Refused: The budget is out of range.
         """
-        if not 0 <= settings.eps <= self.choices.eps_most:
-            raise Refused(400, f"eps must be from 0 to {self.choices.eps_most:g}")
+        if not 0 <= settings.eps <= self.choices.max_eps:
+            raise Refused(400, f"eps must be from 0 to {self.choices.max_eps:g}")
         return Threat(self.choices.norm, settings.eps / self.choices.unit)
 
     def _view(self, settings: Settings) -> Classifier:
         if settings.gradient == "exact":
             return self.defense.model
-        if self.whole is None:
+        if self.defended_model is None:
             raise Refused(
                 400, "this model has no purifier that BPDA could skip: choose the exact gradient"
             )
@@ -293,24 +293,24 @@ class Lab:
     async def _walk(
         self, x: Tensor, noise: Noise, clock: "_Clock"
     ) -> tuple[list[tuple[float, Tensor]], Tensor]:
-        assert self.whole is not None
-        purifier: Any = self.whole.purifier
+        assert self.defended_model is not None
+        purifier: Any = self.defended_model.purifier
         if not hasattr(purifier, "walk"):
             return [], await clock.wait(self._run(lambda: purifier(x, noise), 1))
         states, path = purifier.walk(x, noise), []
         while (state := await clock.wait(self._run(lambda: next(states, None), 1))) is not None:
             path.append(state)
-        pure = path[-1][1]
-        return [(t, image[0]) for t, image in _evenly(path, STATES)], pure
+        purified = path[-1][1]
+        return [(t, image[0]) for t, image in _evenly(path, STATES)], purified
 
-    async def _both(
+    async def _vote_with_and_without_defense(
         self, x: Tensor, settings: Settings, clock: "_Clock"
     ) -> tuple[Votes, Votes | None]:
         defended = await self._votes(self.defense.model, x, settings, clock)
-        if self.whole is None:
+        if self.defended_model is None:
             return defended, None
-        alone = classifier_only(self.defense.model)
-        return defended, await self._votes(alone, x, settings, clock)
+        undefended = classifier_only(self.defense.model)
+        return defended, await self._votes(undefended, x, settings, clock)
 
     async def _votes(
         self, model: Classifier, x: Tensor, settings: Settings, clock: "_Clock"
@@ -339,7 +339,7 @@ class _Clock:
     def __init__(self, seconds: float):
         self.seconds, self.end = seconds, asyncio.get_running_loop().time() + seconds
 
-    async def wait(self, answer: Awaitable[Found]) -> Found:
+    async def wait(self, answer: Awaitable[Result]) -> Result:
         try:
             async with asyncio.timeout_at(self.end):
                 return await answer
@@ -356,16 +356,16 @@ class _Clock:
 
 def _timed(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[Tensor, float]:
     began = time.perf_counter()
-    pure = purifier(x, noise)
+    purified = purifier(x, noise)
     if isinstance(purifier, nn.Module) and x.is_cuda:
         torch.cuda.synchronize(x.device)
-    return pure, time.perf_counter() - began
+    return purified, time.perf_counter() - began
 
 
-def _evenly(states: list[Any], most: int) -> Iterator[Any]:
-    """Return at most `most` evenly spaced states, including the first and the last."""
+def _evenly(states: list[Any], count: int) -> Iterator[Any]:
+    """Return at most `count` evenly spaced states, including the first and the last."""
     last = len(states) - 1
-    places = (
-        {round(i * last / (most - 1)) for i in range(most)} if last >= most else range(last + 1)
+    indices = (
+        {round(i * last / (count - 1)) for i in range(count)} if last >= count else range(last + 1)
     )
-    return (states[place] for place in sorted(places))
+    return (states[index] for index in sorted(indices))

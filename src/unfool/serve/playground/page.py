@@ -18,8 +18,8 @@ from unfool.serve.playground.settings import EOT, Settings, known, to_seed
 gr: Any = require("gradio", "web")
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
-WAITING = 32  # events of all visitors that may wait
-KEPT = 600  # seconds after which an uploaded file that was not read is deleted
+MAX_WAITING = 32  # events of all visitors that may wait
+UPLOAD_SECONDS = 600  # seconds after which an uploaded file that was not read is deleted
 ALL = "one of each class"
 LINK = """(query) => {
   const link = new URL(query, window.location.href);
@@ -38,7 +38,7 @@ def mount(app: FastAPI, lab: Lab, votes: int) -> Callable[[], None]:
     """
     css = resources.files("unfool.serve.playground").joinpath("playground.css").read_text("utf-8")
     page = Page(lab, votes).blocks
-    page.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=4, api_open=False)
     _refuse_named_files(page)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     theme = theme.set(  # Gradio's own colors have too little contrast on white
@@ -63,9 +63,9 @@ def _refuse_named_files(page: Any) -> None:
     for block in page.blocks.values():
         cache = Path(block.GRADIO_CACHE).resolve()
 
-        async def uploaded(named: str | None, cache: Path = cache) -> str | None:
-            if named is None or cache in Path(named).resolve().parents:
-                return named
+        async def uploaded(path: str | None, cache: Path = cache) -> str | None:
+            if path is None or cache in Path(path).resolve().parents:
+                return path
             raise ValueError("the file is not one that was uploaded here: upload it again")
 
         block.async_move_resource_to_block_cache = uploaded
@@ -87,7 +87,9 @@ class Page:
             steps=min(10, lab.limits.steps), purifiers=own,
         )  # fmt: skip
         with gr.Blocks(
-            title=f"unfool: {lab.defense.name}", analytics_enabled=False, delete_cache=(KEPT, KEPT)
+            title=f"unfool: {lab.defense.name}",
+            analytics_enabled=False,
+            delete_cache=(UPLOAD_SECONDS, UPLOAD_SECONDS),
         ) as self.blocks:
             self.picture, self.attacked = gr.State(time_to_live=3600), gr.State(time_to_live=3600)
             self._head()
@@ -139,9 +141,9 @@ class Page:
             )  # fmt: skip
 
     def _purify(self) -> None:
-        gr.Markdown(f"## 2. {'Purify and classify' if self.lab.whole else 'Classify'}")
+        gr.Markdown(f"## 2. {'Purify and classify' if self.lab.defended_model else 'Classify'}")
         self.purify = gr.Button(
-            "Purify and classify" if self.lab.whole else "Classify", variant="primary"
+            "Purify and classify" if self.lab.defended_model else "Classify", variant="primary"
         )
         self.purify_html = _output("purified")
 
@@ -154,7 +156,7 @@ class Page:
                 1, lab.limits.steps, self.first.steps, step=1, label="Steps of PGD", min_width=240
             )
             self.eps = gr.Slider(
-                0, lab.choices.eps_most, lab.choices.eps, step=lab.choices.eps_most / 32,
+                0, lab.choices.max_eps, lab.choices.eps, step=lab.choices.max_eps / 32,
                 label=f"eps ({lab.choices.norm}){unit}", min_width=240,
             )  # fmt: skip
             self.eot = gr.Slider(
@@ -162,7 +164,7 @@ class Page:
             )  # fmt: skip
         self.gradient = gr.Radio(
             [("exact, through the defense", "exact"), ("classifier only", "classifier-only")],
-            value="exact", label="Gradient", visible=lab.whole is not None,
+            value="exact", label="Gradient", visible=lab.defended_model is not None,
         )  # fmt: skip
         with gr.Row():
             self.attack = gr.Button("Attack", variant="primary")
@@ -170,16 +172,19 @@ class Page:
         self.attack_html = _output("attacked")
 
     def _compare(self) -> None:
-        there = bool(self.lab.choices.purifiers)
-        gr.Markdown("## 4. Compare purifiers", visible=there)
-        names = [(each.name, key) for key, each in self.lab.choices.purifiers.items()]
+        has_purifiers = bool(self.lab.choices.purifiers)
+        gr.Markdown("## 4. Compare purifiers", visible=has_purifiers)
+        names = [(choice.name, key) for key, choice in self.lab.choices.purifiers.items()]
         self.purifiers = gr.CheckboxGroup(
-            names, value=list(self.first.purifiers), label="Purifiers", visible=there
+            names, value=list(self.first.purifiers), label="Purifiers", visible=has_purifiers
         )
         self.which = gr.Radio(
-            ["the image", "the attacked image"], value="the image", label="Of", visible=there
+            ["the image", "the attacked image"],
+            value="the image",
+            label="Of",
+            visible=has_purifiers,
         )
-        self.compare = gr.Button("Compare", variant="primary", visible=there)
+        self.compare = gr.Button("Compare", variant="primary", visible=has_purifiers)
         self.compare_html = _output("compared")
 
     def _share(self) -> None:
@@ -202,30 +207,32 @@ class Page:
         self.inputs = [
             getattr(self, "number" if f.name == "sample" else f.name) for f in fields(Settings)
         ]
-        chosen = [self.number, self.picture, self.attacked, self.image_html]
-        chosen += [self.purify_html, self.attack_html, self.compare_html]
+        image_outputs = [self.number, self.picture, self.attacked, self.image_html]
+        image_outputs += [self.purify_html, self.attack_html, self.compare_html]
         options: Any = {"show_progress": "hidden", "api_visibility": "private"}
         self.of_class.input(
             self._show_samples, self.of_class, [self.samples, self.numbers], **options
         )
-        self.samples.click(self._take_sample, [self.samples, self.numbers], chosen, **options)
-        self.file.upload(self._take_file, self.file, [self.file, *chosen], **options)
+        self.samples.click(
+            self._take_sample, [self.samples, self.numbers], image_outputs, **options
+        )
+        self.file.upload(self._take_file, self.file, [self.file, *image_outputs], **options)
         for button, act, output in (
             (self.purify, self._do_purify, [self.purify_html]),
             (self.attack, self._do_attack, [self.attacked, self.attack_html]),
             (self.compare, self._do_compare, [self.compare_html]),
         ):
-            given = [self.picture, self.attacked, self.which, *self.inputs]
+            action_inputs = [self.picture, self.attacked, self.which, *self.inputs]
             event = button.click(
-                act, given, output, trigger_mode="once", concurrency_limit=4, **options
+                act, action_inputs, output, trigger_mode="once", concurrency_limit=4, **options
             )
             if act == self._do_attack:
                 self.stop.click(None, None, None, cancels=[event], api_visibility="private")
-        opened = self.blocks.load(self._open, None, [*self.inputs, *chosen[1:]], **options)
-        changes = [each.change for each in self.inputs]
-        told = [opened.then, lambda *a, **k: gr.on(changes, *a, **k)]
-        for when in told:
-            when(self._tell, self.inputs, [self.link, self.spec], **options).then(
+        opened = self.blocks.load(self._open, None, [*self.inputs, *image_outputs[1:]], **options)
+        changes = [component.change for component in self.inputs]
+        triggers = [opened.then, lambda *a, **k: gr.on(changes, *a, **k)]
+        for trigger in triggers:
+            trigger(self._link_and_spec, self.inputs, [self.link, self.spec], **options).then(
                 None, [self.link], [self.link], js=LINK, api_visibility="private"
             )
 
@@ -242,44 +249,52 @@ class Page:
     def _show_samples(self, name: str) -> Any:
         return gr.Dataset(samples=self._thumbnails(name)), self._numbers(name)
 
-    def _chosen(self, number: int, picture: Picture) -> list[Any]:
+    def _image_values(self, number: int, picture: Picture) -> list[Any]:
         return [number, picture, None, pictures.picture_html(self.lab, picture), "", "", ""]
 
-    def _take_sample(self, place: int, numbers: list[int]) -> list[Any]:
-        number = numbers[place]
-        return self._chosen(number, self.lab.sample(number))
+    def _take_sample(self, index: int, numbers: list[int]) -> list[Any]:
+        number = numbers[index]
+        return self._image_values(number, self.lab.sample(number))
 
     async def _take_file(self, path: str) -> list[Any]:
         file = Path(path)
         content = file.read_bytes()
         file.unlink()
         try:
-            return [None, *self._chosen(-1, await self.lab.read(content))]
+            return [None, *self._image_values(-1, await self.lab.read(content))]
         except Refused as error:
             return [None, -1, None, None, pictures.error_html(error.why), "", "", ""]
 
     def _open(self, request: gr.Request) -> list[Any]:  # pyright: ignore[reportInvalidTypeForm]
         """Return the values and the sample that a link asks for."""
         lab = self.lab
-        found = self.first.from_query(dict(request.query_params), lab.limits)
-        number = found.sample if 0 <= found.sample < len(lab.samples) else 0
-        eps = min(max(found.eps, 0), lab.choices.eps_most)
-        chosen = known(found.purifiers, lab.choices.purifiers)
-        values = [number, found.votes, found.seed, eps, found.steps, found.eot, found.gradient]
+        settings = self.first.from_query(dict(request.query_params), lab.limits)
+        number = settings.sample if 0 <= settings.sample < len(lab.samples) else 0
+        eps = min(max(settings.eps, 0), lab.choices.max_eps)
+        purifiers = known(settings.purifiers, lab.choices.purifiers)
+        values = [
+            number,
+            settings.votes,
+            settings.seed,
+            eps,
+            settings.steps,
+            settings.eot,
+            settings.gradient,
+        ]
         if not lab.samples:
-            return [*values, list(chosen), None, None, "", "", "", ""]
-        return [*values, list(chosen), *self._chosen(number, lab.sample(number))[1:]]
+            return [*values, list(purifiers), None, None, "", "", "", ""]
+        return [*values, list(purifiers), *self._image_values(number, lab.sample(number))[1:]]
 
     def _settings(self, values: tuple[Any, ...]) -> Settings:
         number, votes, seed, eps, steps, eot, gradient, purifiers = values
         keys = known(purifiers or (), self.lab.choices.purifiers)
-        found = Settings(
+        settings = Settings(
             int(number), int(votes), to_seed(seed), float(eps), int(steps), int(eot), gradient, keys
         )
-        found.check(self.lab.limits)
-        return found
+        settings.check(self.lab.limits)
+        return settings
 
-    def _tell(self, *values: Any) -> tuple[str, str]:
+    def _link_and_spec(self, *values: Any) -> tuple[str, str]:
         try:
             settings = self._settings(values)
         except (Refused, TypeError, ValueError) as error:
@@ -291,10 +306,10 @@ class Page:
     ) -> AsyncIterator[str]:
         async def act(settings: Settings, image: Picture) -> AsyncIterator[str]:
             yield "<p role='status'>Purifying ...</p>"
-            found = await self.lab.purify(image, settings)
-            yield pictures.purification_html(self.lab, image, found)
+            result = await self.lab.purify(image, settings)
+            yield pictures.purification_html(self.lab, image, result)
 
-        async for html in self._told(act, picture, values):
+        async for html in self._run_action(act, picture, values):
             yield html
 
     async def _do_attack(
@@ -305,16 +320,16 @@ class Page:
 
         async def act(settings: Settings, image: Picture) -> AsyncIterator[str]:
             yield "<p role='status'>Starting ...</p>"
-            async for found in self.lab.attack(image, settings):
-                if isinstance(found, Attacked):
+            async for result in self.lab.attack(image, settings):
+                if isinstance(result, Attacked):
                     name = f"{image.name}, attacked"
-                    done.append(image._replace(x=found.x.cpu(), name=name))
-                    yield pictures.attacked_html(self.lab, image, found, losses)
+                    done.append(image._replace(x=result.x.cpu(), name=name))
+                    yield pictures.attacked_html(self.lab, image, result, losses)
                 else:
-                    losses.extend([found.loss] if found.number <= found.steps else [])
-                    yield pictures.step_html(self.lab, image, found, losses)
+                    losses.extend([result.loss] if result.number <= result.steps else [])
+                    yield pictures.step_html(self.lab, image, result, losses)
 
-        async for html in self._told(act, picture, values):
+        async for html in self._run_action(act, picture, values):
             yield (done[0] if done else gr.skip(), html)
 
     async def _do_compare(
@@ -323,19 +338,21 @@ class Page:
         async def act(settings: Settings, image: Picture) -> AsyncIterator[str]:
             if not settings.purifiers:
                 raise Refused(400, "choose at least one purifier")
-            found: list[Compared] = []
-            yield pictures.compared_html(self.lab, image, found, settings.purifiers)
-            async for each in self.lab.compare(image, settings):
-                found.append(each)
-                yield pictures.compared_html(self.lab, image, found, settings.purifiers)
+            results: list[Compared] = []
+            yield pictures.compared_html(self.lab, image, results, settings.purifiers)
+            async for result in self.lab.compare(image, settings):
+                results.append(result)
+                yield pictures.compared_html(self.lab, image, results, settings.purifiers)
 
         if which != "the image" and attacked is None:
             yield pictures.error_html("there is no attacked image yet: click Attack first")
             return
-        async for html in self._told(act, picture if which == "the image" else attacked, values):
+        async for html in self._run_action(
+            act, picture if which == "the image" else attacked, values
+        ):
             yield html
 
-    async def _told(
+    async def _run_action(
         self,
         act: Callable[[Settings, Picture], AsyncIterator[str]],
         picture: Picture | None,

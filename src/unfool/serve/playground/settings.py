@@ -57,21 +57,21 @@ class Settings:
 
     def to_query(self) -> str:
         """Return the query of a link, such as `?sample=3&votes=16`."""
-        told = {k: ",".join(v) if k == "purifiers" else v for k, v in asdict(self).items()}
-        told |= {"seed": "fresh" if self.seed is None else self.seed, "eps": f"{self.eps:g}"}
-        return f"?{urlencode(told, safe=',')}"
+        values = {k: ",".join(v) if k == "purifiers" else v for k, v in asdict(self).items()}
+        values |= {"seed": "fresh" if self.seed is None else self.seed, "eps": f"{self.eps:g}"}
+        return f"?{urlencode(values, safe=',')}"
 
     def from_query(self, query: Mapping[str, str], limits: Limits) -> "Settings":
         """Return these settings, changed by the query of a link; invalid values are ignored."""
-        found = self
+        settings = self
         for key in set(query) & set(asdict(self)):
             try:
-                one = replace(found, **{key: _parsed(key, query[key])})
-                one.check(limits)
+                changed = replace(settings, **{key: _parsed(key, query[key])})
+                changed.check(limits)
             except (ValueError, Refused):
                 continue
-            found = one
-        return found
+            settings = changed
+        return settings
 
 
 def to_seed(value: float | str | None) -> int | None:
@@ -89,8 +89,8 @@ def to_seed(value: float | str | None) -> int | None:
 
 def known(keys: Iterable[str], choices: Iterable[str]) -> tuple[str, ...]:
     """Return those of the keys that can be chosen, without duplicates."""
-    there = set(choices)
-    return tuple(dict.fromkeys(key for key in keys if key in there))
+    available = set(choices)
+    return tuple(dict.fromkeys(key for key in keys if key in available))
 
 
 def _parsed(key: str, text: str) -> Any:
@@ -103,6 +103,6 @@ def _parsed(key: str, text: str) -> Any:
     return float(text) if key == "eps" else int(text)
 
 
-def _within(name: str, value: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise Refused(400, f"{name} must be a whole number from 1 to {most}")
+def _within(name: str, value: int, limit: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+        raise Refused(400, f"{name} must be a whole number from 1 to {limit}")
