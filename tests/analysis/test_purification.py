@@ -137,7 +137,6 @@ def test_the_page_of_purification(elsewhere, capsys):
     assert run(["analyze", "purification", "blobs", *changes, *asked, "--out", "seen"]) == 0
     assert "attacked, purified" in capsys.readouterr().out
     told = json.loads((elsewhere / "seen" / "purification.json").read_text())
-    assert told["command"].startswith("unfool analyze purification blobs --set")
     assert {row["row"] for row in told["rows"]} >= {"clean", "attacked", "attacked, noise only"}
     arrays = np.load(elsewhere / "seen" / "purification.npz")
     assert arrays["attacked, purified/l2"].shape == (4, 2)

@@ -303,7 +303,7 @@ def test_the_report_is_written(two, capsys):
         ("clean", False),
         ("robust", False),
     ]
-    assert told["command"] == "unfool compare a b --max-drop 0.1"
+    assert told["command"] == "unfool compare a b --max-drop 0.1 --out 'my report'"
     assert told["differs"] == {"purifier": [None, {"name": "mine:Blur"}]}
     assert (two / "my report" / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (two / "my report" / "compare.html").read_text()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unfool.cli.options import Data, Device, Out, Quiet, Set, Spec, command_line, help_if_alone
+from unfool.cli.options import Data, Device, Out, Quiet, Set, Spec, help_if_alone
 
 if TYPE_CHECKING:
     from unfool.report.document import Document
@@ -80,8 +80,7 @@ def gradients(
     inputs = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"loss": loss, "draws": draws, "coarse": coarse}
     result = compare(inputs.model, inputs.x, inputs.y, inputs.noise, quiet=quiet, **options)
-    command = command_line("analyze gradients", spec, changes, images=images, **options)
-    _write(write_gradients, "gradients", command, spec, out, result, inputs.facts | options, device)
+    _write(write_gradients, "gradients", spec, out, result, inputs.facts | options, device)
 
 
 @analyze.command()
@@ -111,17 +110,7 @@ def trajectories(
     result = follow(
         inputs.model, inputs.x, inputs.y, inputs.threat, inputs.noise, quiet=quiet, **options
     )
-    command = command_line("analyze trajectories", spec, changes, images=images, **options)
-    _write(
-        write_trajectories,
-        "trajectories",
-        command,
-        spec,
-        out,
-        result,
-        inputs.facts | options,
-        device,
-    )
+    _write(write_trajectories, "trajectories", spec, out, result, inputs.facts | options, device)
 
 
 @analyze.command()
@@ -161,12 +150,11 @@ def landscape(
         )
         for name, inputs in inputs_by_name.items()
     }
-    command = command_line("analyze landscape", spec, changes, compare_with, image=image, **options)
     about = {
         "specs": {name: inputs.spec for name, inputs in inputs_by_name.items()},
         "image": image,
     } | options
-    _write(write_landscapes, "landscape", command, spec, out, results, about, device)
+    _write(write_landscapes, "landscape", spec, out, results, about, device)
 
 
 @analyze.command()
@@ -194,17 +182,7 @@ def purification(
     result = look_at(
         inputs.model, inputs.x, inputs.y, inputs.threat, inputs.noise, quiet=quiet, **options
     )
-    command = command_line("analyze purification", spec, changes, images=images, **options)
-    _write(
-        write_purification,
-        "purification",
-        command,
-        spec,
-        out,
-        result,
-        inputs.facts | options,
-        device,
-    )
+    _write(write_purification, "purification", spec, out, result, inputs.facts | options, device)
 
 
 @analyze.command()
@@ -247,15 +225,12 @@ def compression(
     name = sources[0] if len(sources) == 1 else "defenses"
     folder = out or Path("runs") / f"{Path(name).stem}-compression"
     measurements = measure_all(sources, changes or [], data, images, device, folder, options, quiet)
-    recorded: Any = {"images": images, "draws": draws, "steps": steps}
-    command = command_line("analyze compression", sources, changes, **recorded)
-    command += "".join(f" --size {value:g}" for value in size or [])
     about = {"specs": measurements.specs, "indices": measurements.indices} | options
 
     def write(target: Path, measured: Any, facts: dict[str, Any]) -> "Document":
         return write_compression(target, measured, facts, measurements.skipped)
 
-    _write(write, "compression", command, name, folder, measurements.measured, about, device)
+    _write(write, "compression", name, folder, measurements.measured, about, device)
 
 
 @analyze.command("critical-eps")
@@ -290,17 +265,7 @@ def critical_eps(
     result = bisect(
         inputs.model, inputs.x, inputs.y, inputs.threat, inputs.noise, quiet=quiet, **options
     )
-    command = command_line("analyze critical-eps", spec, changes, images=images, **options)
-    _write(
-        write_critical_eps,
-        "critical-eps",
-        command,
-        spec,
-        out,
-        result,
-        inputs.facts | options,
-        device,
-    )
+    _write(write_critical_eps, "critical-eps", spec, out, result, inputs.facts | options, device)
 
 
 @analyze.command()
@@ -344,9 +309,8 @@ def samples(
     options: Any = {"steps": steps, "sets": sets}
     arguments = (denoisers, classifier, inputs.x, inputs.y, inputs.noise)
     result = generate(*arguments, rows=inputs.model.batch_size, quiet=quiet, **options)
-    command = command_line("analyze samples", spec, changes, compare_with, images=images, **options)
     about = {"specs": checked, "indices": inputs.indices} | options
-    _write(write_samples, "samples", command, spec, out, result, about, device)
+    _write(write_samples, "samples", spec, out, result, about, device)
 
 
 def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[str, list[str]]:
@@ -358,7 +322,6 @@ def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[s
 def _write(
     write: "Callable[[Path, Any, dict[str, Any]], Document]",
     name: str,
-    command: str,
     spec: str,
     out: Path | None,
     result: Any,
@@ -368,8 +331,8 @@ def _write(
     """Write a report, and print it without its figures, and the path of its page."""
     from unfool.report.render_terminal import print_document
     from unfool.runtime.device import pick_device
-    from unfool.runtime.provenance import describe_made
+    from unfool.runtime.provenance import command_line, describe_made
 
-    facts = {"command": command} | facts | {"made": describe_made(pick_device(device))}
+    facts = {"command": command_line()} | facts | {"made": describe_made(pick_device(device))}
     folder = out or Path("runs") / f"{Path(spec).stem}-{name}"
     print_document(write(folder, result, facts), page=folder / f"{name}.html")

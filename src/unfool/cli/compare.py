@@ -5,8 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from unfool.cli.options import command_line
-
 Strict = Annotated[
     bool,
     typer.Option(
@@ -42,16 +40,14 @@ def compare(
     from unfool.results.gates import gates
     from unfool.results.run_folder import Run
     from unfool.runtime.files import write_bytes
+    from unfool.runtime.provenance import command_line
 
     result = comparing.compare(Run.open(a), Run.open(b))
     bounds = gates(result, min_robust, max_drop, strict)
     if junit is not None:
         write_bytes(junit, comparison.junit(bounds))
     if out is not None:
-        options: Any = {"min_robust": min_robust, "max_drop": max_drop}
-        options |= {"strict": True} if strict else {}
-        command = command_line("compare", [str(a), str(b)], None, **options)
-        comparison.write_report(out, result, bounds, command)
+        comparison.write_report(out, result, bounds, command_line())
     print_document(comparison.brief(result, bounds), page=out and out / "compare.html")
     if not all(gate.ok for gate in bounds):
         raise typer.Exit(1)

@@ -25,7 +25,6 @@ from unfool.cli.options import (
     Shard,
     Spec,
     checked_spec,
-    command_line,
     expand_home,
     sentence_of,
     shard_of,
@@ -35,8 +34,7 @@ from unfool.cli.options import (
 from unfool.cli.purify_and_classify_commands import classify, purify
 from unfool.cli.serve import serve
 from unfool.runtime.downloads import download_scope
-from unfool.runtime.provenance import command_line as whole_command
-from unfool.runtime.provenance import started_by
+from unfool.runtime.provenance import command_line, started_by
 
 app = typer.Typer(
     name="unfool",
@@ -132,7 +130,7 @@ def attack(
         return
     run = keep_attacked_images.run(checked, folder, part, quiet)
     if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
-        command = whole_command()
+        command = command_line()
         for path in keep_attacked_images.write_images(run, kind, png, command):
             typer.echo(path)
         if png:
@@ -176,7 +174,7 @@ def sweep(
             typer.echo(f"{number}/{len(cells)}  {cell.name}: {in_short(forecast)}")
         typer.echo(f"{len(forecasts)} runs: {in_short(*forecasts)} on this machine")
         return
-    command = command_line("sweep", spec, changes)
+    command = command_line()
     summaries = {
         sweeps.place(folder, cell): summary for cell, summary in sweeps.finished(cells, folder)
     }
@@ -265,7 +263,7 @@ def train(
     from unfool.training.spec import check
 
     checked, folder = checked_spec(check, spec, changes, data, out)
-    training.run(checked, folder, quiet, command_line("train", spec, changes))
+    training.run(checked, folder, quiet, command_line(portable=True))
     if numbers().first:
         typer.echo(f"{folder}\n{training.result(folder)}")
 

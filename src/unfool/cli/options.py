@@ -2,8 +2,7 @@
 
 import errno
 import os
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,26 +74,6 @@ def help_if_alone(context: typer.Context) -> None:
     """Print the help of a group of commands that was called without a command."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-def command_line(
-    name: str,
-    given: str | Sequence[str],
-    changes: list[str] | None,
-    compare_with: list[str] | None = None,
-    **options: Any,
-) -> str:
-    """Return the command line that makes a result, to be recorded with it."""
-    words = [*name.split(), *([given] if isinstance(given, str) else given)]
-    for flag, values in (("--set", changes), ("--compare-with", compare_with)):
-        words += [word for value in values or [] for word in (flag, value)]
-    for key, value in options.items():
-        flag = key.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
-            words += [f"--{flag}", str(value)]
-    return shlex.join(["unfool", *words])
 
 
 def shard_of(text: str | None) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -18,7 +18,9 @@ from typing_extensions import TypedDict
 
 PACKAGE = Path(__file__).parents[1]
 SECONDS = 5  # after which git is considered stuck
-_command = contextvars.ContextVar[tuple[str, float]]("command")
+_command = contextvars.ContextVar[tuple[Sequence[str], float]]("command")
+# Options that do not change a result, and whether a value follows.
+_LOCAL_OPTIONS = {"--out": True, "--data": True, "--download": False, "--quiet": False}
 
 
 class Start(TypedDict):
@@ -50,24 +52,43 @@ class Made(Start):
 @contextmanager
 def started_by(arguments: Sequence[str]) -> Iterator[None]:
     """Record the command line that runs in this block, and its start time."""
-    token = _command.set((shlex.join(["unfool", *arguments]), time.time()))
+    token = _command.set((tuple(arguments), time.time()))
     try:
         yield
     finally:
         _command.reset(token)
 
 
-def command_line() -> str:
-    """Return the running command line (see `started_by`); empty if called from Python."""
-    return _command.get(("", 0.0))[0]
+def command_line(portable: bool = False) -> str:
+    """Return the running command line, to be recorded with its result; empty if called from Python.
+
+    It is what the user typed, quoted for a shell.
+
+    Args:
+        portable: Leave out `--out`, `--data`, `--download`, and `--quiet`, which do not change the
+            result. This is for a file that is published, and whose content is part of an identity.
+    """
+    arguments, _ = _command.get(((), 0.0))
+    words = _without_local_options(arguments) if portable else arguments
+    return shlex.join(["unfool", *words]) if arguments else ""
+
+
+def _without_local_options(arguments: Iterable[str]) -> Iterator[str]:
+    remaining = iter(arguments)
+    for word in remaining:
+        option, equals, _ = word.partition("=")
+        if option not in _LOCAL_OPTIONS:
+            yield word
+        elif not equals and _LOCAL_OPTIONS[option]:
+            next(remaining)  # its value
 
 
 def describe_start(device: str) -> Start:
     """Return the facts about this process, which computes on `device`."""
-    command, began = _command.get(("", time.time()))
+    _, began = _command.get(((), time.time()))
     date = datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     start: Start = {"date": date, "hardware": hardware(device)}
-    if command:
+    if command := command_line():
         start["command"] = command
     if commit_id := commit():
         start["commit"] = commit_id
@@ -76,7 +97,7 @@ def describe_start(device: str) -> Start:
 
 def describe_made(device: str) -> Made:
     """Return the facts about this process, which has just computed a result on `device`."""
-    _, began = _command.get(("", time.time()))
+    _, began = _command.get(((), time.time()))
     return {**describe_start(device), "seconds": round(time.time() - began, 2)}
 
 
