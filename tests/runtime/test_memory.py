@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unfool.runtime.memory import left_by_groups
+from unfool.runtime.memory import free_bytes_of_groups
 
 CODE = """
 import sys, torch
@@ -67,5 +67,5 @@ def test_free_memory_is_what_the_groups_of_the_process_leave(tmp_path, version):
         (base / place / limit).write_text(f"{most}\n")
         (base / place / used).write_text(f"{taken}\n")
         (base / place / "memory.stat").write_text(f"anon 5\n{spare} 10\n")
-    assert list(left_by_groups(told, root)) == [80, 20]
-    assert list(left_by_groups(tmp_path / "none", root)) == []
+    assert list(free_bytes_of_groups(told, root)) == [80, 20]
+    assert list(free_bytes_of_groups(tmp_path / "none", root)) == []

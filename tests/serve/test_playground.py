@@ -50,7 +50,7 @@ def attack(at, picture, settings) -> list[Any]:
     return asyncio.run(collect())
 
 
-def whole(at) -> Any:
+def defended_model(at) -> Any:
     return at.defended_model
 
 
@@ -75,7 +75,7 @@ def picture_file(height, width, channels=3):
 
 def test_purification_is_that_of_the_library_for_the_same_seed():
     at = lab()
-    picture, model = at.sample(30), whole(at)
+    picture, model = at.sample(30), defended_model(at)
     found: Any = asyncio.run(at.purify(picture, ASKED))
     pure = model.purifier(picture.x, noise_to_purify(5, 0, 1))
     assert torch.equal(found.purified, pure)
@@ -90,7 +90,7 @@ def test_purification_is_that_of_the_library_for_the_same_seed():
 @pytest.mark.parametrize("gradient", ["exact", "classifier-only"])
 def test_attack_is_that_of_the_library_for_the_same_seed(gradient):
     at, settings = lab(), replace(ASKED, gradient=gradient)
-    picture, model = at.sample(30), whole(at)
+    picture, model = at.sample(30), defended_model(at)
     *steps, last = attack(at, picture, settings)
     assert isinstance(last, Attacked)
     assert all(isinstance(step, AttackStep) for step in steps)
@@ -110,7 +110,7 @@ def test_attack_is_that_of_the_library_for_the_same_seed(gradient):
 
 def test_comparison_is_that_of_the_library_for_the_same_seed():
     at = lab()
-    picture, model = at.sample(30), whole(at)
+    picture, model = at.sample(30), defended_model(at)
     own, ddim = compare(at, picture, ASKED)
     built = DiffPure(model.purifier.denoiser, sampler="ddim", t=0.2, steps=5)
     for found, purifier in ((own, model.purifier), (ddim, built)):

@@ -106,10 +106,10 @@ def free_bytes(device: str) -> int | None:
     except (OSError, KeyError, ValueError):
         pages = "SC_AVPHYS_PAGES"
         return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") if pages in os.sysconf_names else None
-    return min([free, *left_by_groups()])
+    return min([free, *free_bytes_of_groups()])
 
 
-def left_by_groups(
+def free_bytes_of_groups(
     group_list: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> Iterator[int]:
     """Yield the bytes that each control group with a memory limit leaves to this process.

@@ -73,7 +73,7 @@ def progress(
         A function to call with the units that are done, which may be fractional, and a few words to
         show beside them.
     """
-    left = TimeLeft(total, done, seconds_per_unit)
+    estimate = TimeLeft(total, done, seconds_per_unit)
     if quiet:
         yield lambda completed, words: None
     elif sys.stderr.isatty():
@@ -95,35 +95,35 @@ def progress(
             TextColumn("{task.fields[words]}"),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            initial = _time_left(left.after(done))
+            initial = _time_left(estimate.after(done))
             task = bar.add_task(what, total=total, completed=done, words="", left=initial)
             yield lambda completed, words: bar.update(
-                task, completed=completed, words=words, left=_time_left(left.after(completed))
+                task, completed=completed, words=words, left=_time_left(estimate.after(completed))
             )
     else:
-        yield _lines(what, left)
+        yield _lines(what, estimate)
 
 
-def _lines(what: str, left: TimeLeft) -> Update:
+def _lines(what: str, estimate: TimeLeft) -> Update:
     last_line = time.monotonic()
 
     def say(completed: float, words: str) -> None:
         nonlocal last_line
         last_line = time.monotonic()
-        time_left = _time_left(left.after(completed))
+        time_left = _time_left(estimate.after(completed))
         time_left = f", {time_left}" if time_left else ""
         print(
-            f"{what}: {int(completed)}/{left.total}{time_left}  {words}",
+            f"{what}: {int(completed)}/{estimate.total}{time_left}  {words}",
             file=sys.stderr,
             flush=True,
         )
 
     def update(completed: float, words: str) -> None:
-        if time.monotonic() - last_line >= EVERY or completed >= left.total:
+        if time.monotonic() - last_line >= EVERY or completed >= estimate.total:
             say(completed, words)
 
-    if left.seconds_per_unit is not None and left.done < left.total:
-        say(left.done, "")
+    if estimate.seconds_per_unit is not None and estimate.done < estimate.total:
+        say(estimate.done, "")
     return update
 
 
