@@ -25,10 +25,10 @@ x, y = unfool.data.fetch(unfool.digits("test"), range(n))
 # defense's noise to the attacker. Both attackers get 80 gradients for each image.
 noise = unfool.Noise.of(0, range(n))
 secret, search = noise.child("defense"), noise.child("search")
-told = unfool.Knowledge("both").reveal(search, secret)
+revealed = unfool.Knowledge("both").reveal(search, secret)
 threat = unfool.Threat("linf", 0.2)
 attacked = {
-    "DW-box": unfool.PGD(steps=20, restarts=4, loss="margin")(model, x, y, threat, told),
+    "DW-box": unfool.PGD(steps=20, restarts=4, loss="margin")(model, x, y, threat, revealed),
     "white box, EOT 4": unfool.PGD(steps=20, eot=4, loss="margin")(model, x, y, threat, search),
 }
 

@@ -11,7 +11,7 @@ from unfool.analysis.inputs import load_inputs
 from unfool.cli.main import run
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.prepare import prepare
-from unfool.report.evaluation_tables import knowing
+from unfool.report.evaluation_tables import known_noise
 from unfool.report.formatting import cell
 from unfool.results.run_folder import Run
 from unfool.threat import Knowledge
@@ -205,7 +205,7 @@ def test_the_report_sets_them_beside_the_white_box(folder):
     assert "all noise is fixed and known (DW-box)" in told["threat_model"]["with the noise known"]
     for name in ("report.md", "report.html"):
         assert "With the noise known" in (folder / name).read_text()
-    body = knowing(told).rows
+    body = known_noise(told).rows
     assert body[0] == [
         "white box",
         "none of the noise is known",

@@ -33,7 +33,7 @@ from unfool.evaluation.prepare import build_purifier
 from unfool.evaluation.spec import check_model, check_purifier
 from unfool.noise import Noise
 from unfool.protocols import Purifier
-from unfool.report.sheet import MOST, SheetRow, write_sheet
+from unfool.report.sheet import MAX_IMAGES, SheetRow, write_sheet
 from unfool.runtime.device import pick_device
 from unfool.runtime.files import npz_bytes, raise_system_error, write_bytes
 from unfool.runtime.provenance import command_line
@@ -96,7 +96,7 @@ def purify_files(
         noise = noise_to_purify(seed, place, len(x))
         fitting, where = to_purify(x, shape, _say), pick_device(device)
         pure = _purified(purifier, fitting, noise, where, batch_size, x.shape)
-        few = range(max(0, min(MOST - len(rows), len(x))))
+        few = range(max(0, min(MAX_IMAGES - len(rows), len(x))))
         if few:
             given, names = fitting[: len(few)].to(where), _names(path, len(x))[: len(few)]
             rows += purified_rows(names, x, purifier, pure, given, noise.take(few))
@@ -169,7 +169,7 @@ def classify_files(
         for which, found in zip(names, votes, strict=True):
             tie = ", undecided" if found.undecided else ""
             yield f"{which}\t{loaded.label(found.winner)}\t{found.votes} of {draws} votes{tie}"
-        few = range(max(0, min(MOST - len(rows), len(x)))) if out else range(0)
+        few = range(max(0, min(MAX_IMAGES - len(rows), len(x)))) if out else range(0)
         if few:
             first = noise.take(few).child("vote", 0)
             given, won = x[: len(few)].to(where), [loaded.label(each.winner) for each in votes]
