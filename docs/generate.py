@@ -65,7 +65,7 @@ def api_page(package: str) -> str:
     module = importlib.import_module(package)
     text = first_sentence(inspect.getdoc(module) or "")
     names = [name for name in dir(module) if not name.startswith("_")]
-    return f"# {package}\n\n{escaped(text)}\n\n" + "".join(documented(package, n) for n in names)
+    return f"# {package}\n\n{escape(text)}\n\n" + "".join(document_name(package, n) for n in names)
 
 
 def top_page() -> str:
@@ -86,7 +86,7 @@ def top_page() -> str:
     own_names = [name for name in names if name not in home]
     own_names.sort(key=lambda name: not getattr(module, name).__module__.startswith("unfool.api"))
     own_names.sort(key=lambda name: inspect.isclass(getattr(module, name)))
-    own = "".join(documented("unfool", name) for name in own_names)
+    own = "".join(document_name("unfool", name) for name in own_names)
     return (
         "# unfool\n\nThese names are what most programs need: `import unfool`.\n\n"
         f"{own}## From the packages\n\nThese names are exported by `unfool`, too.\n\n"
@@ -94,7 +94,7 @@ def top_page() -> str:
     )
 
 
-def documented(package: str, name: str) -> str:
+def document_name(package: str, name: str) -> str:
     """A heading and the Sphinx directive that documents a name."""
     member = getattr(importlib.import_module(package), name)
     kind = "class" if inspect.isclass(member) else "function" if callable(member) else "data"
@@ -107,14 +107,14 @@ def documented(package: str, name: str) -> str:
 
 def summary(member: Any) -> str:
     """The first sentence of a docstring, as Markdown."""
-    return escaped(first_sentence(inspect.getdoc(member) or ""))
+    return escape(first_sentence(inspect.getdoc(member) or ""))
 
 
 def kind_page(kind: str) -> str:
     """Make the page of a kind: its parts, with their options."""
-    parts = "".join(described(describe(kind, name)) for name in sorted(menu.MENU[kind]))
+    parts = "".join(describe_part(describe(kind, name)) for name in sorted(menu.MENU[kind]))
     return (
-        f"# Options: {kind}\n\nThe parts of the kind `{kind}` ({escaped(menu.MEANINGS[kind])}). "
+        f"# Options: {kind}\n\nThe parts of the kind `{kind}` ({escape(menu.MEANINGS[kind])}). "
         f"`unfool menu {kind}` lists these parts, and `unfool menu NAME` prints the options of one.\n\n"
         f"{parts}"
     )
@@ -123,7 +123,7 @@ def kind_page(kind: str) -> str:
 def sections_page() -> str:
     """Make the page of the sections of a spec that are not parts, with their options."""
     text = "".join(
-        described(describe_section(name, *section))
+        describe_part(describe_section(name, *section))
         for name, named_sections in sections().items()
         for section in named_sections
     )
@@ -132,31 +132,29 @@ def sections_page() -> str:
     )
 
 
-def described(part: Description) -> str:
+def describe_part(part: Description) -> str:
     """Describe a part or a section, with a table of its options."""
-    rows = [
-        (f"`{o.name}`", escaped(o.type), code(o.default), escaped(o.text)) for o in part.options
-    ]
+    rows = [(f"`{o.name}`", escape(o.type), code(o.default), escape(o.text)) for o in part.options]
     options = table(("option", "type and range", "default", "what it means"), rows)
-    return f"## {part.name}\n\n{escaped(part.text)}\n\n{options or 'It takes no options.'}\n"
+    return f"## {part.name}\n\n{escape(part.text)}\n\n{options or 'It takes no options.'}\n"
 
 
 def commands_page() -> str:
     """Make the page with the `--help` of every command."""
     text = "".join(
         f"## {name}\n\n```text\n{help_text}\n```\n\n"
-        for name, help_text in helps(typer.main.get_command(app), "unfool")
+        for name, help_text in command_helps(typer.main.get_command(app), "unfool")
     )
     return f"# Commands\n\nWhat `--help` prints.\n\n{text}"
 
 
-def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
+def command_helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
     """Yield the full name and the help text of a command and of all its subcommands."""
     context = command.context_class(command, info_name=name.split()[-1], parent=parent)
     context.terminal_width = context.max_content_width = 88
     yield name, command.get_help(context).rstrip()
     for subcommand_name, subcommand in getattr(command, "commands", {}).items():
-        yield from helps(subcommand, f"{name} {subcommand_name}", context)
+        yield from command_helps(subcommand, f"{name} {subcommand_name}", context)
 
 
 def specs_page() -> str:
@@ -172,7 +170,7 @@ def report_page() -> str:
     """Make the page that describes the content of `report.json`, type by type."""
     typed_dicts: list[Any] = []
     for root in REPORTS:
-        reach(root, typed_dicts)
+        collect_typed_dicts(root, typed_dicts)
     text = (
         "# report.json\n\nAn evaluation writes a [Summary](#summary), and a certification a "
         "[CertificationSummary](#certificationsummary). Shares and intervals lie in [0, 1]. "
@@ -182,9 +180,10 @@ def report_page() -> str:
         texts: dict[str, str] = {}
         for base in reversed([*getattr(typed_dict, "__orig_bases__", ()), typed_dict]):
             texts = {**argument_texts(base), **texts}
+        required = typed_dict.__required_keys__
         rows = [
-            (f"`{name}`", typed(hint), "always" if name in typed_dict.__required_keys__ else "sometimes",
-             escaped(texts.get(name, "")))
+            (f"`{name}`", type_text(hint), "always" if name in required else "sometimes",
+             escape(texts.get(name, "")))
             for name, hint in get_type_hints(typed_dict).items()
         ]  # fmt: skip
         fields = table(("field", "type", "present", "what it means"), rows)
@@ -192,17 +191,17 @@ def report_page() -> str:
     return text
 
 
-def reach(hint: Any, typed_dicts: list[Any]) -> None:
+def collect_typed_dicts(hint: Any, typed_dicts: list[Any]) -> None:
     """Add all typed dicts that a type contains to `typed_dicts`, the outer ones first."""
     if is_typeddict(hint) and hint not in typed_dicts:
         typed_dicts.append(hint)
         for inner in get_type_hints(hint).values():
-            reach(inner, typed_dicts)
+            collect_typed_dicts(inner, typed_dicts)
     for inner in get_args(hint):
-        reach(inner, typed_dicts)
+        collect_typed_dicts(inner, typed_dicts)
 
 
-def typed(hint: Any) -> str:
+def type_text(hint: Any) -> str:
     """Describe a type in words, with links to the typed dicts on the page."""
     origin, inside = get_origin(hint), get_args(hint)
     if is_typeddict(hint):
@@ -210,11 +209,11 @@ def typed(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{word}`" for word in inside)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(typed(alternative) for alternative in inside))
+        return " or ".join(dict.fromkeys(type_text(alternative) for alternative in inside))
     if isinstance(origin, type) and issubclass(origin, dict):
-        return f"table of {typed(inside[1])}"
+        return f"table of {type_text(inside[1])}"
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"list of {typed(inside[0])}"
+        return f"list of {type_text(inside[0])}"
     return WORDS.get(hint) or getattr(hint, "__name__", str(hint))
 
 
@@ -229,7 +228,7 @@ def code(text: str) -> str:
     return f"`{text}`".replace("|", r"\|") if text else ""
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Turn plain text with backticks into Markdown, also for tables: all other markup is escaped."""
     parts = re.split(r"(`[^`]+`)", text)
     parts[::2] = [re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts[::2]]

@@ -71,7 +71,7 @@ def test_noise_alone_is_the_forward_noise_of_the_defense():
         found.distances["clean, noise only"]["l2"][:, 0], wanted.flatten(1).norm(dim=1), atol=1e-4
     )
     assert np.array_equal(
-        found.distances["clean, noise only"]["l2"].shape, found.right["clean, purified"].shape
+        found.distances["clean, noise only"]["l2"].shape, found.correct["clean, purified"].shape
     )
 
 
@@ -82,7 +82,7 @@ def test_of_a_deterministic_purifier_all_draws_are_the_same(sampler: str):
     assert list(found.distances) == ["attacked", "clean, purified", "attacked, purified"]
     for told in (
         found.remaining,
-        found.right["attacked, purified"],
+        found.correct["attacked, purified"],
         found.distances["attacked, purified"]["l2"],
     ):
         assert told.shape == (6, 2)

@@ -38,7 +38,7 @@ class Purification:
     Attributes:
         distances: Row to metric to distances to the clean image (B, D). Rows are `"clean, purified"`,
             `"attacked"`, and so on; metrics are l2, linf, ssim (1 for equal images), and maybe lpips.
-        right: Row to 1 where the classifier is right, else 0 (B, D); on purified images, this is the
+        correct: Row to 1 where the classifier is right, else 0 (B, D); on purified images, this is the
             defense's answer.
         remaining: The l2 length of the perturbation after purification over that before, with the same
             draw (B, D).
@@ -47,7 +47,7 @@ class Purification:
     """
 
     distances: dict[str, dict[str, np.ndarray]]
-    right: dict[str, np.ndarray]
+    correct: dict[str, np.ndarray]
     remaining: np.ndarray
     noise_std: float | None
     images: dict[str, np.ndarray]
@@ -55,10 +55,10 @@ class Purification:
     def summary(self) -> dict[str, Any]:
         """Return means over images with 95 % intervals."""
         rows = []
-        for name, right in self.right.items():
+        for name, correct in self.correct.items():
             measured = self.distances.get(name, {})
             means = {m: bounded_mean_interval(v.mean(1), *RANGES[m]) for m, v in measured.items()}
-            share = mean_of(right.mean(1).tolist(), right.shape[1])
+            share = mean_of(correct.mean(1).tolist(), correct.shape[1])
             rows.append({"row": name, **means, "right": share._asdict()})
         nearer = {}
         for metric in METRICS:
@@ -129,7 +129,7 @@ def purification(
             starts = {CLEAN: x, ATTACKED: attack(model, x, y, threat, noise.child("attack"))}
         show(1, "attacked")
         images: dict[str, list[Tensor]] = {name: [start] for name, start in starts.items()}
-        right = {
+        correct = {
             name: [predict(classify, start, noise.child("classify")) == y]
             for name, start in starts.items()
         }
@@ -142,8 +142,8 @@ def purification(
                 for kind, image in versions.items():
                     row = f"{name}, {kind}"
                     images.setdefault(row, []).append(image)
-                    correct = predict(classify, image, stream.child("classify")) == y
-                    right.setdefault(row, []).append(correct)
+                    is_correct = predict(classify, image, stream.child("classify")) == y
+                    correct.setdefault(row, []).append(is_correct)
             show(draw + 2, "purified")
         distances = {
             row: _distances(by_draw, x, lpips) for row, by_draw in images.items() if row != CLEAN
@@ -157,7 +157,7 @@ def purification(
     before = (starts[ATTACKED] - x).flatten(1).norm(dim=1).clamp(min=1e-12)
     return Purification(
         distances,
-        {row: torch.stack(by_draw, 1).double().cpu().numpy() for row, by_draw in right.items()},
+        {row: torch.stack(by_draw, 1).double().cpu().numpy() for row, by_draw in correct.items()},
         (torch.stack(gap, 1) / before[:, None]).cpu().numpy(),
         None if sigma is None else float(sigma),
         {row: by_draw[0][:shown].cpu().numpy() for row, by_draw in images.items()},

@@ -35,14 +35,14 @@ class Runs:
         heights: The losses along `paths` (shown, R, S + 1): `"known"` on the noise that DW-box knows,
             `"fresh"` averaged over fresh draws.
         losses: The same losses for `ends` (B, R).
-        right: How often the model is right on `ends` (B, R), with the same two keys.
+        accuracies: How often the model is right on `ends` (B, R), with the same two keys.
     """
 
     ends: np.ndarray
     paths: np.ndarray
     heights: dict[str, np.ndarray]
     losses: dict[str, np.ndarray]
-    right: dict[str, np.ndarray]
+    accuracies: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Trajectories:
                     "runs": runs.ends.shape[1],
                     "loss": {key: _mean(loss) for key, loss in runs.losses.items()},
                     "right": {
-                        key: _share(key, rate, self.draws) for key, rate in runs.right.items()
+                        key: _share(key, rate, self.draws) for key, rate in runs.accuracies.items()
                     },
                 }
             )
@@ -188,11 +188,11 @@ def losses_at(
     draws: int,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return loss and share of right answers, (B,) each, on the known noise and on fresh draws."""
-    one = query_model(model, x, y, loss, known.with_known_noise(known), 0, 1, gradient=False)
-    many = query_model(model, x, y, loss, fresh, 0, draws, gradient=False)
+    on_known = query_model(model, x, y, loss, known.with_known_noise(known), 0, 1, gradient=False)
+    on_fresh = query_model(model, x, y, loss, fresh, 0, draws, gradient=False)
     return {
         key: (result.loss.cpu().numpy(), 1 - result.error_rate.cpu().numpy())
-        for key, result in (("known", one), ("fresh", many))
+        for key, result in (("known", on_known), ("fresh", on_fresh))
     }
 
 

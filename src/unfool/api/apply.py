@@ -113,7 +113,7 @@ def tally(chosen: Tensor, classes: int = 0) -> list[Tally]:
     return tallies
 
 
-def picture_for(
+def read_image_for_model(
     loaded: Loaded, file: Path | BinaryIO, name: str, say: Say, advice: str | None = None
 ) -> Tensor:
     """Read an image file as (1, C, H, W) in the shape that the classifier takes.
@@ -138,13 +138,13 @@ def picture_for(
             return x
         if not isinstance(file, Path):
             file.seek(0)
-    x = read_picture(file, name, shape, say)
+    x = read_image(file, name, shape, say)
     if advice is not None:
         refuse_large(x, shape, name, advice)
-    return stretched(x, shape, say)
+    return resize_for_model(x, shape, say)
 
 
-def read_picture(file: Path | BinaryIO, name: str, shape: Shape | None, say: Say) -> Tensor:
+def read_image(file: Path | BinaryIO, name: str, shape: Shape | None, say: Say) -> Tensor:
     """Read an image file as (1, C, H, W) in its own size, in gray if the model takes gray images.
 
     Raises:
@@ -160,7 +160,7 @@ def read_picture(file: Path | BinaryIO, name: str, shape: Shape | None, say: Say
     return image_files.read(file, gray=True, name=name)[None]
 
 
-def images_of_array(array: np.ndarray | None, name: str) -> tuple[Tensor, bool]:
+def array_to_images(array: np.ndarray | None, name: str) -> tuple[Tensor, bool]:
     """Convert an array (N, H, W, C), (N, C, H, W), or (N, H, W) to images (N, C, H, W).
 
     Args:
@@ -193,25 +193,25 @@ def images_of_array(array: np.ndarray | None, name: str) -> tuple[Tensor, bool]:
     return x, channels_last
 
 
-def array_of_images(x: Tensor, like: np.ndarray, channels_last: bool) -> np.ndarray:
+def images_to_array(x: Tensor, like: np.ndarray, channels_last: bool) -> np.ndarray:
     """Convert images (N, C, H, W) to the layout and type of the array `like` they came from."""
     x = x.permute(0, 2, 3, 1) if channels_last else x[:, 0] if like.ndim == 3 else x
     return ((x * 255).round().byte() if like.dtype == np.uint8 else x).numpy()
 
 
-def stretched(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
+def resize_for_model(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
     """Resize images to the shape that the model takes; report a change to `say`."""
     _report_resizing(x, shape, "what the model takes", say)
     return _resized(x, shape)
 
 
-def to_purify(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
+def resize_for_denoiser(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
     """Resize images to the shape that the denoiser takes; report a change to `say`."""
     _report_resizing(x, shape, "what the denoiser takes, and back", say)
     return _resized(x, shape)
 
 
-def purified_like(pure: Tensor, shape: torch.Size) -> Tensor:
+def resize_purified(pure: Tensor, shape: torch.Size) -> Tensor:
     """Resize purified images to the size and channels of `shape` (B, C, H, W)."""
     size, channels = shape[2:], shape[1]
     if pure.shape[2:] != size:

@@ -144,7 +144,7 @@ def write_purification(folder: Path, result: Purification, about: About) -> Docu
         for row, measured in result.distances.items()
         for metric, values in measured.items()
     }
-    arrays |= {f"{row}/right": values for row, values in result.right.items()}
+    arrays |= {f"{row}/right": values for row, values in result.correct.items()}
     arrays |= {f"{row}/pictures": values for row, values in result.images.items()}
     arrays["left"] = result.remaining
     title = "What purification does to images"
@@ -214,7 +214,7 @@ def write_trajectories(folder: Path, result: Trajectories, about: About) -> Docu
         arrays |= {f"{name}/ends": runs.ends, f"{name}/paths": runs.paths}
         arrays |= {f"{name}/height-{kind}": height for kind, height in runs.heights.items()}
         arrays |= {f"{name}/loss-{kind}": loss for kind, loss in runs.losses.items()}
-        arrays |= {f"{name}/right-{kind}": share for kind, share in runs.right.items()}
+        arrays |= {f"{name}/right-{kind}": share for kind, share in runs.accuracies.items()}
     title, records = "Paths of attacks", summary["settings"]
     return write_analysis(folder, "trajectories", title, blocks, about, summary, records, arrays)
 
@@ -259,17 +259,17 @@ def write_analysis(
     arrays: Mapping[str, np.ndarray],
 ) -> Document:
     """Write the report of an analysis into a folder, with its record and its command below."""
-    made = about.get("made")
-    record = [Heading("Record"), Definitions(_record(made))] if made else []
+    provenance = about.get("made")
+    record = [Heading("Record"), Definitions(_record(provenance))] if provenance else []
     below = [*record, Heading("How to reproduce it"), Code(about["command"])]
     document = Document(title, [*blocks, *below], f"unfool analyze {name}")
     write_document(folder, name, document, {"version": 1, **about, **summary}, records, arrays)
     return document
 
 
-def _record(made: Made) -> list[tuple[str, str]]:
-    entries = start_entries([made])
-    entries.insert(1, ("duration", duration(made["seconds"])))
+def _record(provenance: Made) -> list[tuple[str, str]]:
+    entries = start_entries([provenance])
+    entries.insert(1, ("duration", duration(provenance["seconds"])))
     return entries
 
 

@@ -223,11 +223,11 @@ def _tiles(comparison: Comparison) -> Tiles:
 
 def _agreement(comparison: Comparison) -> list[Paragraph]:
     """Name the conditions under which both runs agree on every image and draw."""
-    alike = [title_of(row) for row in comparison.rows if row.agree]
-    if not alike:
+    agreeing = [title_of(row) for row in comparison.rows if row.agree]
+    if not agreeing:
         return []
-    every = len(alike) == len(comparison.rows)
-    where = "under every condition" if every else f"under {', '.join(alike)}"
+    all_agree = len(agreeing) == len(comparison.rows)
+    where = "under every condition" if all_agree else f"under {', '.join(agreeing)}"
     return [Paragraph(AGREE.format(where=where))]
 
 

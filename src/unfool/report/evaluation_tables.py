@@ -65,15 +65,17 @@ def columns(summary: Summary) -> list[Column]:
     defended = "defended" if shown else "accuracy"
     if _one_reading(summary):
         return [*shown, Column("per_draw", defended, "how often the model is right")]
-    may = f": the attacker may submit {k} times" if summary["attacks"] else ""
-    few = f", of the first {draws}" if (draws := summary["robust"].get("draws")) else ""
+    attacker_note = f": the attacker may submit {k} times" if summary["attacks"] else ""
+    scope = f", of the first {draws}" if (draws := summary["robust"].get("draws")) else ""
     return [
         *shown,
         Column(
-            "per_draw", f"{defended}, per draw", f"how often one answer of the model is right{few}"
+            "per_draw",
+            f"{defended}, per draw",
+            f"how often one answer of the model is right{scope}",
         ),
         Column("majority", f"majority of {k}", f"how often the true class leads in {k} answers"),
-        Column("all_draws", f"all {k} right", f"how often all {k} are{may}"),
+        Column("all_draws", f"all {k} right", f"how often all {k} are{attacker_note}"),
     ]
 
 
@@ -269,12 +271,12 @@ def worst_undefended(summary: Summary) -> tuple[str, ShareEntry]:
     return min(reversed(accuracies), key=lambda pair: pair[1]["accuracy"])
 
 
-def weakest(summary: Summary, most: int = 30) -> list[ClassRow]:
-    """Return the classes in their own order, or the `most` least robust ones if there are more."""
+def weakest(summary: Summary, limit: int = 30) -> list[ClassRow]:
+    """Return the classes in their own order, or the `limit` least robust ones if there are more."""
     classes = summary["classes"]
-    if len(classes) <= most:
+    if len(classes) <= limit:
         return list(classes)
-    return sorted(classes, key=lambda row: row["robust"]["accuracy"])[:most]
+    return sorted(classes, key=lambda row: row["robust"]["accuracy"])[:limit]
 
 
 def _draws(readings: Readings, reading: str) -> int:

@@ -25,10 +25,10 @@ def brief(checks: Sequence[Check]) -> Document:
     """
     lines: list[list[str]] = []
     styles: dict[int, Style] = {}
-    for part, among in groupby(checks, lambda check: check.part):
+    for part, checks_of_part in groupby(checks, lambda check: check.part):
         styles[len(lines)] = "strong"
         lines.append([part, *[""] * (len(HEADS) - 2)])
-        for check in among:
+        for check in checks_of_part:
             styles |= {} if check.ok else {len(lines): "failed"}
             lines.append([f"  {check.what}", *_numbers(check)])
     return Document(headline(checks), [Table(HEADS[1:], lines, styles)])

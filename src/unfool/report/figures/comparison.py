@@ -41,8 +41,8 @@ def paired_accuracy(rows: Sequence[Paired], gates: Sequence[Gate] = ()) -> docum
     right.axvline(0, color=INK, linewidth=0.8, zorder=1)
     y_of_row = {row.name: y for y, row in enumerate(rows)}
     for gate in gates:
-        least = gate.name == "min-robust"
-        axes, bound = (left, 100 * gate.bound) if least else (right, -100 * gate.bound)
+        is_minimum = gate.name == "min-robust"
+        axes, bound = (left, 100 * gate.bound) if is_minimum else (right, -100 * gate.bound)
         ends = [y_of_row[gate.of] - 0.4, y_of_row[gate.of] + 0.4]
         axes.plot([bound, bound], ends, color=RUST, linewidth=1.4, linestyle="--", zorder=2)
     most = max(abs(bound) for row in rows for bound in row.change)

@@ -128,9 +128,9 @@ def small_images(gallery: Gallery) -> dict[int, list[tuple[str, document.SmallIm
     }
 
 
-def image_grid(gallery: Gallery, most: int = 8) -> document.Figure:
+def image_grid(gallery: Gallery, limit: int = 8) -> document.Figure:
     """Draw each image clean, attacked, the difference, and both purified, with the answers."""
-    arrays, count, factor = gallery.arrays, min(len(gallery), most), magnification(gallery, most)
+    arrays, count, factor = gallery.arrays, min(len(gallery), limit), magnification(gallery, limit)
     grid = _columns(gallery, factor)
     figure = blank(1.3 + 1.05 * len(grid), 0.45 + 1.26 * count)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # pyright: ignore
@@ -233,9 +233,9 @@ def confidence(gallery: Gallery) -> document.Figure:
     return document.Figure("figures/confidence.png", title, caption, draw(figure))
 
 
-def magnification(gallery: Gallery, most: int = 8) -> float:
+def magnification(gallery: Gallery, limit: int = 8) -> float:
     """Return the factor by which the figure of images magnifies the difference: 1, 2, 5, 10, ..."""
-    delta = gallery.arrays["attacked"][:most] - gallery.arrays["clean"][:most]
+    delta = gallery.arrays["attacked"][:limit] - gallery.arrays["clean"][:limit]
     return magnify(float(np.abs(delta).max()))
 
 

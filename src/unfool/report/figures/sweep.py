@@ -86,9 +86,9 @@ def over_numbers(points: Sequence[Point]) -> bool:
 
 
 def legible(
-    points: Sequence[Point], names: Sequence[str], attacks: Collection[str], most: int = MAX_LABELS
+    points: Sequence[Point], names: Sequence[str], attacks: Collection[str], limit: int = MAX_LABELS
 ) -> list[str]:
-    """Choose at most `most` conditions to draw as lines, preferring those with the lowest accuracy.
+    """Choose at most `limit` conditions to draw as lines, preferring those with the lowest accuracy.
 
     `clean` and `robust` are always kept, except `robust` if it equals the only attack at every point.
     """
@@ -103,7 +103,7 @@ def legible(
         for name in candidates
         if name not in FIXED
     }
-    lowest = sorted(height, key=lambda name: height[name])[: most - len(fixed)]
+    lowest = sorted(height, key=lambda name: height[name])[: limit - len(fixed)]
     return [name for name in candidates if name in FIXED or name in lowest]
 
 
