@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unfool import spec as specs
 from unfool.attacks.views import Batched
-from unfool.batching import fitting
+from unfool.batching import estimate_batch_size
 from unfool.compatibility import check_fit
 from unfool.data import fetch
 from unfool.data.subset import choose_indices, labels_of
@@ -106,7 +106,7 @@ def load_inputs(
     x, y = (part.to(where) for part in fetch(data, indices))
     noise = Noise.of(options["seed"], indices).child("analysis")
     rows = checked["machine"]["batch_size"]
-    rows = fitting(model, x) if rows == "auto" else rows
+    rows = estimate_batch_size(model, x) if rows == "auto" else rows
     threat = Threat(**checked["threat"])
     return AnalysisInputs(checked, Batched(model, rows), x, y, indices, noise, threat)
 

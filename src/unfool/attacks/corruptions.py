@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage, stats
 from torch import Tensor
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.data.cifar_c import SEVERITIES, Kind, Severity
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -43,7 +43,7 @@ class Corruption:
     bounded: ClassVar[bool] = False
     adversarial: ClassVar[bool] = False
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
