@@ -10,7 +10,7 @@ from unfool.attacks.losses import Loss, Weigh
 from unfool.threat import Threat
 
 Weights = Literal["mean", "em"]
-STEPS = 5  # iterations of expectation and maximization
+ITERATIONS = 5  # iterations of expectation and maximization
 SHARPNESS = 5.0  # how fast a weight falls from 1 to 0 around the boundary
 
 
@@ -58,7 +58,7 @@ def em_weights(threat: Threat, losses: Tensor, gradients: Tensor) -> Tensor:
     best_draw = potential.argmax(1)
     direction = gradients[torch.arange(batch_size, device=losses.device), best_draw]
     weights = torch.ones_like(losses)
-    for _ in range(STEPS):
+    for _ in range(ITERATIONS):
         gain = torch.einsum("bd,bjd->bj", threat.steepest(direction).flatten(1), flat)
         predicted = losses + threat.eps * gain
         scale = predicted.abs().mean(1, keepdim=True).clamp(min=torch.finfo(losses.dtype).tiny)

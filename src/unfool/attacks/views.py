@@ -256,9 +256,8 @@ def _with_fewer_steps(model: Classifier, steps: int | None, matched: bool) -> Cl
             "the views `surrogate` and `surrogate-same-noise` take fewer purifier steps, which "
             "this purifier does not support: use the view `bpda` or `exact`"
         )
-    return _batched_like(
-        model, defended.with_purifier(defended.purifier.with_fewer_steps(steps, matched))
-    )  # pyright: ignore
+    shorter = defended.purifier.with_fewer_steps(steps, matched)  # pyright: ignore
+    return _batched_like(model, defended.with_purifier(shorter))
 
 
 def _require_defended(model: Classifier) -> Defended:
