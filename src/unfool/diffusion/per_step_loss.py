@@ -84,7 +84,7 @@ class ForwardPath:
         """Return the state after step `i`, whose gradient includes that of its deviation."""
         return _AddDeviation.apply(state, i, self)  # pyright: ignore
 
-    def gradient(self, state: Tensor, i: int) -> Tensor:
+    def deviation_gradient(self, state: Tensor, i: int) -> Tensor:
         """The gradient of the deviation after step `i`; also adds its parts for image and start."""
         first, now = self.scales(0), self.scales(i + 1)
         of_start = now.sigma / first.sigma
