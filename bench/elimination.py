@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unfool import spec as specs
 from unfool.data import fetch
-from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier, _below
+from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier, _rank_dropped_below
 from unfool.defenses.diffusion_classifier.errors import ClassErrors, Loss
 from unfool.diffusion.denoiser import Denoiser
 from unfool.noise import Noise, permutation
@@ -172,12 +172,14 @@ def decide(
             batch_size=500,
         )
         errors = errors or Remembered(
-            denoiser, model.scales, noise.child("eps"), model.loss, model.chunk
+            denoiser, model.scales, noise.child("eps"), model.loss, model.row_limit
         )
         z = denoiser.encode(x)
-        table, taken, fallen = model._measure(errors, z, model.weight)
-        logits = _below(-errors.mean(table, taken, z, model.weight), fallen)
-        calls = taken.any(1).sum(1) if denoiser.multi_head else taken.sum((1, 2))
+        table, computed, dropped_in_round = model._measure(errors, z, model.weight)
+        logits = _rank_dropped_below(
+            -errors.mean(table, computed, z, model.weight), dropped_in_round
+        )
+        calls = computed.any(1).sum(1) if denoiser.multi_head else computed.sum((1, 2))
         made[rule] = torch.stack((logits.argmax(1), calls), 1)
     return made
 

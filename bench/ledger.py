@@ -28,7 +28,7 @@ from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
 from unfool.data import fetch
 from unfool.defenses.purified_classifier import majority_class, majority_vote, predict_draws
-from unfool.diffusion.gradient import keeping
+from unfool.diffusion.gradient import keep_graphs
 from unfool.evaluation import prepare
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.cost import CallCounter
@@ -68,7 +68,7 @@ class Bench:
             wrong = majority_vote(self.model, ours, streams) != y
             told |= {"all": self.calls(), "all_wrong": wrong.tolist()}
             told["all_seconds"] = time.perf_counter() - began
-            with keeping(0):
+            with keep_graphs(0):
                 query_model(self.model, x[:1], y[:1], "margin", noise.take([0]), 0, 1)
             told["replayed"] = self.calls()
         return told | {"images": indices}

@@ -27,7 +27,7 @@ from unfool.attacks.autoattack import AutoAttack
 from unfool.data import fetch
 from unfool.defenses.purified_classifier import predict_draws
 from unfool.noise import Noise
-from unfool.statistics import Share, mean_of, wilson
+from unfool.statistics import Share, mean_rate_interval, wilson
 from unfool.threat import Threat
 from unfool.toy import linear_models
 
@@ -69,13 +69,15 @@ def rows() -> list[tuple[str, Any, Threat, tuple[str, ...], LEFT, LEFT]]:
         return torch.full((len(x),), p)
 
     def noisy(threat: Threat, x: Tensor, y: Tensor) -> Tensor:
-        return linear_models.accuracy(linear_models.worst(x, y, threat), y)
+        return linear_models.accuracy(linear_models.worst_case(x, y, threat), y)
 
     def stairs(x: Tensor, y: Tensor) -> Tensor:
-        return (linear_models.worst_rounded(x, y, coarse.eps) > 0).double()
+        return (linear_models.worst_case_rounded(x, y, coarse.eps) > 0).double()
 
     def plane(x: Tensor, y: Tensor) -> Tensor:
-        return (linear_models.leads(linear_models.worst(x, y, coarse), y) > 0).double()
+        return (
+            linear_models.signed_distances(linear_models.worst_case(x, y, coarse), y) > 0
+        ).double()
 
     noise, stair, huge = (
         linear_models.noisy_plane(),
@@ -141,7 +143,7 @@ def compare(
     ours = attack(model, x, y, threat, noise.child("search"))
     draws = 20 if random else 1
     right = predict_draws(model, ours, noise.child("verdict"), draws) == y[:, None]
-    share = mean_of(right.double().mean(1).tolist(), draws)
+    share = mean_rate_interval(right.double().mean(1).tolist(), draws)
     took, lines = time.perf_counter() - began, []
     for version in versions:
         began = time.perf_counter()

@@ -51,14 +51,14 @@ def test_the_right_prediction_is_the_image(predicts, t):
 
 @pytest.mark.parametrize("predicts", ["noise", "image", "velocity", "edm"])
 def test_sharpness_is_what_an_error_of_the_image_costs(predicts):
-    """(out - target)^2 = sharpness (x_hat - x_0)^2."""
+    """(out - target)^2 = loss_factor (x_hat - x_0)^2."""
     model, t = perfect(predicts).double(), torch.tensor(0.3, dtype=torch.float64)
     x = X.double()
     z, eps = 2 * x - 1, NOISE.normal(x)
     _, alpha, sigma, _ = VP()(t)
     loss = denoising_loss(model, model.encode(x), t, Y, eps)
     error = (model(alpha * z + sigma * eps, t) - z).square().flatten(1).mean(1)
-    assert torch.allclose(loss, model.sharpness(t) * error)
+    assert torch.allclose(loss, model.loss_factor(t) * error)
 
 
 def test_the_edm_network_sees_and_says_numbers_of_unit_size():

@@ -19,8 +19,8 @@ from unfool.noise import Noise
 from unfool.protocols import Defended, Purifier
 from unfool.ranges import Count, check_arguments
 from unfool.runtime.progress import progress
-from unfool.statistics import bounded_mean_interval, mean_of
-from unfool.threat import Threat, images
+from unfool.statistics import bounded_mean_interval, mean_rate_interval
+from unfool.threat import Threat, per_image
 
 RANDOM, ADVERSARIAL = "random", "adversarial"
 KINDS = (RANDOM, ADVERSARIAL)
@@ -73,7 +73,7 @@ class Compression:
             row: dict[str, Any] = {"size": size, "length": length}
             for kind, rates in self.rates.items():
                 rates_at_size = rates[:, :, index]
-                share = mean_of((rates_at_size < 1).mean(1).tolist(), rates_at_size.shape[1])
+                share = mean_rate_interval((rates_at_size < 1).mean(1).tolist(), rates_at_size.shape[1])
                 rate = bounded_mean_interval(rates_at_size.mean(1), 0)
                 row[kind] = {"rate": rate, "contracts": share._asdict()}
             rows.append(row)
@@ -190,13 +190,13 @@ def _rates(
                 gap.square().sum() / 2, perturbed, allow_unused=True, materialize_grads=True
             )
         is_zero = gradient.flatten(1).abs().amax(1) == 0
-        direction = torch.where(images(is_zero), direction, _unit(gradient))
+        direction = torch.where(per_image(is_zero), direction, _unit(gradient))
     return first, highest
 
 
 def _unit(direction: Tensor) -> Tensor:
     """Scale each direction of a batch (B, C, H, W) to l2 length 1; a zero direction stays zero."""
     peak = direction.flatten(1).abs().amax(1).clamp(min=torch.finfo(direction.dtype).tiny)
-    scaled = direction / images(peak)  # avoids underflow in the squares of the norm
+    scaled = direction / per_image(peak)  # avoids underflow in the squares of the norm
     size = scaled.flatten(1).norm(dim=1).clamp(min=torch.finfo(direction.dtype).tiny)
-    return scaled / images(size)
+    return scaled / per_image(size)

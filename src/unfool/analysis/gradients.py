@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from unfool.argument_checks import images_of_any_range
 from unfool.attacks import views
 from unfool.attacks.losses import Loss, query_model
-from unfool.diffusion.gradient import keeping
+from unfool.diffusion.gradient import keep_graphs
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_arguments
 from unfool.runtime.memory import kept_by_graphs
 from unfool.runtime.progress import progress
 from unfool.statistics import bounded_mean_interval
-from unfool.threat import images as per_image
+from unfool.threat import per_image
 
 EXACT = "exact"
 ALL = 10**9  # more steps than any chain has
@@ -203,7 +203,7 @@ def compare_gradients(
                 counting: AbstractContextManager[Any] = (
                     nullcontext() if variant.name in graph_bytes else kept_by_graphs(model)
                 )
-                with keeping(variant.kept_steps), counting as counter:
+                with keep_graphs(variant.kept_steps), counting as counter:
                     out, duration = _timed(query_model, viewed, x, y, loss, noise, 0, draws)
                 if counter is not None:
                     graph_bytes[variant.name], gradients[variant.name] = counter.peak, out.gradient

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unfool import spec as specs
 from unfool.attacks.views import Batched
-from unfool.batching import fitting
+from unfool.batching import estimate_batch_size
 from unfool.compatibility import check_fit
 from unfool.data import fetch
 from unfool.data.subset import choose_indices, labels_of
@@ -106,7 +106,7 @@ def load_inputs(
     x, y = (part.to(device) for part in fetch(data, indices))
     noise = Noise.of(options["seed"], indices).child("analysis")
     batch_size = checked_spec["machine"]["batch_size"]
-    batch_size = fitting(model, x) if batch_size == "auto" else batch_size
+    batch_size = estimate_batch_size(model, x) if batch_size == "auto" else batch_size
     threat = Threat(**checked_spec["threat"])
     return AnalysisInputs(checked_spec, Batched(model, batch_size), x, y, indices, noise, threat)
 

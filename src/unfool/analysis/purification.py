@@ -22,7 +22,7 @@ from unfool.noise import Noise
 from unfool.protocols import Defended
 from unfool.ranges import Count, check_arguments
 from unfool.runtime.progress import progress
-from unfool.statistics import bounded_mean_interval, mean_of, wilson
+from unfool.statistics import bounded_mean_interval, mean_rate_interval, wilson
 from unfool.threat import Threat
 
 CLEAN, ATTACKED = "clean", "attacked"
@@ -58,7 +58,7 @@ class Purification:
         for name, correct in self.correct.items():
             measured = self.distances.get(name, {})
             means = {m: bounded_mean_interval(v.mean(1), *RANGES[m]) for m, v in measured.items()}
-            share = mean_of(correct.mean(1).tolist(), correct.shape[1])
+            share = mean_rate_interval(correct.mean(1).tolist(), correct.shape[1])
             rows.append({"row": name, **means, "right": share._asdict()})
         nearer = {}
         for metric in METRICS:

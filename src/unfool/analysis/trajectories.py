@@ -18,7 +18,7 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_arguments
 from unfool.runtime.progress import progress
-from unfool.statistics import Share, bounded_mean_interval, mean_interval, mean_of
+from unfool.statistics import Share, bounded_mean_interval, mean_interval, mean_rate_interval
 from unfool.threat import Threat
 
 DW, WHITE, EOT = "DW-box", "white box", "white box, EOT"
@@ -215,5 +215,5 @@ def _mean(values: np.ndarray) -> dict[str, float]:
 
 def _share(key: str, rates: np.ndarray, draws: int) -> dict[str, float]:
     draws_per_image = rates.shape[1] * (draws if key == "fresh" else 1)
-    share: Share = mean_of(rates.mean(1).tolist(), draws_per_image)
+    share: Share = mean_rate_interval(rates.mean(1).tolist(), draws_per_image)
     return share._asdict()

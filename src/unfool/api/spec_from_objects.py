@@ -21,7 +21,7 @@ from unfool.results.spec import AttackEntry, ModelSpec
 from unfool.runtime.text import kept_options
 from unfool.spec import Part, menu
 
-SPEED = ("batch_size", "chunk", "training")  # attributes that do not change answers
+SPEED = ("batch_size", "row_limit", "training")  # attributes that do not change answers
 MODULE = frozenset(vars(nn.Module())) | set(SPEED)  # attributes to skip in modules
 
 

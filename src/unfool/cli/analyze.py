@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def _above_zero(value: float) -> float:
     """Return the value of an option if it is above 0, which `typer.Option` cannot express."""
-    from unfool.ranges import Positive, complaint
+    from unfool.ranges import Positive, violation
 
-    if wrong := complaint(Positive, value):
+    if wrong := violation(Positive, value):
         raise typer.BadParameter(wrong)
     return value
 

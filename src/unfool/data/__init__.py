@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unfool.argument_checks import NORMALIZED, check_labels
-from unfool.lazy import lazily
+from unfool.lazy import lazy_exports
 from unfool.protocols import Dataset
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from unfool.data.sample import cifar10_sample as cifar10_sample
 else:  # only at run time, so that type checkers see just the names imported above
     # `digits` and `mnist` have the names of their modules, so only `unfool` exports them.
-    __getattr__, __dir__, __all__ = lazily(__name__, "fetch")
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, "fetch")
 
 
 def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.noise import Noise
-from unfool.threat import images
+from unfool.threat import per_image
 
 
 def augmented(x: Tensor, noise: Noise, flip: bool, crop: int) -> Tensor:
     """Mirror half of the images if `flip`, and shift all by up to `crop` pixels (gray outside)."""
     if flip:
-        x = torch.where(images(noise.child("flip").uniform(x[:, 0, 0, 0]) < 0.5), x.flip(3), x)
+        x = torch.where(per_image(noise.child("flip").uniform(x[:, 0, 0, 0]) < 0.5), x.flip(3), x)
     if crop:
         padded = F.pad(x, (crop,) * 4, value=0.5)
         places = (noise.child("crop").uniform(x[:, 0, 0, :2]) * (2 * crop + 1)).long().tolist()

@@ -13,7 +13,7 @@ from unfool.ranges import (
     ShareAboveZero,
     ShareBelowOne,
     checked_dataclass,
-    complaint,
+    violation,
 )
 
 ADAMW, MUON = (0.9, 0.999), 20.0  # default betas, and default factor of Muon's learning rate
@@ -109,7 +109,7 @@ class TrainingOptions:
                 f"grow must have the keys {' and '.join(GROW)}, not {', '.join(self.grow)}"
             )
         for key, value in (self.grow or {}).items():
-            if wrong := complaint(GROW[key], value):
+            if wrong := violation(GROW[key], value):
                 raise ValueError(f"grow.{key} {wrong}")
         if wrong := [step for step in self.save_steps if not 0 < step <= steps]:
             raise ValueError(f"save_steps must list steps from 1 to {steps}, not {wrong[0]}")

@@ -66,7 +66,7 @@ class Denoising:
         if self.min_snr is not None:
             _, alpha, sigma, _ = model.schedule(t)
             wanted = ((alpha / sigma) ** 2).clamp(max=self.min_snr)
-            loss = loss * (wanted / model.sharpness(t)).flatten()
+            loss = loss * (wanted / model.loss_factor(t)).flatten()
         return loss + self.classification_weight * cross_entropy
 
     def at(self, share: Tensor, schedule: Schedule) -> Tensor:
