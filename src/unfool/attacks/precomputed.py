@@ -41,7 +41,7 @@ class PrecomputedAttack:
         self._of: dict[tuple[bytes, int], Tensor] = {}
         if self.path.is_dir():
             ends = image_files.ENDINGS
-            inside = (p for p in self.path.iterdir() if image_files.is_picture(p))
+            inside = (p for p in self.path.iterdir() if image_files.is_image_file(p))
             self.image_files = sorted(inside, key=lambda p: p.name)
             if not self.image_files:
                 raise ValueError(
