@@ -128,7 +128,7 @@ def test_score_sde_of_another_sde_is_told(tmp_path: Path):
     assert load("score-sde", file, continuous=False).time == "index"
 
 
-NCSNPP = replace(DDPMPP, fourier=True, pyramid=True, taps=(1, 3, 3, 1))
+NCSNPP = replace(DDPMPP, fourier=True, pyramid=True, resample_filter=(1, 3, 3, 1))
 
 
 @pytest.mark.parametrize(

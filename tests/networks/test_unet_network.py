@@ -154,7 +154,7 @@ def test_a_folder_with_the_old_names_is_loaded_and_begun_with(elsewhere):
     kept.network = old
     card.save(elsewhere / "old", "denoiser", checked, kept)
     begun = specs.build("denoiser", checked)
-    assert card.begin(begun, str(elsewhere / "old")) == []
+    assert card.initialize_from(begun, str(elsewhere / "old")) == []
     for loaded in (card.trained_denoiser(str(elsewhere / "old")), begun):
         network: Any = loaded.network
         assert all(torch.equal(v, wanted[n]) for n, v in network.state_dict().items())

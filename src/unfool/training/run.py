@@ -172,7 +172,7 @@ def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
     if test is not None:
         check_test(kind, part, model, data, test)
     if start is not None:
-        new = card.begin(model, start)
+        new = card.initialize_from(model, start)
         if new and not job.quiet:
             print(
                 f"unfool: {start} has no weights for {', '.join(new)}, which start at random",

@@ -233,7 +233,7 @@ def _check_start(start: str, kind: str, part: Part) -> None:
         raise SpecError(f"training.init_from: {error}") from error
     if told["kind"] != kind:
         raise SpecError(f"training.init_from names a {told['kind']}: name a {kind}")
-    began = card.described(told["part"])
+    began = card.resolve_part(told["part"])
     for key in MEANING:
         pair = began.get(key), part.get(key)
         if pair == ("edm", "consistency"):
