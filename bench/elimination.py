@@ -185,10 +185,10 @@ def decide(
 def line(name: str, outcomes: Decisions, first: Decisions) -> str:
     """Format a row of the table, which compares the decisions of a rule with those of 50 / 500."""
     same = wilson(sum(d.answer == first[i].answer for i, d in outcomes.items()), len(outcomes))
-    right = wilson(sum(d.answer == d.label for d in outcomes.values()), len(outcomes))
+    accuracy = wilson(sum(d.answer == d.label for d in outcomes.values()), len(outcomes))
     calls = sum(d.calls for d in outcomes.values()) / len(outcomes)
     first_calls = sum(first[i].calls for i in outcomes) / len(outcomes)
-    return f"| {name} | {same} | {right} | {len(outcomes)} | {calls:,.0f} | {calls / first_calls:.2f} |"
+    return f"| {name} | {same} | {accuracy} | {len(outcomes)} | {calls:,.0f} | {calls / first_calls:.2f} |"
 
 
 if __name__ == "__main__":

@@ -211,13 +211,13 @@ def table(blocks: list[dict[str, Any]]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, total in totals.items():
-        right = wilson(n - sum(wrong[name]), n)
+        accuracy = wilson(n - sum(wrong[name]), n)
         same = [
             sum(a == b for a, b in zip(wrong[of], wrong[name], strict=True))
             for of in ("plain", "separate queries")
         ]
         lines.append(
-            f"| {name} | {total / n:,.0f} | {totals['plain'] / total:.2f} | {right} "
+            f"| {name} | {total / n:,.0f} | {totals['plain'] / total:.2f} | {accuracy} "
             f"| {same[0]} of {n} | {same[1]} of {n} |"
         )
     seconds = [sum(b[f"{name}_seconds"] for b in blocks) for name in ("plain", "all")]

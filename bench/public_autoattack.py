@@ -148,8 +148,8 @@ def compare(
     )
     ours = attack(model, x, y, threat, noise.child("search"))
     draws = 20 if random else 1
-    right = predict_draws(model, ours, noise.child("verdict"), draws) == y[:, None]
-    share = mean_of(right.double().mean(1).tolist(), draws)
+    correct = predict_draws(model, ours, noise.child("verdict"), draws) == y[:, None]
+    share = mean_of(correct.double().mean(1).tolist(), draws)
     took, lines = time.perf_counter() - began, []
     for version in versions:
         began = time.perf_counter()

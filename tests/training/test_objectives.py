@@ -94,7 +94,7 @@ def test_min_snr_weighs_as_published():
     """Hang et al. (2023): min(SNR, gamma) / SNR times the error of the noise."""
     model = perfect("noise")
     plain, capped = Denoising(t_max=0.9), Denoising(t_max=0.9, min_snr=5.0)
-    t = plain.at(NOISE.child("time").uniform(X[:, :1, :1, :1]), model.schedule)
+    t = plain.quantile(NOISE.child("time").uniform(X[:, :1, :1, :1]), model.schedule)
     _, alpha, sigma, _ = model.schedule(t)
     snr = ((alpha / sigma) ** 2).flatten()
     weight = snr.clamp(max=5) / snr

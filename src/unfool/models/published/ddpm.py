@@ -120,7 +120,7 @@ def name_in_diffusers(name: str, levels: int) -> str:
         name: The original name, such as `up.3.block.0.conv1.weight`.
         levels: Number of levels; on the way up, diffusers counts them from the deepest.
     """
-    name = re.sub(r"^up\.(\d+)", lambda found: f"up_blocks.{levels - 1 - int(found[1])}", name)
+    name = re.sub(r"^up\.(\d+)", lambda match: f"up_blocks.{levels - 1 - int(match[1])}", name)
     for old, new in _OF_HO:
         name = re.sub(old, new, name)
     return name
