@@ -187,8 +187,9 @@ def line(name: str, outcomes: Decisions, first: Decisions) -> str:
     same = wilson(sum(d.answer == first[i].answer for i, d in outcomes.items()), len(outcomes))
     accuracy = wilson(sum(d.answer == d.label for d in outcomes.values()), len(outcomes))
     calls = sum(d.calls for d in outcomes.values()) / len(outcomes)
-    first_calls = sum(first[i].calls for i in outcomes) / len(outcomes)
-    return f"| {name} | {same} | {accuracy} | {len(outcomes)} | {calls:,.0f} | {calls / first_calls:.2f} |"
+    calls_of_first = sum(first[i].calls for i in outcomes) / len(outcomes)
+    ratio = calls / calls_of_first
+    return f"| {name} | {same} | {accuracy} | {len(outcomes)} | {calls:,.0f} | {ratio:.2f} |"
 
 
 if __name__ == "__main__":
