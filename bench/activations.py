@@ -112,8 +112,8 @@ class _Way:
 
 
 @contextmanager
-def _layers_of_torch(asked: bool) -> Iterator[None]:
-    if not asked:
+def _layers_of_torch(plain: bool) -> Iterator[None]:
+    if not plain:
         yield
         return
     with (

@@ -123,7 +123,7 @@ class Case:
 
     def ways(self) -> dict[str, Chain]:
         """The methods of computing the gradient, by name."""
-        found: dict[str, Chain] = {
+        chains: dict[str, Chain] = {
             "one activation set": partial(self.kept, 0),
             "automatic": partial(self.kept, None),
             "all kept": partial(self.kept, self.steps),
@@ -131,8 +131,8 @@ class Case:
             "torch checkpoint": self.checkpointed,
         }
         if self.guide is None and find_spec("torchsde"):
-            found["torchsde adjoint"] = self.adjoint
-        return found
+            chains["torchsde adjoint"] = self.adjoint
+        return chains
 
 
 def frozen(network: nn.Module) -> nn.Module:

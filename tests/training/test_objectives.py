@@ -80,7 +80,7 @@ def test_the_edm_network_sees_and_says_numbers_of_unit_size():
 def test_lognormal_times_are_lognormal():
     objective = Denoising(t_max=0.9, times="lognormal")
     share = (torch.arange(4000) + 0.5).view(-1, 1, 1, 1) / 4000
-    t = objective.at(share, VP()).double()
+    t = objective.quantile(share, VP()).double()
     assert t.min() >= objective.t_min
     assert t.max() <= 0.9
     _, alpha, sigma, _ = VP()(t)
@@ -94,7 +94,7 @@ def test_min_snr_weighs_as_published():
     """Hang et al. (2023): min(SNR, gamma) / SNR times the error of the noise."""
     model = perfect("noise")
     plain, capped = Denoising(t_max=0.9), Denoising(t_max=0.9, min_snr=5.0)
-    t = plain.at(NOISE.child("time").uniform(X[:, :1, :1, :1]), model.schedule)
+    t = plain.quantile(NOISE.child("time").uniform(X[:, :1, :1, :1]), model.schedule)
     _, alpha, sigma, _ = model.schedule(t)
     snr = ((alpha / sigma) ** 2).flatten()
     weight = snr.clamp(max=5) / snr

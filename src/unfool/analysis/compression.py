@@ -73,7 +73,9 @@ class Compression:
             row: dict[str, Any] = {"size": size, "length": length}
             for kind, rates in self.rates.items():
                 rates_at_size = rates[:, :, index]
-                share = mean_rate_interval((rates_at_size < 1).mean(1).tolist(), rates_at_size.shape[1])
+                share = mean_rate_interval(
+                    (rates_at_size < 1).mean(1).tolist(), rates_at_size.shape[1]
+                )
                 rate = bounded_mean_interval(rates_at_size.mean(1), 0)
                 row[kind] = {"rate": rate, "contracts": share._asdict()}
             rows.append(row)

@@ -41,8 +41,8 @@ class PrecomputedAttack:
         self._of: dict[tuple[bytes, int], Tensor] = {}
         if self.path.is_dir():
             endings = image_files.ENDINGS
-            pictures = (p for p in self.path.iterdir() if image_files.is_picture(p))
-            self.image_files = sorted(pictures, key=lambda p: p.name)
+            files = (p for p in self.path.iterdir() if image_files.is_image_file(p))
+            self.image_files = sorted(files, key=lambda p: p.name)
             if not self.image_files:
                 raise ValueError(
                     f"the folder {path} holds no images ({', '.join(endings)}): name a folder that "

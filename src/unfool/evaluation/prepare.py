@@ -189,7 +189,7 @@ def fit_together(
     images = fingerprint(data, indices) + brought
     asked = make_manifest(spec, data, indices, images, weights)
     asked["logits"] = logits
-    if (stated := getattr(undefended(model), "stated", None)) is not None:
+    if (stated := getattr(undefended(model), "reported", None)) is not None:
         asked["stated"] = cast(StatedAccuracy, asdict(stated))
     made = partial(fingerprint, data, attacks=attacks)
     return Prepared(model, data, attacks, indices, device, asked, made)

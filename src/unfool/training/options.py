@@ -95,14 +95,15 @@ class TrainingOptions:
 
     def _check_steps(self) -> None:
         """Check `decay_from`, `grow` and `save_steps`."""
-        steps, begins = self.steps, self.decay_from
-        if begins is not None and self.lr_schedule != "linear":
+        steps, decay_from = self.steps, self.decay_from
+        if decay_from is not None and self.lr_schedule != "linear":
             raise ValueError(
                 "decay_from belongs to lr_schedule: linear: set that, or leave decay_from out"
             )
-        if begins is not None and not self.warmup <= begins < steps:
+        if decay_from is not None and not self.warmup <= decay_from < steps:
             raise ValueError(
-                f"decay_from must be from warmup, {self.warmup}, to below steps, {steps}, not {begins}"
+                f"decay_from must be from warmup, {self.warmup}, to below steps, {steps}, not "
+                f"{decay_from}"
             )
         if self.grow is not None and set(self.grow) != set(GROW):
             raise ValueError(

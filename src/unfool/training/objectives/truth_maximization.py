@@ -101,11 +101,11 @@ class TruthMaximization:
             RuntimeError: The attack exceeded the threat.
         """
         model, threat, start = self.attacked_model(), Threat(self.norm, self.eps), x
-        asked: AbstractContextManager[None] = nullcontext()
+        allowed_range: AbstractContextManager[None] = nullcontext()
         if "range" in self.released:
             model, start = _of_model_space(model), 2 * x - 1
-            asked = images_of_any_range()  # allows the mistake that is reproduced here
-        with asked:
+            allowed_range = images_of_any_range()  # allows the mistake that is reproduced here
+        with allowed_range:
             x_adv = self.attack(model, start, y, threat, noise.child("attack"))
         if "range" in self.released:
             x_adv = x_adv.clamp(0, 1)
