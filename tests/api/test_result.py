@@ -30,7 +30,7 @@ def result():
 
 def test_the_numbers_are_those_of_the_report(result):
     told = result.to_dict()
-    assert (result.n, result.of) == (5, 5)
+    assert (result.n, result.requested) == (5, 5)
     for judged, readings in ((result.clean, told["clean"]), (result.robust, told["robust"])):
         for reading in ("per_draw", "majority", "all_draws"):
             assert getattr(judged, reading)._asdict() == readings[reading]
@@ -120,7 +120,7 @@ def test_an_unfinished_run_says_so(result, tmp_path):
         unfool.load_run(tmp_path)
     run.add(result.run.outcomes(), {})
     found = unfool.load_run(tmp_path)
-    assert (found.n, found.of) == (5, 9)
+    assert (found.n, found.requested) == (5, 9)
     assert "5 of 9" in str(found)
 
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def _above_zero(value: float) -> float:
     """Return the value of an option if it is above 0, which `typer.Option` cannot express."""
-    from unfool.ranges import Positive, complaint
+    from unfool.ranges import Positive, violation
 
-    if wrong := complaint(Positive, value):
+    if wrong := violation(Positive, value):
         raise typer.BadParameter(wrong)
     return value
 
@@ -73,13 +73,15 @@ def gradients(
     quiet: Quiet = False,
 ) -> None:
     """Compare exact, adjoint, surrogate, and BPDA gradients with finite differences."""
-    from unfool.analysis.gradients import compare
+    from unfool.analysis.gradients import compare_gradients
     from unfool.analysis.inputs import load_inputs
     from unfool.report.analyses import write_gradients
 
     inputs = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"loss": loss, "draws": draws, "coarse": coarse}
-    result = compare(inputs.model, inputs.x, inputs.y, inputs.noise, quiet=quiet, **options)
+    result = compare_gradients(
+        inputs.model, inputs.x, inputs.y, inputs.noise, quiet=quiet, **options
+    )
     _write(write_gradients, "gradients", spec, out, result, inputs.facts | options, device)
 
 
@@ -141,7 +143,7 @@ def landscape(
     options: Any = {"steps": steps, "step_size": step_size, "eot": eot, "draws": draws}
     options |= {"grid": grid, "loss": loss, "clip": clip}
     inputs_by_name = {
-        name: load_inputs(spec, model_changes, data, None, device, image=image)
+        name: load_inputs(spec, model_changes, data, None, device, position=image)
         for name, model_changes in _models(changes, compare_with).items()
     }
     results = {
@@ -293,7 +295,7 @@ def samples(
     quiet: Quiet = False,
 ) -> None:
     """Compare generated images with real ones, before and after fine-tuning."""
-    from unfool.analysis.inputs import load_inputs, whole_chain
+    from unfool.analysis.inputs import load_generative_denoiser, load_inputs
     from unfool.analysis.samples import samples as generate
     from unfool.report.analyses import write_samples
 
@@ -303,12 +305,14 @@ def samples(
         name: load_inputs(spec, model_changes, data, 2, device).spec
         for name, model_changes in _models(with_images, compare_with).items()
     }
-    denoisers = {name: whole_chain(table, inputs.x.device) for name, table in checked.items()}
+    denoisers = {
+        name: load_generative_denoiser(table, inputs.x.device) for name, table in checked.items()
+    }
     inner: Any = inputs.model.model
     classifier = getattr(inner, "classifier", inner)
     options: Any = {"steps": steps, "sets": sets}
     arguments = (denoisers, classifier, inputs.x, inputs.y, inputs.noise)
-    result = generate(*arguments, rows=inputs.model.batch_size, quiet=quiet, **options)
+    result = generate(*arguments, batch_size=inputs.model.batch_size, quiet=quiet, **options)
     about = {"specs": checked, "indices": inputs.indices} | options
     _write(write_samples, "samples", spec, out, result, about, device)
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
-from unfool.results.example_images import wrong_pictures
+from unfool.results.example_images import find_problem_in_examples
 from unfool.results.manifest import Format, KeptForecast, Manifest
 from unfool.results.outcome import Condition, Indexed, Line, Outcome
 from unfool.results.spec import CertificationSpec, EvaluationSpec
@@ -311,8 +311,8 @@ class Run:
             except Exception as error:  # a damaged archive may raise anything
                 raise_system_error(error)
                 raise RuntimeError(f"{path} is damaged ({error}); {FEWER}") from error
-            if wrong := wrong_pictures(block, names):
-                raise RuntimeError(f"{path} is damaged ({wrong}); {FEWER}")
+            if problem := find_problem_in_examples(block, names):
+                raise RuntimeError(f"{path} is damaged ({problem}); {FEWER}")
             yield block
 
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from torch import Tensor
 
 from unfool import __version__
-from unfool.api.apply import array_of_images, purified_like
+from unfool.api.apply import images_to_array, resize_purified
 from unfool.data.image_files import png
 from unfool.serve import examples, open_inference
 from unfool.serve.batcher import ModelFailed, Overloaded
@@ -285,11 +285,11 @@ def _purified_response(
     metadata: dict[str, Any], body: Body, images: Images, purified: list[Tensor], json_: bool
 ) -> Response:
     """Return purified images: an array as an array, one file as PNG, others as base64 in JSON."""
-    restored = [purified_like(x, shape) for x, shape in zip(purified, images.shapes, strict=True)]
+    restored = [resize_purified(x, shape) for x, shape in zip(purified, images.shapes, strict=True)]
     if body.array is not None:
         channels_last = body.array.ndim == 4 and images.shapes[0][1:] != body.array.shape[1:]
         return JSONResponse(
-            metadata | {"images": array_of_images(restored[0], body.array, channels_last).tolist()}
+            metadata | {"images": images_to_array(restored[0], body.array, channels_last).tolist()}
         )
     if len(restored) == 1 and not json_:
         return Response(png(restored[0][0]), media_type="image/png")

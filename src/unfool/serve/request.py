@@ -20,12 +20,12 @@ from torch import Tensor
 from unfool.api.apply import (
     Loaded,
     Shape,
-    images_of_array,
-    picture_for,
-    read_picture,
+    array_to_images,
+    read_image,
+    read_image_for_model,
     refuse_large,
-    stretched,
-    to_purify,
+    resize_for_denoiser,
+    resize_for_model,
 )
 from unfool.serve.limits import Limits, PendingBodies, Refused
 
@@ -222,10 +222,12 @@ def images_to_classify(body: Body, loaded: Loaded, limits: Limits) -> Images:
         name = f"image {number}"
         room.take(_pixels(content, name))
         file = io.BytesIO(content)
-        images.groups.append(_decoded(picture_for, loaded, file, name, images.notes.append))
+        images.groups.append(
+            _decoded(read_image_for_model, loaded, file, name, images.notes.append)
+        )
     if body.array is not None:
         x = _checked_array(body.array, room)
-        images.groups.append(stretched(x, loaded.shape, images.notes.append))
+        images.groups.append(resize_for_model(x, loaded.shape, images.notes.append))
     return images
 
 
@@ -244,12 +246,12 @@ def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limit
             except ValueError as error:
                 raise Refused(413, str(error)) from None
         images.shapes.append(x.shape)
-        images.groups.append(to_purify(x, shape, images.notes.append))
+        images.groups.append(resize_for_denoiser(x, shape, images.notes.append))
 
     for number, content in enumerate(body.files, 1):
         name = f"image {number}"
         room.take(_pixels(content, name))
-        add(_decoded(read_picture, io.BytesIO(content), name, shape, images.notes.append), name)
+        add(_decoded(read_image, io.BytesIO(content), name, shape, images.notes.append), name)
     if body.array is not None:
         add(_checked_array(body.array, room), "each image")
     return images
@@ -301,7 +303,7 @@ def to_array(values: object, kind: type) -> np.ndarray:
 
 def _checked_array(array: np.ndarray, room: _Room) -> Tensor:
     try:
-        x, _ = images_of_array(array, "the body")
+        x, _ = array_to_images(array, "the body")
     except ValueError as error:
         raise Refused(400, str(error)) from None
     room.take(len(x) * x.shape[2] * x.shape[3], len(x))

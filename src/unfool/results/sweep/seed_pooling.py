@@ -13,7 +13,7 @@ from unfool.results.outcome import Outcome
 from unfool.results.run_folder import Run
 from unfool.results.spec import AttackEntry
 from unfool.results.sweep.cell import Cell
-from unfool.statistics import mean_of
+from unfool.statistics import mean_rate_interval
 
 Group = Sequence[tuple[Cell, Run]]
 
@@ -47,7 +47,7 @@ def pool(done: Group) -> list[Pooled]:
     An image is identified by its place in the data set (and the data set's seeds). It counts once,
     with the mean of all its draws. Another `evaluation.seed` gives it other draws, which are added.
     Another `evaluation.subset_seed` only repeats the same draws, which count once. So the interval
-    is that of a mean over distinct images with several draws each (`statistics.mean_of`).
+    is that of a mean over distinct images with several draws each (`statistics.mean_rate_interval`).
     """
     groups: dict[tuple[str, ...], list[tuple[Cell, Run]]] = {}
     for cell, run in done:
@@ -91,7 +91,7 @@ def _conditions(attacks: Sequence[AttackEntry]) -> dict[str, list[str]]:
 def _share(images: Sequence[Sequence[Outcome]], names: Sequence[str]) -> dict[str, float]:
     answers = [[right for outcome in image for right in _right(outcome, names)] for image in images]
     draws = sum(map(len, answers)) / len(answers)
-    return mean_of([fmean(each) for each in answers], draws)._asdict()
+    return mean_rate_interval([fmean(each) for each in answers], draws)._asdict()
 
 
 def _right(outcome: Outcome, names: Sequence[str]) -> list[bool]:
