@@ -177,7 +177,7 @@ def sweep(
         typer.echo(f"{len(left)} runs: {in_short(*left)} on this machine")
         return
     command = command_line("sweep", spec, changes)
-    before = {sweeps.place(folder, cell): old for cell, old in sweeps.finished(cells, folder)}
+    before = {sweeps.place(folder, cell): old for cell, old in sweeps.cells_with_outcomes(cells, folder)}
     failed: list[str] = []
     for number, (cell, run) in enumerate(sweeps.run(cells, folder, quiet), 1):
         if isinstance(run, Exception):
@@ -193,8 +193,8 @@ def sweep(
             result += f", robust {percent(summary['robust']['per_draw']['accuracy'])}"
         typer.echo(f"{number}/{len(cells)}  {cell.name}: {result}")
         if new and number < len(cells):  # to be read while the sweep runs
-            write_report(folder, sweeps.finished(cells, folder), len(cells), command)
-    done = sweeps.finished(cells, folder)
+            write_report(folder, sweeps.cells_with_outcomes(cells, folder), len(cells), command)
+    done = sweeps.cells_with_outcomes(cells, folder)
     document = write_report(folder, done, len(cells), command, failed)
     print_document(document, page=folder / "sweep.html")
 

@@ -107,13 +107,13 @@ class AttackRunner:
             held = self.threat if bounded(attack) else None
             knows = getattr(attack, "knows", None)
             done = broken if held and not knows else {}
-            version, todo = x.clone(), besides(done, len(x))
+            version, todo = x.clone(), positions_except(done, len(x))
             for i, (_, earlier) in done.items():
                 version[i] = earlier
             if todo:
                 search = noise.take(todo).child("search", name)
                 if knows:
-                    search = knows.reveal(search, secret(noise.take(todo)))
+                    search = knows.reveal(search, revealed_noise(noise.take(todo)))
                 with recording_losses() as steps:
                     x_adv = attack(self.model, x[todo], y[todo], self.threat, search)
                 risen = zip(todo, curves(steps, len(todo)), strict=True)
@@ -128,7 +128,7 @@ class AttackRunner:
         self, name: str, version: Tensor, y: Tensor, noise: Noise, done: Collection[int]
     ) -> dict[int, tuple[str, Tensor]]:
         """Return the images outside `done` that are wrong on all of the attacker's own draws."""
-        todo = besides(done, len(y))
+        todo = positions_except(done, len(y))
         if not (self.skip_broken and todo):
             return {}
         select = noise.take(todo).child("select")
@@ -184,12 +184,12 @@ def by_block(
             show(here + len(block), words)
 
 
-def secret(noise: Noise) -> Noise:
+def revealed_noise(noise: Noise) -> Noise:
     """The noise revealed to attackers who know some of it: that of the verdict's first draw."""
     return noise.child("verdict", "vote", 0)
 
 
-def besides(done: Collection[int], size: int) -> list[int]:
+def positions_except(done: Collection[int], size: int) -> list[int]:
     """The positions 0 .. size - 1 that are not in `done`."""
     return [i for i in range(size) if i not in done]
 

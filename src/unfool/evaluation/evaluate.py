@@ -19,10 +19,10 @@ from unfool.defenses.purified_classifier import predict, predict_draws
 from unfool.evaluation.attack_runner import (
     AttackRunner,
     Machine,
-    besides,
+    positions_except,
     bounded,
     by_block,
-    secret,
+    revealed_noise,
 )
 from unfool.evaluation.cost import peak_bytes
 from unfool.evaluation.draw_caller import curtailed
@@ -151,7 +151,7 @@ class Judge:
             kept = search.reused_from.get(name, {})
             for i, earlier in kept.items():
                 table[i][name] = replace(table[i][earlier], same_image_as=earlier)
-            own = besides(kept, len(y))
+            own = positions_except(kept, len(y))
             if not own:
                 continue
             x, private = version[own], noise.take(own)
@@ -226,7 +226,7 @@ class Judge:
             return torch.stack([self.model.decide(x[which], query) for query in queries], 1)
 
         if knows is not None:
-            stream = knows.reveal(noise.child("verdict", "rest"), secret(noise))
+            stream = knows.reveal(noise.child("verdict", "rest"), revealed_noise(noise))
             turns = knows.turns(k)
             answer, k = knowing, len(turns)
         if self.curtail and k > 1:

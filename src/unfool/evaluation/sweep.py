@@ -117,7 +117,7 @@ def forecasts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, Forec
         yield cell, told
 
 
-def finished(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, Summary]]:
+def cells_with_outcomes(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, Summary]]:
     """Return the cells that have outcomes, with the summaries of their runs, finished or not."""
     runs = [(cell, place(folder, cell)) for cell in cells]
     return [
