@@ -115,10 +115,14 @@ def test_what_is_done_is_not_done_again(elsewhere, monkeypatch):
     runs = sweeps.run(cells, elsewhere, quiet=True)
     next(runs)  # and then it is killed
     assert len(sweeps.cells_with_outcomes(cells, elsewhere)) == 1
-    kept = next((sweeps.place(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
+    kept = (
+        next((sweeps.run_folder_of(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
+    )
     assert len(list(sweeps.run(cells, elsewhere, quiet=True))) == 2
     assert len(sweeps.cells_with_outcomes(cells, elsewhere)) == 2
-    again = next((sweeps.place(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
+    again = (
+        next((sweeps.run_folder_of(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
+    )
     assert again == kept
 
 
@@ -136,8 +140,10 @@ ATTACKERS = [
 def test_every_attacker_has_a_column_and_a_run_that_is_half_done_says_so(elsewhere):
     table = SPEC | {"attacks": ATTACKERS, "sweep": {"purifier.t": [0.05, 0.06]}}
     cells = sweeps.check(specs.load(table))
-    evaluation.run(cells[0].spec, sweeps.place(elsewhere, cells[0]), quiet=True)
-    evaluation.run(cells[1].spec, sweeps.place(elsewhere, cells[1]), shard=(0, 3), quiet=True)
+    evaluation.run(cells[0].spec, sweeps.run_folder_of(elsewhere, cells[0]), quiet=True)
+    evaluation.run(
+        cells[1].spec, sweeps.run_folder_of(elsewhere, cells[1]), shard=(0, 3), quiet=True
+    )
     done = sweeps.cells_with_outcomes(cells, elsewhere)
     (table,) = tables(write_report(elsewhere, done, 2, "unfool sweep s.yaml"))
     heads, (whole, half) = table.heads, table.rows
@@ -205,7 +211,7 @@ def test_the_seed_of_a_model_is_told_not_to_be_in_the_intervals(elsewhere):
 def test_of_one_attack_there_is_one_column(elsewhere):
     table = SPEC | {"attacks": ATTACKERS[:1], "sweep": {"purifier.t": [0.05]}}
     cells = sweeps.check(specs.load(table))
-    evaluation.run(cells[0].spec, sweeps.place(elsewhere, cells[0]), quiet=True)
+    evaluation.run(cells[0].spec, sweeps.run_folder_of(elsewhere, cells[0]), quiet=True)
     (table,) = tables(write_report(elsewhere, sweeps.cells_with_outcomes(cells, elsewhere), 1, ""))
     assert table.heads[:4] == ["purifier.t", "clean", "robust", "network calls an image"]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from unfool.results.outcome import Condition, Outcome
+from unfool.results.report_json import share_entry
 from unfool.results.run_folder import Run
 from unfool.results.summary import judge
 from unfool.results.sweep.cell import Cell
@@ -45,7 +46,7 @@ def a_cell(folder, right, clean=None, **changed):
         for i, (r, c) in enumerate(zip(right, clean, strict=True))
     ]
     run.add(outcomes, {})
-    shares = judge("robust", outcomes, lambda o: o.conditions["pgd"]).per_draw._asdict()
+    shares = share_entry(judge("robust", outcomes, lambda o: o.conditions["pgd"]).per_draw)
     summary: Any = {
         "attacks": [1],
         "clean": {"k": K},

@@ -18,6 +18,7 @@ from unfool.attacks.views import Batched
 from unfool.noise import Noise
 from unfool.protocols import Defended, Purifier
 from unfool.ranges import Count, check_arguments
+from unfool.results.report_json import share_entry
 from unfool.runtime.progress import progress
 from unfool.statistics import bounded_mean_interval, mean_of
 from unfool.threat import Threat, images
@@ -75,7 +76,7 @@ class Compression:
                 at = rates[:, :, place]
                 share = mean_of((at < 1).mean(1).tolist(), at.shape[1])
                 rate = bounded_mean_interval(at.mean(1), 0)
-                row[kind] = {"rate": rate, "contracts": share._asdict()}
+                row[kind] = {"rate": rate, "contracts": share_entry(share)}
             rows.append(row)
         count, draws, _ = self.rates[RANDOM].shape
         return {"images": count, "draws": draws, "main": self.main, "sizes": rows}

@@ -17,8 +17,9 @@ from unfool.attacks.pgd import PGD
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_arguments
+from unfool.results.report_json import ShareEntry, share_entry
 from unfool.runtime.progress import progress
-from unfool.statistics import Share, bounded_mean_interval, mean_interval, mean_of
+from unfool.statistics import bounded_mean_interval, mean_interval, mean_of
 from unfool.threat import Threat
 
 DW, WHITE, EOT = "DW-box", "white box", "white box, EOT"
@@ -207,7 +208,6 @@ def _mean(values: np.ndarray) -> dict[str, float]:
     return mean_interval(values.mean(1).tolist())._asdict()
 
 
-def _share(key: str, rates: np.ndarray, draws: int) -> dict[str, float]:
+def _share(key: str, rates: np.ndarray, draws: int) -> ShareEntry:
     each = rates.shape[1] * (draws if key == "fresh" else 1)
-    share: Share = mean_of(rates.mean(1).tolist(), each)
-    return share._asdict()
+    return share_entry(mean_of(rates.mean(1).tolist(), each))

@@ -20,7 +20,7 @@ from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.views import exact
 from unfool.data.arrays import Arrays
 from unfool.errors import SpecError
-from unfool.evaluation.forecast import watched
+from unfool.evaluation.forecast import with_forecast
 from unfool.evaluation.prepare import AttackOnView, fit_together, run_blocks
 from unfool.evaluation.spec import RESERVED
 from unfool.protocols import Attack, Classifier, Dataset
@@ -126,7 +126,9 @@ def evaluate(
         folder, home = place_for(out)
         run = Run.begin(folder, made.manifest, made.fingerprint)
         record_start(run, place)
-        run_blocks(spec, made, run, watched(made.on(spec, (0, 1), quiet), spec, made))
+        run_blocks(
+            spec, made, run, with_forecast(made.set_up_machine(spec, (0, 1), quiet), spec, made)
+        )
     return Result(run, home)
 
 

@@ -48,9 +48,9 @@ class RunResult(Generic[S]):
         return self._summary["n"]
 
     @property
-    def of(self) -> int:
+    def requested(self) -> int:
         """The number of images requested."""
-        return self._summary["of"]
+        return self._summary["requested"]
 
     @property
     def cost(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from unfool.evaluation import sweep as sweeps
 from unfool.report import sweep as sweep_report
 from unfool.report.render_html import to_fragment
 from unfool.report.render_terminal import plain_text
-from unfool.results.report_json import Summary
+from unfool.results.report_json import Summary, share_entry
 from unfool.results.run_folder import merge
 from unfool.results.sweep.cell import Cell
 
@@ -45,7 +45,7 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
             `accuracy`, `low`, and `high`.
         """
         return [
-            {**values, "condition": name, "reading": reading} | getattr(found, reading)._asdict()
+            {**values, "condition": name, "reading": reading} | share_entry(getattr(found, reading))
             for values, result in self
             for name, found in _conditions(result).items()
             for reading in READINGS
@@ -67,7 +67,7 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
         """
         whole = Path(folder)
         for cell, result in self._cells:
-            place = sweeps.place(whole, cell)
+            place = sweeps.run_folder_of(whole, cell)
             if place.resolve() != result.run.folder.resolve():
                 merge([result.run.folder], place)
         of = len(self) + len(self.failed)

@@ -127,7 +127,7 @@ def attack(
         from unfool.evaluation.forecast import forecast
 
         cost = forecast(checked, judged=False)
-        asked = keep_attacked_images.asked(checked)
+        asked = keep_attacked_images.identity_content(checked)
         _print_forecast(cost, asked, folder, part[1], judged=False)
         return
     run = keep_attacked_images.run(checked, folder, part, quiet)
@@ -177,7 +177,10 @@ def sweep(
         typer.echo(f"{len(left)} runs: {in_short(*left)} on this machine")
         return
     command = command_line("sweep", spec, changes)
-    before = {sweeps.place(folder, cell): old for cell, old in sweeps.cells_with_outcomes(cells, folder)}
+    before = {
+        sweeps.run_folder_of(folder, cell): old
+        for cell, old in sweeps.cells_with_outcomes(cells, folder)
+    }
     failed: list[str] = []
     for number, (cell, run) in enumerate(sweeps.run(cells, folder, quiet), 1):
         if isinstance(run, Exception):

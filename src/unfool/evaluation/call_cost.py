@@ -88,7 +88,7 @@ class TimedCalls:
         return min(GROWTH * self.size, self.most)
 
     @property
-    def each(self) -> float:
+    def seconds_per_image(self) -> float:
         """Expected seconds per image in the largest call of the run."""
         return self.seconds(self.most) / self.most
 
@@ -128,45 +128,45 @@ class TimedCalls:
 
 
 def call_costs(
-    made: Prepared, played: DryRun, block: int, rows: int, budget: float
+    prepared: Prepared, dry: DryRun, block: int, batch_size: int, budget: float
 ) -> tuple[dict[Call, Cost], int]:
     """Measure the cost per image of each kind of call.
 
     Args:
-        made: The prepared evaluation, executed as in the run.
-        played: How the evaluation calls the parts of the model.
+        prepared: The prepared evaluation, executed as in the run.
+        dry: How the evaluation calls the parts of the model.
         block: Images that are attacked together.
-        rows: The largest number of images in a call.
+        batch_size: The largest number of images in a call.
         budget: Seconds for calls of more than one image.
 
     Returns:
         The cost per image by kind of call, and the number of images in the largest timed call.
     """
-    block = min(block, len(made.indices))
-    asked = sum(played.asked.values(), Counter[Call]())
-    found = {
+    block = min(block, len(prepared.indices))
+    images = sum(dry.calls.values(), Counter[Call]())
+    timed = {
         kind: TimedCalls(
-            partial(_call, made, played.parts[kind.part], kind.how),
-            min(rows, block * played.most[kind]),  # no call of the run is larger
+            partial(_call, prepared, dry.parts[kind.part], kind.how),
+            min(batch_size, block * dry.largest_call[kind]),  # no call of the run is larger
             PATIENCE * budget,
         )
-        for kind in asked
+        for kind in images
     }
-    while left := [kind for kind in found if found[kind].fits(budget)]:
+    while unfinished := [kind for kind in timed if timed[kind].fits(budget)]:
         began = time.perf_counter()
-        found[max(left, key=lambda kind: found[kind].each * asked[kind])].grow()
+        timed[max(unfinished, key=lambda kind: timed[kind].seconds_per_image * images[kind])].grow()
         budget -= time.perf_counter() - began
-    costs = {kind: Cost(calls.calls, calls.each) for kind, calls in found.items()}
-    return costs, max((calls.size for calls in found.values()), default=1)
+    costs = {kind: Cost(calls.calls, calls.seconds_per_image) for kind, calls in timed.items()}
+    return costs, max((calls.size for calls in timed.values()), default=1)
 
 
-def _call(made: Prepared, part: Any, how: str, size: int) -> tuple[float, dict[str, float]]:
+def _call(prepared: Prepared, part: Any, how: str, size: int) -> tuple[float, dict[str, float]]:
     """Time a call of `size` images; return its seconds and its network calls per image."""
-    few = fetch(made.data, made.indices[: min(size, DIFFERENT)])[0]
-    x = few[torch.arange(size) % len(few)].to(made.device).requires_grad_(how == "gradient")
+    few = fetch(prepared.data, prepared.indices[: min(size, DIFFERENT)])[0]
+    x = few[torch.arange(size) % len(few)].to(prepared.device).requires_grad_(how == "gradient")
     noise, counter = Noise.of(0, range(size)), CallCounter()
     began = time.perf_counter()
-    with counter.watching(made.model), torch.set_grad_enabled(how == "gradient"):
+    with counter.watching(prepared.model), torch.set_grad_enabled(how == "gradient"):
         out = part.decide(x, noise) if how == "decide" else part(x, noise)
         if how == "gradient":
             (out,) = torch.autograd.grad(out.square().sum(), x)

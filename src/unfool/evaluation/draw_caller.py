@@ -34,16 +34,16 @@ class DrawCaller:
         if self.noise_free is False or not len(x):
             return predict_draws(self.model, x, noise, draws, first)
         before, few = drawn_so_far(), min(draws, 2)
-        found = predict_draws(self.model, x, noise, few, first)
-        alike = drawn_so_far() == before and bool((found == found[:, :1]).all())
-        if draws > 1 or not alike:
-            self.noise_free = alike
-        if alike:
-            return found[:, :1].expand(-1, draws)
+        chosen = predict_draws(self.model, x, noise, few, first)
+        noise_free = drawn_so_far() == before and bool((chosen == chosen[:, :1]).all())
+        if draws > 1 or not noise_free:
+            self.noise_free = noise_free
+        if noise_free:
+            return chosen[:, :1].expand(-1, draws)
         if draws == few:
-            return found
+            return chosen
         rest = predict_draws(self.model, x, noise, draws - few, first + few)
-        return torch.cat([found, rest], 1)
+        return torch.cat([chosen, rest], 1)
 
 
 def curtailed(answer: Answer, labels: Sequence[int], k: int) -> list[tuple[list[int], Curtailed]]:

@@ -27,6 +27,7 @@ from unfool.report.provenance import both_records
 from unfool.report.write import write_document
 from unfool.results.compare import Comparison, Paired
 from unfool.results.gates import Gate
+from unfool.results.report_json import share_entry
 from unfool.statistics import Mean, percent
 
 VERSION = 1
@@ -150,7 +151,7 @@ def junit(kept: Sequence[Gate], command: str = "compare", whose: str = " of B") 
     root = ElementTree.Element("testsuites", count)
     suite = ElementTree.SubElement(root, "testsuite", {"name": f"unfool {command}", **count})
     for gate in kept:
-        name = f"{gate.name} {gate.bound:g} ({gate.of})"
+        name = f"{gate.name} {gate.bound:g} ({gate.condition})"
         told_of = {"classname": f"unfool.{command}", "name": name}
         case = ElementTree.SubElement(suite, "testcase", told_of)
         where = "failure" if not gate.ok else "system-out"
@@ -172,7 +173,7 @@ def describe_gate(gate: Gate, whose: str = " of B") -> str:
         said = f"robust accuracy{whose} is {cell(share)}"
         end, needed = "lower", f"must be at least {percent(gate.bound)}"
     else:
-        said = f"{gate.of} accuracy: the drop A - B is {_points(gate.found)} points"
+        said = f"{gate.condition} accuracy: the drop A - B is {_points(gate.found)} points"
         end, needed = "upper", f"must be at most {100 * gate.bound:.1f}"
     which = f"the {end} end of the interval " if gate.strict else ""
     said += f", and {which}{needed}"
@@ -185,7 +186,11 @@ def _opening(found: Comparison) -> list[str]:
     row = {row.name: row for row in found.rows}
     name = "robust" if "robust" in row else "clean"
     change = _points(row[name].change)
-    images = f"{found.n} images" if found.n == found.of else f"{found.n} of {found.of} images"
+    images = (
+        f"{found.n} images"
+        if found.n == found.requested
+        else f"{found.n} of {found.requested} images"
+    )
     where = "; ".join(
         f"{path} {name_of(a)} in A, {name_of(b)} in B" for path, (a, b) in found.differs.items()
     )
@@ -202,7 +207,7 @@ def _tiles(found: Comparison) -> Tiles:
     """Return the main accuracy of A and of B, and their difference."""
     row = next((row for row in found.rows if row.name == "robust"), found.rows[0])
     sides = [
-        Tile(percent(share.accuracy), f"{row.name} accuracy of {run}", interval(share._asdict()))
+        Tile(percent(share.value), f"{row.name} accuracy of {run}", interval(share_entry(share)))
         for run, share in (("A", row.a), ("B", row.b))
     ]
     change = points(row.change._asdict(), "+.1f").partition(" [")
@@ -229,8 +234,8 @@ def _lines(found: Comparison) -> list[list[str]]:
     return [
         [
             title_of(row),
-            cell(row.a._asdict()),
-            cell(row.b._asdict()),
+            cell(share_entry(row.a)),
+            cell(share_entry(row.b)),
             _points(row.change),
             str(row.only_a),
             str(row.only_b),
@@ -242,8 +247,8 @@ def _lines(found: Comparison) -> list[list[str]]:
 
 def named(row: Paired) -> dict[str, Any]:
     """Convert a condition to a dictionary for JSON."""
-    shares = {name: getattr(row, name)._asdict() for name in ("a", "b", "change")}
-    return asdict(row) | shares
+    shares = {"a": share_entry(row.a), "b": share_entry(row.b)}
+    return asdict(row) | shares | {"change": row.change._asdict()}
 
 
 def _points(change: Mean) -> str:

@@ -133,7 +133,7 @@ def tiles(summary: Summary) -> Tiles:
     if len(found) < 3 and "undefended" in robust:
         bare = weakest_bare(summary)[1] if summary["attacks"] else robust["undefended"]
         found.append(_tile(bare, "accuracy without the defense, in the worst case"))
-    images = f"of the {summary['of']} images of the spec"
+    images = f"of the {summary['requested']} images of the spec"
     found = found if len(found) > 2 else [*found, Tile(str(summary["n"]), "images", images)]
     return Tiles(found[:3])
 

@@ -236,7 +236,7 @@ def _against(summary: Summary) -> list[tuple[str, str, str]]:
     told, cost, n = summary.get("forecast"), summary["cost"], summary["n"]
     if not told:
         return []
-    most, part = ("at most " if told["most"] else ""), n / told["images"]
+    most, part = ("at most " if told["is_upper_bound"] else ""), n / told["images"]
     calls, seconds = (part * sum(told["calls"].values()), part * told["seconds"])
     took = sum(cost[key] for key in told["calls"])
     return [

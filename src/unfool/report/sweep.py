@@ -39,21 +39,21 @@ Done = Sequence[tuple[Cell, Summary]]
 
 
 def write_report(
-    folder: Path, done: Done, of: int, command: str, failed: Sequence[str] = ()
+    folder: Path, done: Done, requested: int, command: str, failed: Sequence[str] = ()
 ) -> Document:
     """Write `sweep.html`, `.md`, `.png`, `.json`, and `.csv` into the folder of a sweep.
 
     Args:
         folder: The sweep's folder.
         done: The cells that are done, with the summaries of their runs.
-        of: The total number of cells.
+        requested: The number of cells of the sweep.
         command: The command to make it again.
         failed: The values of each cell that cannot be run, and the reason.
 
     Returns:
         The report.
     """
-    runs = [Run.open(sweeps.place(folder, cell)) for cell, _ in done]
+    runs = [Run.open(sweeps.run_folder_of(folder, cell)) for cell, _ in done]
     found = verdicts(
         [(cell, run, summary) for (cell, summary), run in zip(done, runs, strict=True)]
     )
@@ -61,9 +61,9 @@ def write_report(
     lines = [*(f"not run: {each}" for each in failed), *_lines_below(done, found, doubts)]
     pooled = pool([(cell, run) for (cell, _), run in zip(done, runs, strict=True)])
     pooled = pooled if len(pooled) < len(done) else []  # else no two cells differ only in seeds
-    document = _whole(done, of, pooled, doubts, lines, command)
+    document = _whole(done, requested, pooled, doubts, lines, command)
     cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
-    numbers = {"version": VERSION, "of": of, "command": command, "cells": cells}
+    numbers = {"version": VERSION, "requested": requested, "command": command, "cells": cells}
     numbers |= {"failed": list(failed)}
     numbers |= {"pooled": [asdict(each) for each in pooled]}
     numbers |= {"verdicts": [asdict(each) | {"change": each.change._asdict()} for each in found]}
@@ -75,7 +75,7 @@ def write_report(
 def records(done: Done) -> list[dict[str, Any]]:
     """Return the table as numbers: each cell's values, and accuracy per draw by condition."""
     return [
-        {**cell.values, "n": summary["n"], "of": summary["of"], **_shares(summary)}
+        {**cell.values, "n": summary["n"], "requested": summary["requested"], **_shares(summary)}
         for cell, summary in done
     ]
 
@@ -88,7 +88,7 @@ def brief(done: Done, failed: Sequence[str] = ()) -> Document:
 
 def _whole(
     done: Done,
-    of: int,
+    requested: int,
     pooled: Sequence[Pooled],
     doubts: Sequence[Doubt],
     lines: Sequence[str],
@@ -97,7 +97,7 @@ def _whole(
     points = [Point(each.values, each.shares) for each in pooled]
     points = points or [Point(cell.values, _shares(summary)) for cell, summary in done]
     names, attacks, title = _conditions(done), _attacks(done), _title(done, pooled)
-    about = _about(done, of) + _about_columns(done) + _about_figure(points, names, attacks)
+    about = _about(done, requested) + _about_columns(done) + _about_figure(points, names, attacks)
     tables: list[Block] = [sweep_table(done)]
     if pooled:
         note = Paragraph(_about_pooled(done, pooled), "note")
@@ -162,10 +162,10 @@ def _seeds(done: Done) -> str:
     return " and ".join(path for path in done[0][0].values if is_seed(path))
 
 
-def _about(done: Done, of: int) -> str:
+def _about(done: Done, requested: int) -> str:
     images, draws = (_range(values) for values in _sizes(done))
     return (
-        f"{len(done)} of {of} combinations; {images} images and {draws} held-out draws each. "
+        f"{len(done)} of {requested} combinations; {images} images and {draws} held-out draws each. "
         "Accuracy is per draw; in brackets, 95 % confidence intervals over images and draws."
     )
 
@@ -226,7 +226,7 @@ def sweep_table(done: Done) -> Table:
         cost, n = summary["cost"], summary["n"]
         calls, found = (cost["nfe_forward"] + cost["nfe_vjp"]) / n, _shares(summary)
         *values, last = cell.values.values()
-        last += f" ({n} of {summary['of']} images)" if n < summary["of"] else ""
+        last += f" ({n} of {summary['requested']} images)" if n < summary["requested"] else ""
         shares = [share_of(found[name]) if name in found else "-" for name in names]
         rows.append([*values, last, *shares, f"{calls:.0f}", f"{cost['seconds'] / n:.2f}"])
     return Table(heads, rows)
@@ -270,7 +270,7 @@ def _attacks(done: Done) -> list[str]:
 
 def _sizes(done: Done) -> tuple[list[int], list[int]]:
     """Return the number of images requested of each run, and the number of draws."""
-    return [s["of"] for _, s in done], [s["clean"]["k"] for _, s in done]
+    return [s["requested"] for _, s in done], [s["clean"]["k"] for _, s in done]
 
 
 def _range(values: Sequence[int]) -> str:

@@ -7,9 +7,9 @@ from unfool.attacks.autoattack import EOT
 from unfool.results.spec import AttackEntry
 from unfool.spec import part
 
-BLIND = ("random-search", "salt-and-pepper", "square")  # attacks without gradients
+GRADIENT_FREE = ("random-search", "salt-and-pepper", "square")  # attacks without gradients
 TRANSFER = ("transfer",)  # attacks on another classifier, without querying the model
-ELSEWHERE = ("images",)  # attacks made before the run, by an unknown gradient
+PRECOMPUTED = ("images",)  # attacks made before the run, by an unknown gradient
 EXACT_VIEWS = ("exact", "no-elimination", "per-step")  # views with the whole model's exact gradient
 
 
@@ -42,7 +42,7 @@ def roles(rows: Sequence[AttackEntry]) -> Roles:
     return Roles(held, beyond, corruptions, knowing)
 
 
-def given_to(played: Roles) -> list[str]:
+def initial_conditions(played: Roles) -> list[str]:
     """Return what attackers can submit without an attack: `clean`, and usually `random`.
 
     There is no `random` if the threat limits no attack. It agrees with `evaluate.Judge.candidates`.
@@ -60,7 +60,8 @@ def exact_attacks(attacks: Mapping[str, AttackEntry]) -> dict[str, AttackEntry]:
     return {
         name: row
         for name, row in attacks.items()
-        if view_name(row) in EXACT_VIEWS and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
+        if view_name(row) in EXACT_VIEWS
+        and row.get("name") not in (*GRADIENT_FREE, *TRANSFER, *PRECOMPUTED)
         if not is_custom(row)
     }
 

@@ -68,7 +68,7 @@ class Comparison:
 
     folders: tuple[str, str]
     n: int
-    of: int
+    requested: int
     draws: int
     rows: list[Paired]
     differs: dict[str, tuple[Any, Any]]
@@ -103,7 +103,7 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
     return Comparison(
         folders=(str(a.folder), str(b.folder)),
         n=len(both),
-        of=len(a.manifest["indices"]),
+        requested=len(a.manifest["indices"]),
         draws=options["draws"],
         rows=paired(both, names, options["seed"], resamples),
         differs=differences(a.manifest, b.manifest),

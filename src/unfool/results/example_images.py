@@ -9,7 +9,7 @@ ALWAYS = ("label", "clean", "attacked", "clean_answer", "attacked_answer")
 NEEDS = {"times": ("clean_sure",), "clean_fooled": ("clean_surest", "attacked_bare")}
 
 
-def wrong_pictures(block: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+def describe_damage(block: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     """Return what is wrong with the arrays of an example file, in words; "" if nothing is.
 
     Args:

@@ -15,7 +15,7 @@ class Gate:
 
     Attributes:
         name: `min-robust` or `max-drop`.
-        of: The condition to which the bound applies.
+        condition: The condition to which the bound applies.
         bound: The smallest allowed accuracy (`min-robust`), or the largest allowed drop from A to B
             (`max-drop`).
         found: The measured value, with its interval.
@@ -24,7 +24,7 @@ class Gate:
     """
 
     name: str
-    of: str
+    condition: str
     bound: float
     found: Mean
     strict: bool = False
@@ -62,9 +62,9 @@ def gates(
             easy first half could pass), or a drop is between runs under different attacks (a weaker
             attack could pass).
     """
-    if (min_robust, max_drop) != (None, None) and found.n < found.of:
+    if (min_robust, max_drop) != (None, None) and found.n < found.requested:
         raise ValueError(
-            f"a bound needs finished runs, and these have {found.n} of {found.of} images in "
+            f"a bound needs finished runs, and these have {found.n} of {found.requested} images in "
             "common: run their evaluations to the end, or compare without a bound"
         )
     for name, bound in (("--min-robust", min_robust), ("--max-drop", max_drop)):
@@ -96,9 +96,9 @@ def gate_of_run(summary: Summary, min_robust: float, strict: bool = False) -> Ga
         ValueError: The bound is not a share, the run is not finished, or it has no attacks.
     """
     check_bound("--min-robust", min_robust)
-    if summary["n"] < summary["of"]:
+    if summary["n"] < summary["requested"]:
         raise ValueError(
-            f"a bound needs a finished run, and this one has {summary['n']} of {summary['of']} "
+            f"a bound needs a finished run, and this one has {summary['n']} of {summary['requested']} "
             "images: run the evaluation to the end"
         )
     if not summary["attacks"]:

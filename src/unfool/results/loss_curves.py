@@ -54,15 +54,15 @@ def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[LossCur
         longest = max(len(outcome.loss_curves.get(name, [])) for outcome in outcomes)
         # where a whole block ended early (`early_stop`), the curves of its images are shorter
         kept = [o for o in outcomes if len(o.loss_curves.get(name, [])) == longest > 1]
-        groups = {"right": [o for o in kept if right(o, name)]}
-        groups["wrong"] = [o for o in kept if not right(o, name)]
+        groups = {"right": [o for o in kept if mostly_right(o, name)]}
+        groups["wrong"] = [o for o in kept if not mostly_right(o, name)]
         if kept:
             bands = {k: _band([o.loss_curves[name] for o in few]) for k, few in groups.items()}
             found.append({"name": name, "right": bands["right"], "wrong": bands["wrong"]})
     return found
 
 
-def right(outcome: Outcome, name: str) -> bool:
+def mostly_right(outcome: Outcome, name: str) -> bool:
     """Whether most draws of an image under the condition `name` are right."""
     return mean(draw == outcome.label for draw in outcome.conditions[name].draws) > 0.5
 

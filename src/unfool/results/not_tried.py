@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from unfool.results.attack_roles import BLIND, TRANSFER, exact_attacks, is_custom, roles
+from unfool.results.attack_roles import GRADIENT_FREE, TRANSFER, exact_attacks, is_custom, roles
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.results.threat_model import eps_words
 
@@ -24,7 +24,7 @@ def _attackers(spec: EvaluationSpec) -> Iterator[str]:
         return
     if not exact_attacks({row["label"]: row for row in attacks}):
         yield "An attack with the exact gradient of the whole model."
-    if not names & set(BLIND):
+    if not names & set(GRADIENT_FREE):
         yield (
             "An attack without gradients (`square`, `random-search`), which masked gradients "
             "do not stop."

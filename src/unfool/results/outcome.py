@@ -192,8 +192,8 @@ class Line:
 
     index: int
     text: bytes
-    place: str
+    location: str
 
-    def fact(self) -> dict[str, Any]:
+    def reproducible_part(self) -> dict[str, Any]:
         """Return the record without what differs between machines."""
         return {key: v for key, v in json.loads(self.text).items() if key not in MEASURED}

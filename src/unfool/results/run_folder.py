@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
-from unfool.results.example_images import wrong_pictures
+from unfool.results.example_images import describe_damage
 from unfool.results.manifest import Format, KeptForecast, Manifest
 from unfool.results.outcome import Condition, Indexed, Line, Outcome
 from unfool.results.spec import CertificationSpec, EvaluationSpec
@@ -25,9 +25,9 @@ from unfool.spec import NOT_IN_IDENTITY
 VERSION = 1
 FORECAST = "forecast.json"
 STARTS = "starts"  # folder of the processes that worked on a run (`results.starts`)
-AGAIN = "delete the file and run the same command again, which repeats only its images"
-FEWER = "delete it, and the report then shows fewer images"
-SAME = {  # what runs that share a folder must have in common
+REPEAT_ADVICE = "delete the file and run the same command again, which repeats only its images"
+DELETE_ADVICE = "delete it, and the report then shows fewer images"
+MUST_MATCH = {  # what runs that share a folder must have in common
     "identity": "of another spec",
     "indices": "on another number of images, or on others of the data set",
     "images": "on other images (the data set's contents differ)",
@@ -45,7 +45,7 @@ class HasIndex(Protocol):
         ...
 
 
-Kept = TypeVar("Kept", bound=HasIndex)
+Record = TypeVar("Kept", bound=HasIndex)
 
 
 class OutcomeStore(Protocol):
@@ -129,12 +129,12 @@ class Run:
             grows = held < wanted and run.manifest["images"] == _hash_if_known(
                 fingerprint, run.manifest["indices"]
             )
-            for key in SAME:
+            for key in MUST_MATCH:
                 if (key == "indices" and held < wanted) or (key == "images" and grows):
                     continue
                 if run.manifest.get(key) != manifest.get(key):
                     raise RuntimeError(
-                        f"{folder} holds a run {_other(key, run.manifest, manifest)}: name another "
+                        f"{folder} holds a run {_describe_difference(key, run.manifest, manifest)}: name another "
                         "folder with --out"
                     )
             if not grows:
@@ -195,7 +195,7 @@ class Run:
         tables: list[Any] = list(outcomes)
         lines = "".join(json.dumps(asdict(table)) + "\n" for table in tables).encode()
         # The name holds the contents, so that no two processes can write over each other.
-        name = f"{outcomes[0].index:07}-{self._told_by(lines)}"
+        name = f"{outcomes[0].index:07}-{self._content_hash(lines)}"
         if examples:
             write_bytes(self.folder / "examples" / f"{name}.npz", npz_bytes(examples))
         write_bytes(self.folder / "outcomes" / f"{name}.jsonl", lines)
@@ -216,18 +216,18 @@ class Run:
         found = self.read(Outcome)
         for outcome in found:
             held = {
-                name: _held(condition, outcome.label, curtail)
+                name: _draws_of_verdict(condition, outcome.label, curtail)
                 for name, condition in outcome.conditions.items()
             }
             if held != draws or outcome.chosen not in held:
                 raise RuntimeError(
                     f"the outcome of image {outcome.index} in {self.folder / 'outcomes'} does not "
                     f"belong to this run (its conditions have the draws {held}, of which the "
-                    f"attacker chose {outcome.chosen!r}, and run.json asks for {draws}): {AGAIN}"
+                    f"attacker chose {outcome.chosen!r}, and run.json asks for {draws}): {REPEAT_ADVICE}"
                 )
         return found
 
-    def read(self, of: type[Kept]) -> list[Kept]:
+    def read(self, of: type[Record]) -> list[Record]:
         """Return all records so far, sorted by index.
 
         Args:
@@ -237,12 +237,12 @@ class Run:
             RuntimeError: A file is damaged, belongs to another run, holds an image that is not in
                 the run, or disagrees with another file about an image.
         """
-        found: list[Kept] = []
+        found: list[Record] = []
         for line in self.lines():
             try:
-                found.append(from_json(of, line.text, line.place))
+                found.append(from_json(of, line.text, line.location))
             except ValueError as error:
-                raise RuntimeError(f"{error}; {AGAIN}") from error
+                raise RuntimeError(f"{error}; {REPEAT_ADVICE}") from error
         return found
 
     def lines(self) -> list[Line]:
@@ -255,30 +255,33 @@ class Run:
         known, found = set(self.manifest["indices"]), dict[int, Line]()
         for path in sorted((self.folder / "outcomes").glob("*.jsonl")):
             content = path.read_bytes()
-            if path.stem.rpartition("-")[2] != self._told_by(content):
+            if path.stem.rpartition("-")[2] != self._content_hash(content):
                 raise RuntimeError(
                     f"{path} is damaged, was changed, or belongs to another run (its name does not "
-                    f"match its contents): {AGAIN}"
+                    f"match its contents): {REPEAT_ADVICE}"
                 )
             for number, text in enumerate(content.splitlines(), 1):
                 place = f"{path}, line {number}"
                 try:
                     line = Line(from_json(Indexed, text, place)["index"], text, place)
                 except ValueError as error:
-                    raise RuntimeError(f"{error}; {AGAIN}") from error
+                    raise RuntimeError(f"{error}; {REPEAT_ADVICE}") from error
                 if line.index not in known:
                     raise RuntimeError(
-                        f"{place} holds image {line.index}, which is not in the run: {AGAIN}"
+                        f"{place} holds image {line.index}, which is not in the run: {REPEAT_ADVICE}"
                     )
-                if found.setdefault(line.index, line).fact() != line.fact():
+                if (
+                    found.setdefault(line.index, line).reproducible_part()
+                    != line.reproducible_part()
+                ):
                     raise RuntimeError(
-                        f"{found[line.index].place} and {place} disagree about image {line.index}: "
+                        f"{found[line.index].location} and {place} disagree about image {line.index}: "
                         "different models or machines computed them; delete one of the files, and "
                         "run the same command again"
                     )
         return [found[index] for index in sorted(found)]
 
-    def _told_by(self, content: bytes) -> str:
+    def _content_hash(self, content: bytes) -> str:
         """Return eight hexadecimal digits that identify the contents of a file of this run."""
         identity = self.manifest["identity"].encode()
         return hashlib.sha256(identity + b"\n" + content).hexdigest()[:8]
@@ -310,9 +313,9 @@ class Run:
                     block = {name: file[name] for name in names or file}
             except Exception as error:  # a damaged archive may raise anything
                 raise_system_error(error)
-                raise RuntimeError(f"{path} is damaged ({error}); {FEWER}") from error
-            if wrong := wrong_pictures(block, names):
-                raise RuntimeError(f"{path} is damaged ({wrong}); {FEWER}")
+                raise RuntimeError(f"{path} is damaged ({error}); {DELETE_ADVICE}") from error
+            if wrong := describe_damage(block, names):
+                raise RuntimeError(f"{path} is damaged ({wrong}); {DELETE_ADVICE}")
             yield block
 
 
@@ -332,7 +335,7 @@ def draws_of(spec: EvaluationSpec) -> dict[str, int]:
     }
 
 
-def _held(condition: Condition, label: int, curtail: bool) -> int:
+def _draws_of_verdict(condition: Condition, label: int, curtail: bool) -> int:
     """Number of draws behind a verdict; 0 if a run with this value of `curtail` cannot have it."""
     if condition.curtailed is None:
         return 0 if curtail and condition.k > 1 else condition.k
@@ -349,14 +352,14 @@ def _hash_if_known(
         return None
 
 
-def _other(key: str, a: Manifest, b: Manifest) -> str:
+def _describe_difference(key: str, a: Manifest, b: Manifest) -> str:
     """Describe how two runs differ, given a `key` in which their manifests differ."""
-    if key == "identity" and _words(a) == _words(b):
+    if key == "identity" and _comparable_spec(a) == _comparable_spec(b):
         return "with other weights or images (a file that the spec names has changed)"
-    return SAME[key]
+    return MUST_MATCH[key]
 
 
-def _words(asked: Manifest) -> Any:
+def _comparable_spec(asked: Manifest) -> Any:
     """The kind and the spec of a run, without what its identity ignores."""
     spec = json.loads(json.dumps({k: v for k, v in asked["spec"].items() if k != "machine"}))
     kept = {
@@ -376,16 +379,16 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
     """
     runs = [Run.open(folder) for folder in folders]
     for run in runs:
-        for key in SAME:
+        for key in MUST_MATCH:
             if run.manifest.get(key) != runs[0].manifest.get(key):
-                what = _other(key, run.manifest, runs[0].manifest)
+                what = _describe_difference(key, run.manifest, runs[0].manifest)
                 raise RuntimeError(f"{run.folder} and {folders[0]} differ: one is a run {what}")
     whole = Run.begin(out, runs[0].manifest)
     facts: dict[int, tuple[Path, Any]] = {}
     for run in (whole, *runs):
         for line in run.lines():
-            folder, known = facts.setdefault(line.index, (run.folder, line.fact()))
-            if known != line.fact():
+            folder, known = facts.setdefault(line.index, (run.folder, line.reproducible_part()))
+            if known != line.reproducible_part():
                 raise RuntimeError(
                     f"{folder} and {run.folder} disagree about image {line.index}: different "
                     "models or machines computed them; merge shards that do not overlap"

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from unfool import __version__
 from unfool.results import loss_curves
-from unfool.results.attack_roles import given_to, roles
+from unfool.results.attack_roles import initial_conditions, roles
 from unfool.results.doubts.run import all_doubts
 from unfool.results.not_tried import not_tried
 from unfool.results.outcome import Condition, Outcome
@@ -101,7 +101,7 @@ def summarize_run(run: Run) -> Summary:
     labels, beyond, corruptions, _ = ([row["label"] for row in rows] for rows in played)
     names = ("clean", *(("random",) if spec["attacks"] else ()), *labels, *beyond, *corruptions)
     by_name = {name: judge(name, outcomes) for name in names}
-    given = given_to(played)
+    given = initial_conditions(played)
     submitted = _submitted([*given, *(labels or corruptions)])
     robust = judge("robust", outcomes, submitted)
     corrupted = _over(outcomes, corruptions) if corruptions else None
@@ -114,7 +114,7 @@ def summarize_run(run: Run) -> Summary:
         "run": run.manifest["identity"],
         "spec": spec,
         "n": len(outcomes),
-        "of": len(run.manifest["indices"]),
+        "requested": len(run.manifest["indices"]),
         "clean": {**share_entry(by_name["clean"].per_draw), **_readings(by_name["clean"])},
         "robust": _readings(robust),
         **random,

@@ -3,7 +3,7 @@
 from typing import cast
 
 from unfool import spec as specs
-from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
+from unfool.results.attack_roles import GRADIENT_FREE, PRECOMPUTED, TRANSFER, roles
 from unfool.results.outcome import first_half
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.spec import Part
@@ -35,7 +35,7 @@ def card(spec: EvaluationSpec) -> dict[str, str]:
             "the attacker's view": attacker or "none was tried",
             "the attacker's randomness": (
                 "their own draws, fresh at every step, never those of the evaluation"
-                if not all(row["name"] in ELSEWHERE for row in attacks) or not attacks
+                if not all(row["name"] in PRECOMPUTED for row in attacks) or not attacks
                 else "unknown, because the images were made elsewhere"
             ),
         }
@@ -93,7 +93,7 @@ def known_words(word: str) -> str:
 
 def sees(row: AttackEntry) -> str:
     """Describe the view of an attack, and its effort, from its entry in a checked spec."""
-    if row.get("name") in ELSEWHERE:
+    if row.get("name") in PRECOMPUTED:
         return f"unknown, because the images were made elsewhere ({row['path']})"
     if row.get("name") in TRANSFER:
         return f"another classifier, {_options(row['source'])}, never the model (transfer)"
@@ -110,7 +110,7 @@ def sees(row: AttackEntry) -> str:
         "surrogate-same-noise": "the whole model with fewer purifier steps, on the same paths of noise",
     }
     view = specs.part("view", row["view"])
-    if row.get("name") in BLIND:
+    if row.get("name") in GRADIENT_FREE:
         views["exact"] = "the answers of the whole model; no gradient"
         views["no-elimination"] = (
             "the answers of the whole model without its elimination; no gradient"

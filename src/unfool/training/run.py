@@ -319,7 +319,7 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Metrics:
         share = wilson(hits, size)
         return {
             "test_images": size,
-            "accuracy": share.accuracy,
+            "accuracy": share.value,
             "interval": [share.low, share.high],
         }
     losses: dict[str, float] = {}

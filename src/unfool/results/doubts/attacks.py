@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from unfool.results.attack_roles import (
-    BLIND,
-    ELSEWHERE,
     EXACT_VIEWS,
+    GRADIENT_FREE,
+    PRECOMPUTED,
     TRANSFER,
     exact_attacks,
     roles,
@@ -32,7 +32,7 @@ def cheap_beats_exact(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     """Yield a doubt for each attack without the exact gradient that beats those with it."""
-    given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
+    given = [name for name, row in attacks.items() if row.get("name") in PRECOMPUTED]
     cheap = [
         name
         for name, row in attacks.items()
@@ -57,7 +57,9 @@ def blind_beats_gradient(
     """Yield a doubt for each attack without gradients that beats those with the exact gradient."""
     held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
     blind = [
-        n for n, row in held.items() if view_name(row) in EXACT_VIEWS and row.get("name") in BLIND
+        n
+        for n, row in held.items()
+        if view_name(row) in EXACT_VIEWS and row.get("name") in GRADIENT_FREE
     ]
     strong = list(exact_attacks(held))
     for name, by in beaten(outcomes, blind, strong):

@@ -9,8 +9,8 @@ from statistics import mean, variance
 from typing import Any, cast
 
 from unfool.results.attack_roles import (
-    ELSEWHERE,
     EXACT_VIEWS,
+    PRECOMPUTED,
     TRANSFER,
     exact_attacks,
     is_custom,
@@ -26,13 +26,13 @@ from unfool.results.doubts.attacks import (
 )
 from unfool.results.doubts.doubt import Doubt
 from unfool.results.doubts.model import model_doubts
-from unfool.results.loss_curves import right
+from unfool.results.loss_curves import mostly_right
 from unfool.results.outcome import Outcome, SanityCheck
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.statistics import mean_interval, percent
 
 # Views whose loss comes from the whole model.
-WHOLE_INTERVAL = ("adjoint", "bfloat16", "bpda", *EXACT_VIEWS)
+WHOLE_MODEL_VIEWS = ("adjoint", "bfloat16", "bpda", *EXACT_VIEWS)
 STRONG = "an attack by the exact gradient (`pgd`, view `exact`; with `eot` if the model is random)"
 MORE = {  # what may help an attack that has this option
     "queries": "more `queries`",
@@ -106,7 +106,7 @@ def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
 
 def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        if row.get("name") in ELSEWHERE:
+        if row.get("name") in PRECOMPUTED:
             continue
         stood = [o for o in outcomes if o.conditions[name].attacker_error_rate < 0.5]
         same = sum(o.conditions[name].size == 0 for o in stood)
@@ -164,9 +164,9 @@ def _still_rising(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        if view_name(row) not in WHOLE_INTERVAL:
+        if view_name(row) not in WHOLE_MODEL_VIEWS:
             continue
-        stood = [outcome for outcome in outcomes if right(outcome, name)]
+        stood = [outcome for outcome in outcomes if mostly_right(outcome, name)]
         curves = [curve for o in stood if len(curve := o.loss_curves.get(name, [])) > 2]
         if len(curves) < ENOUGH:
             continue

@@ -9,7 +9,7 @@ from unfool.results.summary import summarize_run
 from unfool.results.threat_model import eps_words, known_words, sees
 
 
-class Told(NamedTuple):
+class ConditionResult(NamedTuple):
     """A condition of a run.
 
     Attributes:
@@ -20,10 +20,10 @@ class Told(NamedTuple):
 
     name: str
     readings: Readings
-    about: str
+    description: str
 
 
-def finished(run: Run) -> Summary:
+def summary_of_finished(run: Run) -> Summary:
     """Return the summary of a finished run.
 
     Raises:
@@ -31,20 +31,20 @@ def finished(run: Run) -> Summary:
             for the whole run.
     """
     summary = summarize_run(run)
-    if summary["n"] < summary["of"]:
+    if summary["n"] < summary["requested"]:
         raise RuntimeError(
-            f"{run.folder} has {summary['n']} of {summary['of']} images: run the same command "
+            f"{run.folder} has {summary['n']} of {summary['requested']} images: run the same command "
             "again to finish it, or export its answers so far with --to csv"
         )
     return summary
 
 
-def conditions(summary: Summary) -> Iterator[Told]:
+def conditions(summary: Summary) -> Iterator[ConditionResult]:
     """Yield the conditions of a run, `robust` last if anything was attacked."""
     rows = {row["label"]: row for row in summary["spec"]["attacks"]}
-    yield Told("clean", summary["clean"], "the images as they are")
+    yield ConditionResult("clean", summary["clean"], "the images as they are")
     if "random" in summary:
-        yield Told(
+        yield ConditionResult(
             "random", summary["random"], f"random noise of the threat's size ({threat(summary)})"
         )
     for key in ("attacks", "known_noise", "unbounded", "corruptions"):
@@ -57,10 +57,10 @@ def conditions(summary: Summary) -> Iterator[Told]:
                 known = asked.get("knows")
                 about += f"; {known_words(known)}" if known else ""
                 about += "" if key == "unbounded" else f"; {threat(summary)}"
-            yield Told(row["name"], row["robust"], about)
+            yield ConditionResult(row["name"], row["robust"], about)
     if summary["attacks"]:
         about = f"the attack that counts, chosen for each image on other draws; {threat(summary)}"
-        yield Told("robust", summary["robust"], about)
+        yield ConditionResult("robust", summary["robust"], about)
 
 
 def threat(summary: Summary) -> str:

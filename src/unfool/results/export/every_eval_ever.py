@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from unfool import __version__
-from unfool.results.export.conditions import Told, conditions, data_name, finished, model_words
+from unfool.results.export.conditions import (
+    ConditionResult,
+    conditions,
+    data_name,
+    finished,
+    model_words,
+)
 from unfool.results.outcome import Condition, Outcome, winner
 from unfool.results.report_json import ShareEntry, Summary
 from unfool.results.run_folder import Run
@@ -157,7 +163,9 @@ def _model(run: Run, summary: Summary, model: str) -> dict[str, Any]:
     }
 
 
-def _result(run: Run, summary: Summary, told: Told, reading: str, data: str) -> dict[str, Any]:
+def _result(
+    run: Run, summary: Summary, told: ConditionResult, reading: str, data: str
+) -> dict[str, Any]:
     how, share = READINGS[reading], _share(told, reading)
     name = f"{data}.{told.name}"
     doubts = [f"{doubt['name']} ({doubt['severity']})" for doubt in summary["doubts"]]
@@ -174,7 +182,7 @@ def _result(run: Run, summary: Summary, told: Told, reading: str, data: str) -> 
             },
         },
         "metric_config": {
-            "evaluation_description": f"{told.about}; {how.words}",
+            "evaluation_description": f"{told.description}; {how.words}",
             "metric_id": how.metric,
             "metric_name": reading.replace("_", " "),
             "metric_kind": "accuracy",
@@ -211,19 +219,19 @@ def _result(run: Run, summary: Summary, told: Told, reading: str, data: str) -> 
     }
 
 
-def _draws(told: Told, reading: str) -> int:
+def _draws(told: ConditionResult, reading: str) -> int:
     k = told.readings["k"]
     return told.readings.get("draws", k) if reading == "per_draw" else k
 
 
-def _share(told: Told, reading: str) -> ShareEntry:
+def _share(told: ConditionResult, reading: str) -> ShareEntry:
     if reading == "per_draw":
         return told.readings["per_draw"]
     return told.readings["majority"] if reading == "majority" else told.readings["all_draws"]
 
 
 def _instances(
-    run: Run, told: Sequence[Told], key: str, model: str, data: str
+    run: Run, told: Sequence[ConditionResult], key: str, model: str, data: str
 ) -> Iterator[dict[str, Any]]:
     """Yield a line for each image, condition, and reading."""
     classes = run.manifest["classes"]

@@ -16,7 +16,7 @@ from unfool.results.sweep.cell import Cell
 from unfool.statistics import Mean, change_of
 
 EFFORT = ("eot", "queries", "restarts", "steps", "targets")  # options of attacks; more is stronger
-CLOSE = 0.02  # a change up to this counts as none
+PLATEAU_WIDTH = 0.02  # a change up to this counts as none
 GRAY = {"linf": 0.5, "l0": 1.0}  # budgets at which every image can be made the same
 Done = Sequence[tuple[Cell, Run, Summary]]
 
@@ -133,7 +133,7 @@ def _judged(path: str, others: Sequence[str], rows: Done) -> Iterator[Convergenc
 
 
 def _verdict(change: Mean) -> str:
-    if max(abs(change.low), abs(change.high)) <= CLOSE:
+    if max(abs(change.low), abs(change.high)) <= PLATEAU_WIDTH:
         return "plateau"
     if change.low <= 0 <= change.high:
         return "undecided"

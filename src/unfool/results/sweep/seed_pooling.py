@@ -10,6 +10,7 @@ from typing import Any
 
 from unfool.results.attack_roles import roles
 from unfool.results.outcome import Outcome
+from unfool.results.report_json import ShareEntry, share_entry
 from unfool.results.run_folder import Run
 from unfool.results.spec import AttackEntry
 from unfool.results.sweep.cell import Cell
@@ -33,7 +34,7 @@ class Pooled:
     values: dict[str, str]
     runs: int
     images: int
-    shares: dict[str, dict[str, float]]
+    shares: dict[str, ShareEntry]
 
 
 def is_seed(path: str) -> bool:
@@ -88,10 +89,10 @@ def _conditions(attacks: Sequence[AttackEntry]) -> dict[str, list[str]]:
     return found | ({"corrupted": corruptions} if corruptions else {})
 
 
-def _share(images: Sequence[Sequence[Outcome]], names: Sequence[str]) -> dict[str, float]:
+def _share(images: Sequence[Sequence[Outcome]], names: Sequence[str]) -> ShareEntry:
     answers = [[right for outcome in image for right in _right(outcome, names)] for image in images]
     draws = sum(map(len, answers)) / len(answers)
-    return mean_of([fmean(each) for each in answers], draws)._asdict()
+    return share_entry(mean_of([fmean(each) for each in answers], draws))
 
 
 def _right(outcome: Outcome, names: Sequence[str]) -> list[bool]:
