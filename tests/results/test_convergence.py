@@ -120,9 +120,9 @@ def test_the_defense_s_own_steps_are_judged_clean_and_robust(sweep):
     [
         (1, "linf", 0.5, "stays above"),
         (0, "linf", 0.5, "reaches guessing"),
-        (1, "linf", 0.4, "not asked"),
+        (1, "linf", 0.4, "budget too small"),
         (1, "l2", 1.0, "stays above"),  # half the square root of 4 values
-        (1, "l2", 0.9, "not asked"),
+        (1, "l2", 0.9, "budget too small"),
     ],
 )
 def test_accuracy_comes_down_to_guessing(sweep, hits, norm, eps, said):

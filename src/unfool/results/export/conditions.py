@@ -15,7 +15,7 @@ class ConditionResult(NamedTuple):
     Attributes:
         name: The condition; `robust` is the attack that counts, chosen for each image.
         readings: How often the model is right.
-        about: What was done to the images, in words.
+        description: What was done to the images, in words.
     """
 
     name: str
@@ -49,12 +49,12 @@ def conditions(summary: Summary) -> Iterator[ConditionResult]:
         )
     for key in ("attacks", "known_noise", "unbounded", "corruptions"):
         for row in summary[key]:
-            asked = rows[row["name"]]
+            entry = rows[row["name"]]
             if key == "corruptions":
-                about = f"the corruption {asked['name']}"
+                about = f"the corruption {entry['name']}"
             else:
-                about = f"the attack {asked['name']}, which sees {sees(asked)}"
-                known = asked.get("knows")
+                about = f"the attack {entry['name']}, which sees {sees(entry)}"
+                known = entry.get("knows")
                 about += f"; {known_words(known)}" if known else ""
                 about += "" if key == "unbounded" else f"; {threat(summary)}"
             yield ConditionResult(row["name"], row["robust"], about)

@@ -95,6 +95,6 @@ def push(upload: Upload, private: bool = False) -> str:
             upload.repository, operations, commit_message="Publish with unfool", revision="main"
         )
     except Exception as error:  # the hub, the network, and the files raise different classes
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RuntimeError(f"{upload.repository} was not published: {said}") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RuntimeError(f"{upload.repository} was not published: {reason}") from error
     return str(made.commit_url)

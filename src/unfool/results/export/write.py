@@ -64,10 +64,10 @@ def _files(run: Run, to: str, model: str | None, by: str | None) -> dict[str, by
 
 
 def _some_answers(run: Run) -> list[dict[str, Any]]:
-    found = answers(run)
-    if not found:
+    rows = answers(run)
+    if not rows:
         raise RuntimeError(f"{run.folder} has no results yet: run the evaluation first")
-    return found
+    return rows
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

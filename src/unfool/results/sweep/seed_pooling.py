@@ -58,15 +58,15 @@ def pool(done: Group) -> list[Pooled]:
 
 
 def _together(group: Group) -> Pooled:
-    seen: dict[tuple[Any, ...], dict[tuple[str, ...], Outcome]] = {}
+    repeats_by_image: dict[tuple[Any, ...], dict[tuple[str, ...], Outcome]] = {}
     for cell, run in group:
         seeds = {path: value for path, value in cell.values.items() if is_seed(path)}
         seeds.pop("evaluation.subset_seed", None)
         data = tuple(value for path, value in seeds.items() if path.startswith("data."))
         noise = tuple(value for path, value in seeds.items() if not path.startswith("data."))
         for outcome in run.outcomes():
-            seen.setdefault((*data, outcome.index), {})[noise] = outcome
-    images = [list(repeats.values()) for repeats in seen.values()]
+            repeats_by_image.setdefault((*data, outcome.index), {})[noise] = outcome
+    images = [list(repeats.values()) for repeats in repeats_by_image.values()]
     (cell, run), *_ = group
     return Pooled(
         values={path: value for path, value in cell.values.items() if not is_seed(path)},
@@ -80,13 +80,13 @@ def _together(group: Group) -> Pooled:
 
 def _conditions(attacks: Sequence[AttackEntry]) -> dict[str, list[str]]:
     """The reported conditions, each with those that it averages; `[]` is the attack that counts."""
-    labels, beyond, corruptions, knowing = (
+    labels, unbounded, corruptions, known_noise = (
         [row["label"] for row in rows] for rows in roles(attacks)
     )
-    found = {name: [name] for name in ("clean", *labels)}
-    found |= {"robust": []} if labels else {}
-    found |= {name: [name] for name in (*beyond, *knowing)}
-    return found | ({"corrupted": corruptions} if corruptions else {})
+    result = {name: [name] for name in ("clean", *labels)}
+    result |= {"robust": []} if labels else {}
+    result |= {name: [name] for name in (*unbounded, *known_noise)}
+    return result | ({"corrupted": corruptions} if corruptions else {})
 
 
 def _share(images: Sequence[Sequence[Outcome]], names: Sequence[str]) -> ShareEntry:
