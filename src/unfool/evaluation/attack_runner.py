@@ -134,7 +134,7 @@ class AttackRunner:
         select = noise.take(todo).child("select")
         self.own_predictions[name] = self.answers(version[todo], select, max(self.draws, MIN_DRAWS))
         wrong = (self.own_predictions[name] != y[todo, None]).all(1).tolist()
-        return {i: (name, version[i]) for i, gone in zip(todo, wrong, strict=True) if gone}
+        return {i: (name, version[i]) for i, is_wrong in zip(todo, wrong, strict=True) if is_wrong}
 
 
 def by_block(

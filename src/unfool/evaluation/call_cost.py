@@ -57,7 +57,7 @@ class TimedCalls:
     Attributes:
         make: Makes a call with a given number of images; returns its seconds, and its network calls
             per image.
-        most: Images in the largest call of the run; lowered if larger calls cannot be timed.
+        max_size: Images in the largest call of the run; lowered if larger calls cannot be timed.
         patience: Seconds; a first call that takes longer is not repeated, and no larger one is
             made.
         took: Images and seconds of each call.
@@ -65,7 +65,7 @@ class TimedCalls:
     """
 
     make: Callable[[int], tuple[float, dict[str, float]]]
-    most: int
+    max_size: int
     patience: float
     took: list[tuple[int, float]] = field(default_factory=list)
     calls: dict[str, float] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class TimedCalls:
     def __post_init__(self) -> None:
         took, self.calls = self.make(1)  # a warm-up: its time counts only if it is too long
         if took > self.patience:
-            self.took, self.most = [(1, took)], 1
+            self.took, self.max_size = [(1, took)], 1
         else:
             self.took = [(1, self._quickest(1, took))]
 
@@ -85,12 +85,12 @@ class TimedCalls:
     @property
     def next_size(self) -> int:
         """Images in the next call to time."""
-        return min(GROWTH * self.size, self.most)
+        return min(GROWTH * self.size, self.max_size)
 
     @property
     def seconds_per_image(self) -> float:
         """Expected seconds per image in the largest call of the run."""
-        return self.seconds(self.most) / self.most
+        return self.seconds(self.max_size) / self.max_size
 
     def seconds(self, size: int) -> float:
         """Return the expected seconds of a call of `size` images, at least as many as timed."""
@@ -106,7 +106,7 @@ class TimedCalls:
         expected = self.seconds(self.next_size)
         if len(self.took) < 2:
             expected /= 2  # with one size, `seconds` assumes a = 0, which is too pessimistic
-        return self.size < self.most and expected <= budget
+        return self.size < self.max_size and expected <= budget
 
     def grow(self) -> None:
         """Time a larger call. If it runs out of memory, no more calls are timed."""
@@ -114,7 +114,7 @@ class TimedCalls:
         try:
             self.took.append((size, self._quickest(size, self.seconds(size))))
         except torch.OutOfMemoryError:
-            self.most = self.size  # the run also continues with fewer images per call
+            self.max_size = self.size  # the run also continues with fewer images per call
 
     def _quickest(self, size: int, expected: float) -> float:
         """Return the fastest of several short calls, or of two if the first was too slow."""
@@ -162,8 +162,9 @@ def call_costs(
 
 def _call(prepared: Prepared, part: Any, how: str, size: int) -> tuple[float, dict[str, float]]:
     """Time a call of `size` images; return its seconds and its network calls per image."""
-    few = fetch(prepared.data, prepared.indices[: min(size, DIFFERENT)])[0]
-    x = few[torch.arange(size) % len(few)].to(prepared.device).requires_grad_(how == "gradient")
+    distinct = fetch(prepared.data, prepared.indices[: min(size, DIFFERENT)])[0]
+    x = distinct[torch.arange(size) % len(distinct)].to(prepared.device)
+    x.requires_grad_(how == "gradient")
     noise, counter = Noise.of(0, range(size)), CallCounter()
     began = time.perf_counter()
     with counter.watching(prepared.model), torch.set_grad_enabled(how == "gradient"):

@@ -202,17 +202,17 @@ def _make_right_answer(x: Tensor, y: Tensor, classes: int) -> Answer:
     slope = torch.sin(pixels.to(x)) / len(pixels)
     common = torch.arange(classes, device=x.device).to(x) / classes  # scaled by the brightness
 
-    def answer(images: Tensor, luck: Tensor) -> Tensor:
-        bright = (images.flatten(1).mean(1) + 0.01 * luck)[:, None] * common.to(images)
+    def answer(images: Tensor, random: Tensor) -> Tensor:
+        bright = (images.flatten(1).mean(1) + 0.01 * random)[:, None] * common.to(images)
         return 10 * F.one_hot(y, classes).to(images) + images.flatten(1) @ slope + bright
 
     return answer
 
 
-def _purified(x: Tensor, luck: Tensor) -> Tensor:
+def _purified(x: Tensor, random: Tensor) -> Tensor:
     """Return the image, made slightly brighter or darker by the random number."""
     count_chain()  # the view `per-step` requires a chain
-    return x + 0.01 * luck.view(-1, 1, 1, 1)
+    return x + 0.01 * random.view(-1, 1, 1, 1)
 
 
 def _stand_in(

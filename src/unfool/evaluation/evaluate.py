@@ -286,14 +286,14 @@ class Judge:
             "attacked": [outcomes[i].conditions[outcomes[i].chosen].draws[0] for i in which],
         }
 
-        def part(rows: slice) -> dict[str, np.ndarray]:
+        def examples_of(rows: slice) -> dict[str, np.ndarray]:
             inputs = x[rows], x_adv[rows], y[which][rows], noise.take(range(rows.start, rows.stop))
             block_answers = {name: np.array(classes[rows]) for name, classes in answers.items()}
             return _examples(self.model.model, *inputs, indices[rows], block_answers)
 
-        parts = in_parts(part, len(which), self.model)
+        parts = in_parts(examples_of, len(which), self.model)
         times = parts[0].pop("times", None)  # the same for all images
-        arrays = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return arrays if times is None else arrays | {"times": times}
 
 

@@ -256,7 +256,7 @@ class KeptImages(NamedTuple):
 
 
 def kept_images(run: Run, count: int) -> Iterator[KeptImages]:
-    """Yield the first `most` images of each attack of a collection.
+    """Yield the first `count` images of each attack of a collection.
 
     Raises:
         RuntimeError: A file of the run is damaged.

@@ -254,7 +254,7 @@ def fingerprint(
         a.attack for a in (attacks or {}).values() if isinstance(a.attack, PrecomputedAttack)
     ]
     data_hash = hash_images(data, indices).hexdigest()
-    return data_hash + "".join(made.over(data, indices).digest for made in precomputed)
+    return data_hash + "".join(attack.over(data, indices).digest for attack in precomputed)
 
 
 def _attacks(rows: Sequence[AttackEntry]) -> list[tuple[str, AttackOnView]]:

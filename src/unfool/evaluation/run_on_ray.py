@@ -178,10 +178,10 @@ class _BlockStore:
 @lru_cache(maxsize=1)
 def _prepared(text: str, driver: str) -> tuple[Prepared, Machine]:
     """Build the parts of a spec once per worker, and check that they equal those of the driver."""
-    spec, there = json.loads(text), json.loads(driver)
+    spec, expected = json.loads(text), json.loads(driver)
     prepared = prepare(spec)
-    here = worker_payload(prepared.manifest)
-    if differing := [what for key, what in MUST_MATCH.items() if here[key] != there[key]]:
+    actual = worker_payload(prepared.manifest)
+    if differing := [what for key, what in MUST_MATCH.items() if actual[key] != expected[key]]:
         raise SpecError(
             f"machine.engine: the Ray worker on {socket.gethostname()} differs from the machine "
             f"that started the run, in its {', and in its '.join(differing)}: make both the same, and "

@@ -168,10 +168,10 @@ def coin_holds(
     readings = [summary["robust"], *(attack["robust"] for attack in summary["attacks"])]
     for name, truth in _readings(p, k).items():
         share = min((r[name] for r in readings), key=lambda s: s["accuracy"])
-        found = share["accuracy"]
-        low, high = truth - (share["high"] - found), truth + (found - share["low"])
+        measured = share["accuracy"]
+        low, high = truth - (share["high"] - measured), truth + (measured - share["low"])
         part = f"{_coin(p)} under {len(rows)} attacks"
-        yield Check(part, _title(name, k), "accuracy", truth, found, low, high)
+        yield Check(part, _title(name, k), "accuracy", truth, measured, low, high)
 
 
 def noisy_plane(

@@ -108,7 +108,7 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
         rows=paired(both, names, options["seed"], resamples),
         differs=differences(a.manifest, b.manifest),
         doubts=(summaries[0]["doubts"], summaries[1]["doubts"]),
-        not_tried=[said for said in summaries[0]["not_tried"] if said in summaries[1]["not_tried"]],
+        not_tried=[text for text in summaries[0]["not_tried"] if text in summaries[1]["not_tried"]],
         provenance=(summaries[0]["provenance"], summaries[1]["provenance"]),
         images=[_paired_image(pair, names, a.manifest["classes"]) for pair in both],
     )
@@ -139,15 +139,15 @@ def paired(
             judged[name, side] = judge(name, outcomes)
     gaps = np.stack([rates[name, 1] - rates[name, 0] for name in names], 1)
     changes = bootstrap(gaps, [judged[name, 0].draws for name in names], seed, resamples)
-    found = []
+    result = []
     for name, change in zip(names, changes, strict=True):
         right = won[name, 0], won[name, 1]
         only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
         shares = judged[name, 0].per_draw, judged[name, 1].per_draw
         change = within_reach(change, shares[0].accuracy, shares[1].accuracy)
         p, agree = mcnemar(only_a, only_b), taken[name, 0] == taken[name, 1]
-        found.append(Paired(name, *shares, change, only_a, only_b, p, agree))
-    return found
+        result.append(Paired(name, *shares, change, only_a, only_b, p, agree))
+    return result
 
 
 def within_reach(change: Mean, a: float, b: float) -> Mean:
@@ -293,7 +293,7 @@ def _data_sets(parts: Sequence[Mapping[str, Any]]) -> list[str]:
         key for key in sections[0] | sections[1] if sections[0].get(key) != sections[1].get(key)
     ]
     options = [", ".join(f"{key} {part.get(key)}" for key in differing) for part in sections]
-    return [f"{part['name']} with {said}" for part, said in zip(sections, options, strict=True)]
+    return [f"{part['name']} with {words}" for part, words in zip(sections, options, strict=True)]
 
 
 def _shared_conditions(a: EvaluationSpec, b: EvaluationSpec) -> list[str]:

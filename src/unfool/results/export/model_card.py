@@ -81,9 +81,9 @@ def _of_model(run: Run, card: Card) -> Summary:
 
 
 def _tables(value: Any) -> list[dict[str, Any]]:
-    found = [value] if isinstance(value, dict) else []
+    tables = [value] if isinstance(value, dict) else []
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return found + [table for each in inner for table in _tables(each)]
+    return tables + [table for item in inner for table in _tables(item)]
 
 
 def _metadata(

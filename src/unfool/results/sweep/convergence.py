@@ -56,12 +56,12 @@ def verdicts(done: Done) -> list[Convergence]:
         if not (_is_effort(path) or path in ("purifier.steps", "threat.eps")):
             continue
         others = [other for other in done[0][0].values if other != path]
-        here = [row for row in done if _number(row[0], path) is not None]
+        numeric = [row for row in done if _number(row[0], path) is not None]
         for other in filter(_is_effort, others):
-            largest = max((_number(cell, other) or 0 for cell, *_ in here), default=0)
-            here = [row for row in here if (_number(row[0], other) or 0) == largest]
+            largest = max((_number(cell, other) or 0 for cell, *_ in numeric), default=0)
+            numeric = [row for row in numeric if (_number(row[0], other) or 0) == largest]
         at = lambda row, others=others: [row[0].values[other] for other in others]  # noqa: E731
-        for _, rows in groupby(sorted(here, key=at), at):
+        for _, rows in groupby(sorted(numeric, key=at), at):
             result += _judged(
                 path, others, sorted(rows, key=lambda row: _number(row[0], path) or 0)
             )

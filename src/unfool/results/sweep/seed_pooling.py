@@ -92,7 +92,7 @@ def _conditions(attacks: Sequence[AttackEntry]) -> dict[str, list[str]]:
 def _share(images: Sequence[Sequence[Outcome]], names: Sequence[str]) -> ShareEntry:
     answers = [[right for outcome in image for right in _right(outcome, names)] for image in images]
     draws = sum(map(len, answers)) / len(answers)
-    return share_entry(mean_of([fmean(each) for each in answers], draws))
+    return share_entry(mean_of([fmean(image_answers) for image_answers in answers], draws))
 
 
 def _right(outcome: Outcome, names: Sequence[str]) -> list[bool]:
