@@ -77,18 +77,19 @@ HEADS = (
 )
 ENOUGH = 64  # images per row
 OPENING = (
-    "The table below cannot say whether a paper's number is right: our denoiser is small (4.2 million "
-    "parameters, a few steps; the papers' have 35 million and more, and take up to 1,000), attacks are "
-    "short, and few images leave wide intervals. It says how the defenses fare beside each other, on the "
-    "same images and by the same attacks, and how much less accuracy stronger attacks leave than the "
-    "kind that the paper chose."
+    "The table below cannot say whether a paper's number is right. Our denoiser is small: it has 4.2 "
+    "million parameters and takes a few steps, whereas the papers' networks have at least 35 million "
+    "and take up to 1,000. Our attacks are short, and with so few images the intervals are wide. The "
+    "table compares the defenses with each other, on the same images and under the same attacks, and "
+    "it shows how much accuracy is left under stronger attacks than the paper's."
 )
 READING = (
-    "Claimed accuracies are the papers', numbered as in the list below the table. Ours are per draw, "
-    "with 95 % intervals, on CIFAR-10 in linf 8/255; no norm bounds StAdv (moved pixels) and LF (low "
-    "frequencies). DW-box is judged on the noise that its attacker knows, the others on noise that they "
-    "have not seen. Calls are forward passes and "
-    "gradients of the denoiser, attacks included, and seconds are of the machine that ran the row."
+    "Claimed accuracies are those of the papers; the number in parentheses refers to the list below "
+    "the table. Ours are per draw, with 95 % confidence intervals, on CIFAR-10 in linf 8/255. StAdv "
+    "(which moves pixels) and LF (which changes low frequencies) are not bounded by a norm. DW-box is "
+    "scored on the noise that its attacker knows, and all other attacks on noise that their attackers "
+    "have not seen. Calls are forward passes and gradients of the denoiser, including those of the "
+    "attacks. Seconds are those of the machine that ran the row."
 )
 
 
@@ -201,8 +202,8 @@ def read_rows(folders: Sequence[Path], entries: Mapping[str, Entry]) -> list[Row
             first = first or (str(folder), asked)
             if asked != first[1]:
                 raise SystemExit(
-                    f"{folder} is on other images, another threat or another seed than {first[0]}: rows "
-                    "compare only on the same"
+                    f"{folder} has other images, another threat, or another seed than {first[0]}: "
+                    "run all rows with the same"
                 )
             runs[name] = summarize_run(run)
         except RuntimeError as error:
@@ -250,7 +251,7 @@ def document(rows: Sequence[Row], command: str) -> Document:
     if counts and counts[0] < ENOUGH:
         blocks.append(
             Paragraph(
-                f"Some rows are of {counts[0]} images: a trial of the command, and no result.",
+                f"Some rows have only {counts[0]} images. They are trials of the command, not results.",
                 "notice",
             )
         )
@@ -270,7 +271,7 @@ def document(rows: Sequence[Row], command: str) -> Document:
                 for place, claim in enumerate(row.entry.claims)
             ]
         ),
-        Heading("What differs, beside the size of the networks"),
+        Heading("What differs, apart from the size of the networks"),
         Items([f"{row.entry.title}: {row.entry.differs} {row.entry.note}".strip() for row in rows]),
     ]
     if told := [text for row in done for text in _doubts(row)]:
@@ -281,8 +282,9 @@ def document(rows: Sequence[Row], command: str) -> Document:
 
 
 CAPTION = (
-    "The diamond is the accuracy that the paper claims, the circle ours under the same kind of attack, "
-    "and the square ours under whichever bounded attack does best on each image; 95 % intervals."
+    "The diamond is the accuracy that the paper claims. The circle is ours under the same kind of "
+    "attack, and the square is ours under the bounded attack that does best on each image, with 95 % "
+    "confidence intervals."
 )
 
 
@@ -369,7 +371,7 @@ def _attacks(row: Row) -> str:
     for attack in row.run["spec"]["attacks"]:
         inner: Any = attack.get("attack", attack)
         said = ", ".join(f"{key} {inner[key]}" for key in keys if inner.get(key))
-        listed.append(f"{attack['label']} ({said or 'as it comes'})")
+        listed.append(f"{attack['label']} ({said or 'default settings'})")
     draws = row.run["spec"]["evaluation"]["draws"]
     return f"{row.entry.title}: {'; '.join(listed)}; {draws} held-out draws."
 

@@ -111,7 +111,7 @@ def test_a_row_that_does_not_compare_is_refused(folders, change):
     asked = ["data.size=4", change, "evaluation.draws=1", "attacks=[]"]
     given = [word for each in asked for word in ("--set", each)]
     assert run(["evaluate", "blobs", *given, "--quiet", "--out", out]) == 0
-    with pytest.raises(SystemExit, match="second is on other images"):
+    with pytest.raises(SystemExit, match="second has other images"):
         claims.main(["runs/first", out, "--claims", "claims.yaml"])
 
 
