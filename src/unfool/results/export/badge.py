@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any, NamedTuple
 
-from unfool.results.export.conditions import finished, red_doubts, threat
+from unfool.results.export.conditions import red_doubts, summary_of_finished, threat
 from unfool.results.run_folder import Run
 from unfool.statistics import percent_interval
 
@@ -64,7 +64,7 @@ def badge(run: Run) -> Badge:
         RuntimeError: The run is not finished, or is not an evaluation.
         ValueError: The run has no attacks.
     """
-    summary = finished(run)
+    summary = summary_of_finished(run)
     if not summary["attacks"]:
         raise ValueError(
             f"{run.folder} tried no attack, so there is no robust accuracy for a badge: name a run "

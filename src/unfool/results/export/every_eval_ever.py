@@ -17,8 +17,8 @@ from unfool.results.export.conditions import (
     ConditionResult,
     conditions,
     data_name,
-    finished,
     model_words,
+    summary_of_finished,
 )
 from unfool.results.outcome import Condition, Outcome, winner
 from unfool.results.report_json import ShareEntry, Summary
@@ -100,7 +100,7 @@ def record(run: Run, model: str, now: float, by: str | None = None) -> Record:
     """
     if not MODEL_NAME.fullmatch(model):
         raise ValueError(f"the model must be named OWNER/NAME, as on a hub, not {model!r}")
-    summary = finished(run)
+    summary = summary_of_finished(run)
     data, (owner, name) = data_name(summary), model.split("/")
     key = f"{data}/{model}/{summary['run']}"
     results = list(conditions(summary))

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from unfool.models.card import Card, read_card
-from unfool.results.export.conditions import conditions, finished, threat
+from unfool.results.export.conditions import conditions, summary_of_finished, threat
 from unfool.results.report_json import Readings, ShareEntry, Summary
 from unfool.results.run_folder import Run
 from unfool.statistics import percent_interval
@@ -65,7 +65,7 @@ def readme(
 
 def _of_model(run: Run, card: Card) -> Summary:
     """The summary of a finished run whose spec names the weights of `card`."""
-    summary, spec = finished(run), run.spec
+    summary, spec = summary_of_finished(run), run.spec
     for table in _tables([spec.get(key) for key in ("classifier", "denoiser", "purifier")]):
         if table.get("name") == "trained" and isinstance(weights := table.get("weights"), str):
             try:

@@ -7,7 +7,7 @@ venue, link) is null.
 from typing import Any
 
 from unfool import spec as specs
-from unfool.results.export.conditions import finished, model_words, red_doubts
+from unfool.results.export.conditions import model_words, red_doubts, summary_of_finished
 from unfool.results.report_json import Readings
 from unfool.results.run_folder import Run
 from unfool.results.threat_model import eps_words
@@ -32,7 +32,7 @@ def model_info(run: Run, name: str | None = None) -> dict[str, Any]:
         ValueError: RobustBench has no leaderboard for its threat, or nothing was attacked or
             corrupted.
     """
-    summary = finished(run)
+    summary = summary_of_finished(run)
     norm, attacks = summary["threat"]["norm"], summary["spec"]["attacks"]
     if not attacks:
         raise ValueError(
