@@ -144,7 +144,7 @@ def paired(
         right = won[name, 0], won[name, 1]
         only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
         shares = judged[name, 0].per_draw, judged[name, 1].per_draw
-        change = within_reach(change, shares[0].accuracy, shares[1].accuracy)
+        change = within_reach(change, shares[0].value, shares[1].value)
         p, agree = mcnemar(only_a, only_b), taken[name, 0] == taken[name, 1]
         result.append(Paired(name, *shares, change, only_a, only_b, p, agree))
     return result
