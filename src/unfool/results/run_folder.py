@@ -38,7 +38,7 @@ class HasIndex(Protocol):
         ...
 
 
-Record = TypeVar("Kept", bound=HasIndex)
+Record = TypeVar("Record", bound=HasIndex)
 
 
 class OutcomeStore(Protocol):
