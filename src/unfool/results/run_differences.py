@@ -34,7 +34,7 @@ def describe_difference(key: str, a: Manifest, b: Manifest, same_images: bool | 
         return "with other weights (a file of weights, or its card, has changed)"
     if other_images:
         return "on other images (a file of images that the spec names has changed)"
-    return "with another version of a file that the spec names"
+    return "with another version of a file that the spec names, such as a card"
 
 
 def _comparable_spec(manifest: Manifest) -> Any:
