@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from measuring import error, interleaved, over, shown, table
-from unfool.diffusion.gradient import chain, keeping
+from unfool.diffusion.gradient import chain, keep_graphs
 from unfool.networks import score_unet, unet
 from unfool.networks.frozen_layers import Conv2d
 from unfool.networks.score_unet import ADM, DDPMPP, ScoreUNet
@@ -100,7 +100,7 @@ class _Way:
     def through_steps(self) -> Tensor:
         """The gradient through several steps, of which as many keep their graphs as fit."""
         x = self.x.clone().requires_grad_()
-        with _layers_of_torch(self.plain), keeping(self.graphs):
+        with _layers_of_torch(self.plain), keep_graphs(self.graphs):
             out = chain(lambda _, x: x + 0.1 * self.network(x, self.time), x, STEPS)
             return torch.autograd.grad(out.square().sum(), x)[0]
 
@@ -112,8 +112,8 @@ class _Way:
 
 
 @contextmanager
-def _layers_of_torch(asked: bool) -> Iterator[None]:
-    if not asked:
+def _layers_of_torch(plain: bool) -> Iterator[None]:
+    if not plain:
         yield
         return
     with (

@@ -81,13 +81,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    for name, meaning in {
+    for name, help_text in {
         "autoattack": "a checkout of the release",
         "data": "the folder of CIFAR-10",
         "weights": "the folder of the weights",
         "out": "where results are kept",
     }.items():
-        parser.add_argument(f"--{name}", type=Path, required=True, help=meaning)
+        parser.add_argument(f"--{name}", type=Path, required=True, help=help_text)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -99,26 +99,26 @@ def main() -> None:
         model = network(name, options.weights)
         for eps in (2, 8):
             threat = Threat("linf", eps / 255)
-            told = {}
+            results = {}
             for version in VERSIONS:
-                place = options.out / f"{name}-{eps}-{version}-{len(x)}-{options.seed}.json"
-                if not place.exists():
-                    told_of = judged(model, x, y, threat, version, options.seed)
-                    write_bytes(place, json.dumps(told_of).encode())
-                told[version] = json.loads(place.read_text())
-            print(line(name, eps, told), flush=True)
+                path = options.out / f"{name}-{eps}-{version}-{len(x)}-{options.seed}.json"
+                if not path.exists():
+                    result = judged(model, x, y, threat, version, options.seed)
+                    write_bytes(path, json.dumps(result).encode())
+                results[version] = json.loads(path.read_text())
+            print(line(name, eps, results), flush=True)
 
 
 def network(name: str, folder: Path) -> NormalizedClassifier:
     """Load the classifier `name` with its weights from `folder`."""
-    found = sorted(folder.rglob(f"{name}*"))
-    if not found:
+    files = sorted(folder.rglob(f"{name}*"))
+    if not files:
         sys.exit(f"{folder} has no weights whose name begins with {name}")
     if name == "resnet20":
-        model = cifar_resnet(20, weights=found[0])
+        model = cifar_resnet(20, weights=files[0])
     else:
         blocks = ConvexResNet(int(name[6]))
-        load_state(blocks, read_state(found[0]), name)
+        load_state(blocks, read_state(files[0]), name)
         model = NormalizedClassifier(blocks, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
     return model.eval().requires_grad_(False)
 
@@ -134,29 +134,29 @@ def judged(
         attack = Public(
             lambda images: model(images, noise), "Linf", threat.eps, seed, False, device="cpu"
         )
-        found = attack.run_standard_evaluation(x, y, bs=len(x))
+        x_adv = attack.run_standard_evaluation(x, y, bs=len(x))
     else:
         attack = AutoAttack(version, eot=1, draws=4)  # pyright: ignore[reportArgumentType]
-        found = attack(model, x, y, threat, noise)
+        x_adv = attack(model, x, y, threat, noise)
     took = time.process_time() - began
-    inside = (found - x).abs().amax() <= threat.eps + 1e-6 and 0 <= found.min() <= found.max() <= 1
+    inside = (x_adv - x).abs().amax() <= threat.eps + 1e-6 and 0 <= x_adv.min() <= x_adv.max() <= 1
     if not inside:
         sys.exit(f"the images of {version} are not within the threat")
-    clean, robust = ((model(images, noise).argmax(1) == y).tolist() for images in (x, found))
+    clean, robust = ((model(images, noise).argmax(1) == y).tolist() for images in (x, x_adv))
     return {"clean": clean, "robust": robust, "seconds": took}
 
 
-def line(name: str, eps: int, told: dict[str, Any]) -> str:
+def line(name: str, eps: int, results: dict[str, Any]) -> str:
     """Format one row of the table."""
-    n = len(told["public"]["clean"])
-    shares = [wilson(sum(told["public"]["clean"]), n)]
-    shares += [wilson(sum(told[version]["robust"]), n) for version in VERSIONS]
+    n = len(results["public"]["clean"])
+    shares = [wilson(sum(results["public"]["clean"]), n)]
+    shares += [wilson(sum(results[version]["robust"]), n) for version in VERSIONS]
     cells = [f"{100 * s.value:.1f} % [{100 * s.low:.1f}, {100 * s.high:.1f}]" for s in shares]
     differ = [
-        sum(a != b for a, b in zip(told[v]["robust"], told["public"]["robust"], strict=True))
+        sum(a != b for a, b in zip(results[v]["robust"], results["public"]["robust"], strict=True))
         for v in VERSIONS[1:]
     ]
-    seconds = ", ".join(f"{told[version]['seconds']:.0f}" for version in VERSIONS)
+    seconds = ", ".join(f"{results[version]['seconds']:.0f}" for version in VERSIONS)
     return (
         f"| {' | '.join([name, f'{eps}/255', *cells, ' and '.join(map(str, differ)), seconds])} |"
     )

@@ -62,13 +62,15 @@ def measure(
         batch_size=10**5,
     )
     noise = Noise.of(seed, range(points)).child("draws")
-    found = torch.cat(
+    predicted = torch.cat(
         [
             model((part + 1) / 2, noise.take(range(first, first + len(part)))).argmax(1)
             for first, part in zip(range(0, points, 500), z.split(500), strict=True)
         ]
     )
-    same, right, best = (int(hits.sum()) for hits in (found == bayes, found == y, bayes == y))
+    same, right, best = (
+        int(hits.sum()) for hits in (predicted == bayes, predicted == y, bayes == y)
+    )
     return wilson(same, points), wilson(right, points), wilson(best, points)
 
 

@@ -78,40 +78,40 @@ def public(name: str, model: Counted, eps: float, size: int) -> Callable[..., An
         square,
     )
 
-    told = {"norm": "Linf", "eps": eps, "seed": 0, "device": "cpu", "verbose": False}
+    options = {"norm": "Linf", "eps": eps, "seed": 0, "device": "cpu", "verbose": False}
     if name == "APGD-T":
-        return autopgd_base.APGDAttack_targeted(model, n_iter=STEPS, **told).perturb
+        return autopgd_base.APGDAttack_targeted(model, n_iter=STEPS, **options).perturb
     if name == "APGD, 5 restarts":
-        return autopgd_base.APGDAttack(model, n_iter=STEPS, n_restarts=5, **told).perturb
+        return autopgd_base.APGDAttack(model, n_iter=STEPS, n_restarts=5, **options).perturb
     if name == "FAB-T":
-        return fab_pt.FABAttack_PT(model, n_iter=STEPS, targeted=True, **told).perturb
+        return fab_pt.FABAttack_PT(model, n_iter=STEPS, targeted=True, **options).perturb
     if name == "Square":
-        made = square.SquareAttack(model, n_queries=QUERIES, resc_schedule=False, **told)
-        return made.perturb
+        attack = square.SquareAttack(model, n_queries=QUERIES, resc_schedule=False, **options)
+        return attack.perturb
     if name == "AutoAttack standard":
-        whole = autoattack.AutoAttack(lambda x: model(x), "Linf", eps, 0, False, device="cpu")
-        whole.square.n_queries = QUERIES
-        return lambda x, y: whole.run_standard_evaluation(x, y, bs=size)
+        attack = autoattack.AutoAttack(lambda x: model(x), "Linf", eps, 0, False, device="cpu")
+        attack.square.n_queries = QUERIES
+        return lambda x, y: attack.run_standard_evaluation(x, y, bs=size)
     return None
 
 
-def row(name: str, model: Counted, x: Tensor, y: Tensor, eps: float, beside: bool) -> str:
-    """Run an attack, and the public one too if `beside`; format a row of the table."""
+def row(name: str, model: Counted, x: Tensor, y: Tensor, eps: float, with_public: bool) -> str:
+    """Run an attack, and the public one too if `with_public`; format a row of the table."""
 
-    def told(attack: Callable[[], Tensor]) -> tuple[float, tuple[int, int], float]:
+    def measure(attack: Callable[[], Tensor]) -> tuple[float, tuple[int, int], float]:
         model.take()
         began = time.process_time()
-        found = attack()
+        x_adv = attack()
         took, calls = time.process_time() - began, model.take()
-        return float((model(found).argmax(1) == y).double().mean()), calls, took
+        return float((model(x_adv).argmax(1) == y).double().mean()), calls, took
 
     threat, noise = Threat("linf", eps), Noise.of(0, range(len(x)))
     runs = [lambda: ATTACKS[name](model, x, y, threat, noise)]
-    if beside and (theirs := public(name, model, eps, len(x))):
+    if with_public and (theirs := public(name, model, eps, len(x))):
         runs.append(lambda: theirs(x.clone(), y.clone()))
     cells, work = [name, f"{eps}"], []
     for run in runs:
-        robust, (forward, back), took = told(run)
+        robust, (forward, back), took = measure(run)
         cells += [f"{100 * robust:.0f} %", f"{forward:,}, {back:,}", f"{took:.1f}"]
         work.append(forward + back)
     cells += [""] * (8 - len(cells))

@@ -173,8 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def read_claims(path: Path) -> dict[str, Entry]:
     """The entries of a file of claims, by name."""
     try:
-        told = yaml.safe_load(path.read_text("utf-8"))
-        return {name: Entry.model_validate(entry) for name, entry in told.items()}
+        entries = yaml.safe_load(path.read_text("utf-8"))
+        return {name: Entry.model_validate(entry) for name, entry in entries.items()}
     except (OSError, yaml.YAMLError, ValidationError, AttributeError) as error:
         raise SystemExit(f"{path} is no file of claims: {error}") from error
 
@@ -193,14 +193,14 @@ def read_rows(folders: Sequence[Path], entries: Mapping[str, Entry]) -> list[Row
         try:
             run = Run.open(folder)
             options = run.spec["evaluation"]
-            asked = [
+            settings = [
                 run.manifest["images"],
                 run.manifest["indices"],
                 run.spec["threat"],
                 options["seed"],
             ]
-            first = first or (str(folder), asked)
-            if asked != first[1]:
+            first = first or (str(folder), settings)
+            if settings != first[1]:
                 raise SystemExit(
                     f"{folder} has other images, another threat, or another seed than {first[0]}: "
                     "run all rows with the same"
@@ -215,12 +215,12 @@ def measured(run: Summary) -> dict[Kind, ShareEntry]:
     """The accuracy per draw of a run for each kind of attack; the lowest if several are of a kind."""
     rows = [*run["attacks"], *run["unbounded"], *run["known_noise"]]
     shares = {row["name"]: row["robust"]["per_draw"] for row in rows}
-    found: dict[Kind, ShareEntry] = {}
+    lowest: dict[Kind, ShareEntry] = {}
     for attack in run["spec"]["attacks"]:
         kind, share = kind_of(attack), shares.get(attack["label"])
-        if kind and share and (kind not in found or share["accuracy"] < found[kind]["accuracy"]):
-            found[kind] = share
-    return found
+        if kind and share and (kind not in lowest or share["accuracy"] < lowest[kind]["accuracy"]):
+            lowest[kind] = share
+    return lowest
 
 
 def kind_of(attack: AttackEntry) -> Kind | None:
@@ -243,8 +243,8 @@ def document(rows: Sequence[Row], command: str) -> Document:
     """Build the page."""
     numbers: dict[tuple[str, int], int] = {}
     for row in rows:
-        for place in range(len(row.entry.claims)):
-            numbers[row.name, place] = len(numbers) + 1
+        for index in range(len(row.entry.claims)):
+            numbers[row.name, index] = len(numbers) + 1
     blocks: list[Block] = [Paragraph(OPENING)]
     done = [row for row in rows if row.run]
     counts = sorted({row.run["n"] for row in done if row.run})
@@ -266,16 +266,16 @@ def document(rows: Sequence[Row], command: str) -> Document:
         Heading("What is claimed"),
         Items(
             [
-                _claim(numbers[row.name, place], row.entry, claim)
+                _claim(numbers[row.name, index], row.entry, claim)
                 for row in rows
-                for place, claim in enumerate(row.entry.claims)
+                for index, claim in enumerate(row.entry.claims)
             ]
         ),
         Heading("What differs, apart from the size of the networks"),
         Items([f"{row.entry.title}: {row.entry.differs} {row.entry.note}".strip() for row in rows]),
     ]
-    if told := [text for row in done for text in _doubts(row)]:
-        blocks += [Heading("Doubts"), Items(told)]
+    if doubts := [text for row in done for text in _doubts(row)]:
+        blocks += [Heading("Doubts"), Items(doubts)]
     if done:
         blocks += [Heading("Attacks"), Items([_attacks(row) for row in done])]
     return Document("What claims are worth", [*blocks, Code(command)])
@@ -297,8 +297,8 @@ def figure(rows: Sequence[Row]) -> Drawing:
         "ours, same kind of attack": {"marker": "o", "color": BLUE, "markersize": 6},
         "ours, worst attack": {"marker": "s", "color": RUST, "markersize": 5.5},
     }
-    told: set[str] = set()
-    for place, row in enumerate(rows):
+    labeled: set[str] = set()
+    for y, row in enumerate(rows):
         claimed = dict.fromkeys(
             ("accuracy", "low", "high"), row.first.robust / 100 if row.first else 0
         )
@@ -309,11 +309,11 @@ def figure(rows: Sequence[Row]) -> Drawing:
         }
         if row.first and (near := row.alike or _worst(row.run)):
             ends = [row.first.robust, 100 * near["accuracy"]]
-            axes.plot(ends, [place, place], color=GRAY, linewidth=5, alpha=0.25, zorder=1)
+            axes.plot(ends, [y, y], color=GRAY, linewidth=5, alpha=0.25, zorder=1)
         for (name, share), shift in zip(shown.items(), (0, -0.12, 0.12), strict=True):
             if share:
-                interval(axes, share, place + shift, styles[name], None if name in told else name)
-                told.add(name)
+                interval(axes, share, y + shift, styles[name], None if name in labeled else name)
+                labeled.add(name)
     percent_axis(axes, [row.entry.title for row in rows], "accuracy under attack, %")
     legend(drawn, axes, 3)
     return draw(drawn)
@@ -334,7 +334,7 @@ def _cells(row: Row, numbers: Mapping[tuple[str, int], int]) -> list[str]:
         name += f", {row.run['n']} images"
     alike = f"{NAMES[claim.like]}: {cell(row.alike)}" if claim and claim.like and row.alike else "-"
     by_kind = row.measured
-    found = [cell(by_kind[kind]) if kind in by_kind else "-" for kind in COLUMNS]
+    accuracies = [cell(by_kind[kind]) if kind in by_kind else "-" for kind in COLUMNS]
     doubts = ", ".join(f"{doubt['name']} ({doubt['severity']})" for doubt in row.run["doubts"])
     cost, count = row.run["cost"], row.run["n"]
     calls = (cost["nfe_forward"] + cost["nfe_vjp"]) / count
@@ -342,7 +342,7 @@ def _cells(row: Row, numbers: Mapping[tuple[str, int], int]) -> list[str]:
         name,
         claimed,
         alike,
-        *found,
+        *accuracies,
         cell(row.run["clean"]),
         doubts or "none",
         f"{calls:,.0f}",
@@ -370,8 +370,8 @@ def _attacks(row: Row) -> str:
     listed = []
     for attack in row.run["spec"]["attacks"]:
         inner: Any = attack.get("attack", attack)
-        said = ", ".join(f"{key} {inner[key]}" for key in keys if inner.get(key))
-        listed.append(f"{attack['label']} ({said or 'default settings'})")
+        options = ", ".join(f"{key} {inner[key]}" for key in keys if inner.get(key))
+        listed.append(f"{attack['label']} ({options or 'default settings'})")
     draws = row.run["spec"]["evaluation"]["draws"]
     return f"{row.entry.title}: {'; '.join(listed)}; {draws} held-out draws."
 

@@ -109,9 +109,13 @@ def child(words: Sequence[str]) -> None:
     parser.add_argument("changes", nargs="*")
     for name, of in (("images", int), ("device", str), ("seconds", float), ("threads", int)):
         parser.add_argument(f"--{name}", type=of)
-    asked = parser.parse_args(words)
-    torch.set_num_threads(asked.threads)
-    print(json.dumps(measure(asked.spec, asked.changes, asked.images, asked.device, asked.seconds)))
+    options = parser.parse_args(words)
+    torch.set_num_threads(options.threads)
+    print(
+        json.dumps(
+            measure(options.spec, options.changes, options.images, options.device, options.seconds)
+        )
+    )
 
 
 def main() -> None:
@@ -123,21 +127,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=5, help="of each case")
     parser.add_argument("--threads", type=int, default=1)
-    asked = parser.parse_args()
-    device, rows = pick_device(asked.device), []
-    cases = [(asked.spec, tuple(asked.changes))] if asked.spec else SHIPPED
+    options = parser.parse_args()
+    device, rows = pick_device(options.device), []
+    cases = [(options.spec, tuple(options.changes))] if options.spec else SHIPPED
     for spec, changes in cases:
-        for images in asked.images:
-            cost = in_a_process(spec, changes, images, device, asked.seconds, asked.threads)
+        for images in options.images:
+            cost = in_a_process(spec, changes, images, device, options.seconds, options.threads)
             name = " ".join([Path(spec).stem, *changes])
             times = [number(1000 * value) for value in (cost.wall, cost.cpu)]
             row = [name, images, f"{cost.load:.1f}", f"{cost.memory:.0f}"]
             rate = images / (cost.cpu if device == "cpu" else cost.wall)
             rows.append([*row, *times, number(rate)])
             print(*rows[-1], flush=True)
-    told = machine(device).replace("one thread", f"threads: {asked.threads}")
+    conditions = machine(device).replace("one thread", f"threads: {options.threads}")
     last = "images per CPU second" if device == "cpu" else "images/s"
-    print("\n".join(["", f"{told}.", "", *table((*HEADS, last), rows)]))
+    print("\n".join(["", f"{conditions}.", "", *table((*HEADS, last), rows)]))
 
 
 if __name__ == "__main__":

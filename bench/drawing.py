@@ -13,28 +13,28 @@ REST = {
 }
 
 
-def draw(told: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, Any], path: Path) -> None:
     """Draw the time in units of the floor, and the peak memory against the number of steps."""
     colors = COLORS | REST
     figure = Figure(figsize=(9.5, 3.6), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)
-    width = 0.8 / len(told["gradients"])
-    for place, (size, found) in enumerate(told["gradients"].items()):
-        names = [name for name in colors if name in found]
+    width = 0.8 / len(results["gradients"])
+    for size_index, (size, times) in enumerate(results["gradients"].items()):
+        names = [name for name in colors if name in times]
         for i, name in enumerate(names):
-            low, middle, high = found[name]
+            low, middle, high = times[name]
             left.bar(
-                i + place * width,
+                i + size_index * width,
                 middle,
                 width * 0.92,
                 color=colors[name],
-                alpha=1 - 0.45 * place,
+                alpha=1 - 0.45 * size_index,
                 yerr=[[middle - low], [high - middle]],
                 ecolor="#444444",
                 error_kw={"linewidth": 0.8},
             )
             left.text(
-                i + place * width,
+                i + size_index * width,
                 0.12,
                 size.split()[0] + " M",
                 ha="center",
@@ -49,9 +49,11 @@ def draw(told: dict[str, Any], path: Path) -> None:
         )
     left.set_ylabel("time, in forwards of the network")
     left.set_title("a gradient (median, least, most)", fontsize=9)
-    peaks = {int(name[4:]): found for name, found in told["peaks"].items() if name.startswith("N")}
+    peaks = {
+        int(name[4:]): times for name, times in results["peaks"].items() if name.startswith("N")
+    }
     for name, color in colors.items():
-        values = [found.get(name) for found in peaks.values()]
+        values = [times.get(name) for times in peaks.values()]
         if None not in values:
             right.plot(list(peaks), values, "o-", color=color, label=name, markersize=3.5)
     right.set_xscale("log")

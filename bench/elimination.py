@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unfool import spec as specs
 from unfool.data import fetch
-from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier, _below
+from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier, _rank_dropped_below
 from unfool.defenses.diffusion_classifier.errors import ClassErrors, Loss
 from unfool.diffusion.denoiser import Denoiser
 from unfool.noise import Noise, permutation
@@ -125,13 +125,13 @@ def main() -> None:
     print(heads, "|---|---:|---:|---:|---:|---:|", sep="\n")
     first: Decisions = {}
     for job in (job for job in jobs if job.images):
-        made: dict[str, Decisions] = {rule: {} for rule in job.rules}
+        outcomes_of_rule: dict[str, Decisions] = {rule: {} for rule in job.rules}
         for rule, image, decision in decisions(
             denoiser, test, job, options.loss, options.draws, options.out / weights
         ):
-            made[rule][image] = decision
-        first = first or made[job.rules[0]]
-        for rule, outcomes in made.items():
+            outcomes_of_rule[rule][image] = decision
+        first = first or outcomes_of_rule[job.rules[0]]
+        for rule, outcomes in outcomes_of_rule.items():
             name = "`cifar10` on other draws" if job.seed else NAMES.get(rule, f"`{rule}`")
             print(line(name, outcomes, first), flush=True)
 
@@ -147,8 +147,8 @@ def decisions(
         x, y = fetch(data, indices)
         if not path.is_file():
             noise = Noise.of(job.seed, indices)
-            made = decide(denoiser, x, noise, job.rules, loss, draws)
-            write_bytes(path, npz_bytes({rule: rows.numpy() for rule, rows in made.items()}))
+            results = decide(denoiser, x, noise, job.rules, loss, draws)
+            write_bytes(path, npz_bytes({rule: rows.numpy() for rule, rows in results.items()}))
         with np.load(path) as table:
             for rule in job.rules:
                 for image, label, (answer, calls) in zip(
@@ -162,7 +162,7 @@ def decide(
     denoiser: Denoiser, x: Tensor, noise: Noise, rules: tuple[str, ...], loss: Loss, draws: int
 ) -> dict[str, Tensor]:
     """Return, for each rule, the predicted classes and the calls (B, 2) of images (B, C, H, W)."""
-    made, errors = dict[str, Tensor](), None
+    results, errors = dict[str, Tensor](), None
     for rule in rules:
         model = DiffusionClassifier(
             denoiser,
@@ -172,23 +172,26 @@ def decide(
             batch_size=500,
         )
         errors = errors or Remembered(
-            denoiser, model.scales, noise.child("eps"), model.loss, model.chunk
+            denoiser, model.scales, noise.child("eps"), model.loss, model.row_limit
         )
         z = denoiser.encode(x)
-        table, taken, fallen = model._measure(errors, z, model.weight)
-        logits = _below(-errors.mean(table, taken, z, model.weight), fallen)
-        calls = taken.any(1).sum(1) if denoiser.multi_head else taken.sum((1, 2))
-        made[rule] = torch.stack((logits.argmax(1), calls), 1)
-    return made
+        table, computed, dropped_in_round = model._measure(errors, z, model.weight)
+        logits = _rank_dropped_below(
+            -errors.mean(table, computed, z, model.weight), dropped_in_round
+        )
+        calls = computed.any(1).sum(1) if denoiser.multi_head else computed.sum((1, 2))
+        results[rule] = torch.stack((logits.argmax(1), calls), 1)
+    return results
 
 
-def line(name: str, made: Decisions, first: Decisions) -> str:
+def line(name: str, outcomes: Decisions, first: Decisions) -> str:
     """Format a row of the table, which compares the decisions of a rule with those of 50 / 500."""
-    same = wilson(sum(d.answer == first[i].answer for i, d in made.items()), len(made))
-    right = wilson(sum(d.answer == d.label for d in made.values()), len(made))
-    calls = sum(d.calls for d in made.values()) / len(made)
-    whole = sum(first[i].calls for i in made) / len(made)
-    return f"| {name} | {same} | {right} | {len(made)} | {calls:,.0f} | {calls / whole:.2f} |"
+    same = wilson(sum(d.answer == first[i].answer for i, d in outcomes.items()), len(outcomes))
+    accuracy = wilson(sum(d.answer == d.label for d in outcomes.values()), len(outcomes))
+    calls = sum(d.calls for d in outcomes.values()) / len(outcomes)
+    calls_of_first = sum(first[i].calls for i in outcomes) / len(outcomes)
+    ratio = calls / calls_of_first
+    return f"| {name} | {same} | {accuracy} | {len(outcomes)} | {calls:,.0f} | {ratio:.2f} |"
 
 
 if __name__ == "__main__":

@@ -42,10 +42,11 @@ def main() -> None:
         denoiser = trained_denoiser(name)
         if not isinstance(denoiser, NetworkDenoiser):
             raise SystemExit(f"{name} is not a network that was trained by a denoising loss")
-        found = [losses(denoiser, x, t) for t in TIMES]
-        first = first or found
+        measured = [losses(denoiser, x, t) for t in TIMES]
+        first = first or measured
         cells = [
-            cell(one, base, alone=found is first) for one, base in zip(found, first, strict=True)
+            cell(one, base, alone=measured is first)
+            for one, base in zip(measured, first, strict=True)
         ]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
@@ -53,14 +54,14 @@ def main() -> None:
 @torch.inference_mode()
 def losses(denoiser: NetworkDenoiser, x: Tensor, t: float) -> Tensor:
     """The loss (B,) of each image (B, C, H, W) at time `t`; its noise depends only on its position."""
-    found = []
+    parts = []
     for first in range(0, len(x), BATCH):
         images = x[first : first + BATCH]
         noise = Noise.of(77, range(first, first + len(images))).child(f"held{t}")
         labels = torch.zeros(len(images), dtype=torch.long)
         z = denoiser.encode(images)
-        found.append(denoising_loss(denoiser, z, torch.tensor(t), labels, noise.normal(images)))
-    return torch.cat(found)
+        parts.append(denoising_loss(denoiser, z, torch.tensor(t), labels, noise.normal(images)))
+    return torch.cat(parts)
 
 
 def cell(losses: Tensor, base: Tensor, alone: bool) -> str:

@@ -4,12 +4,12 @@
 
 PGD-20 + EOT-10 on the demo's defense, or on a spec's. The plain loop computes ten gradients per step
 and image, then evaluates the iterate on ten more draws. It never stops early, and returns the last
-iterate that most of these draws got wrong. `asking` is the library's rule without any saving: the answers
-that it needs are computed once more, in addition to the gradients on the same draws. Every draw of the
-loop is recorded, so the calls of each saving alone can be counted on the same iterates. All savings
-together are the library's attack (`early_stop`) and its vote, which run and are counted separately.
-`replaying` is the plain loop with a gradient that keeps no graphs, as in checkpointing. Each block of
-images is saved when it is done, so a second run resumes.
+iterate that most of these draws got wrong. `separate queries` is the library's rule without any saving:
+the answers that it needs are computed once more, in addition to the gradients on the same draws. Every
+draw of the loop is recorded, so the calls of each saving alone can be counted on the same iterates. All
+savings together are the library's attack (`early_stop`) and its vote, which run and are counted
+separately. `replaying` is the plain loop with a gradient that keeps no graphs, as in
+checkpointing. Each block of images is saved when it is done, so a second run resumes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
 from unfool.data import fetch
 from unfool.defenses.purified_classifier import majority_class, majority_vote, predict_draws
-from unfool.diffusion.gradient import keeping
+from unfool.diffusion.gradient import keep_graphs
 from unfool.evaluation import prepare
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.cost import CallCounter
@@ -45,9 +45,9 @@ STOP, SHARE = 10, 0.9
 class Bench:
     """Runs a block of images through the plain loop and through the library's attack."""
 
-    def __init__(self, made: prepare.Prepared, threat: Threat, rows: int):
-        self.made, self.threat = made, threat
-        self.model, self.ledger = Batched(made.model, rows), CallCounter()
+    def __init__(self, prepared: prepare.Prepared, threat: Threat, rows: int):
+        self.prepared, self.threat = prepared, threat
+        self.model, self.ledger = Batched(prepared.model, rows), CallCounter()
 
     def calls(self) -> int:
         """Return the network calls since the last call of this method."""
@@ -55,10 +55,10 @@ class Bench:
 
     def block(self, indices: list[int]) -> dict[str, Any]:
         """Attack one block of images in both ways; return the outcomes and the costs."""
-        x, y = fetch(self.made.data, indices)
+        x, y = fetch(self.prepared.data, indices)
         noise = Noise.of(0, indices)
-        with self.ledger.watching(self.made.model):
-            told = self.plain(x, y, noise)
+        with self.ledger.watching(self.prepared.model):
+            record = self.plain(x, y, noise)
             began = time.perf_counter()
             self.calls()
             ours = PGD(STEPS, EOT, loss="margin", early_stop=STOP, early_stop_share=SHARE)(
@@ -66,12 +66,12 @@ class Bench:
             )
             streams = [noise.child("verdict", "vote", i) for i in range(VOTES)]
             wrong = majority_vote(self.model, ours, streams) != y
-            told |= {"all": self.calls(), "all_wrong": wrong.tolist()}
-            told["all_seconds"] = time.perf_counter() - began
-            with keeping(0):
+            record |= {"all": self.calls(), "all_wrong": wrong.tolist()}
+            record["all_seconds"] = time.perf_counter() - began
+            with keep_graphs(0):
                 query_model(self.model, x[:1], y[:1], "margin", noise.take([0]), 0, 1)
-            told["replayed"] = self.calls()
-        return told | {"images": indices}
+            record["replayed"] = self.calls()
+        return record | {"images": indices}
 
     def plain(self, x: Tensor, y: Tensor, noise: Noise) -> dict[str, Any]:
         """Run the plain loop; record which draws were wrong, for each image and step."""
@@ -79,34 +79,36 @@ class Bench:
         attack, iterates, judged, certain, losses = PGD(STEPS, EOT, loss="margin"), [], [], [], []
         gradients = forwards = 0
         self.calls()
-        for i, (x_adv, seen) in enumerate(attack.path(self.model, x, y, self.threat, run)):
+        for i, (x_adv, step_losses) in enumerate(attack.path(self.model, x, y, self.threat, run)):
             gradients += self.calls()
             iterates.append(x_adv)
-            if seen is not None:
-                certain.append(seen.error_rate > SHARE - 1e-6)
-                losses.append(seen.loss)
+            if step_losses is not None:
+                certain.append(step_losses.error_rate > SHARE - 1e-6)
+                losses.append(step_losses.loss)
             answers = query_logits(self.model, x_adv, run.child("stop", i), 0, EOT).argmax(2)
             judged.append(answers != y[:, None])
             forwards += self.calls()
         wrong = torch.stack(judged, 1)  # (B, steps + 1, draws)
         ends = {
             "plain": _latest(iterates, wrong.float().mean(2) > 0.5),
-            "dropping": _first(
+            "early stop": _first(
                 iterates,
                 torch.stack(certain, 1) & (wrong[:, :STEPS].float().mean(2) > SHARE - 1e-6),
             ),
         }
-        left = ends["dropping"][1]
-        ends["dropping"] = (
-            torch.where((left < STEPS)[:, None, None, None], ends["dropping"][0], ends["plain"][0]),
-            left,
+        stopped_at = ends["early stop"][1]
+        ends["early stop"] = (
+            torch.where(
+                (stopped_at < STEPS)[:, None, None, None], ends["early stop"][0], ends["plain"][0]
+            ),
+            stopped_at,
         )
         peak = torch.stack(losses, 1).argmax(1)
         highest = torch.stack(iterates, 1)[torch.arange(len(x)), peak]
         compare = noise.child("search", "compare")
-        ends["reuse"] = (
+        ends["shared draws"] = (
             choose(self.model, y, [iterates[-1], highest, x], "margin", compare, EOT),
-            left,
+            stopped_at,
         )
         self.calls()
         ballots = {
@@ -117,7 +119,7 @@ class Bench:
         return {
             "gradient": gradients / (len(x) * STEPS * EOT),
             "forward": forwards / (len(x) * (STEPS + 1) * EOT),
-            "left": left.tolist(),
+            "left": stopped_at.tolist(),
             "judged": wrong.tolist(),
             "ballots": {name: b.tolist() for name, b in ballots.items()},
             "wrong": {
@@ -145,50 +147,59 @@ def _first(iterates: list[Tensor], fallen: Tensor) -> tuple[Tensor, Tensor]:
 
 def curtailed(wrong: list[bool]) -> int:
     """The number of draws after which it is certain whether most of them are wrong."""
-    for asked in range(1, len(wrong) + 1):
-        bad = sum(wrong[:asked])
-        good, rest = asked - bad, len(wrong) - asked
+    for drawn in range(1, len(wrong) + 1):
+        bad = sum(wrong[:drawn])
+        good, rest = drawn - bad, len(wrong) - drawn
         if bad > good + rest or good >= bad + rest:
-            return asked
+            return drawn
     return len(wrong)
 
 
 def elections(ballot: list[int]) -> int:
     """The number of draws after which the class with most votes is certain."""
-    for asked in range(1, len(ballot) + 1):
-        counts = [ballot[:asked].count(c) for c in range(CLASSES)]
-        first, rest = counts.index(max(counts)), len(ballot) - asked
+    for drawn in range(1, len(ballot) + 1):
+        counts = [ballot[:drawn].count(c) for c in range(CLASSES)]
+        first, rest = counts.index(max(counts)), len(ballot) - drawn
         others = ((n + rest, -c) for c, n in enumerate(counts) if c != first)
         if max(others) < (counts[first], -first):
-            return asked
+            return drawn
     return len(ballot)
 
 
 def table(blocks: list[dict[str, Any]]) -> str:
     """The calls per image with each saving, as a Markdown table."""
-    names = ("replaying", "plain", "dropping", "votes", "asking", "reuse", "all")
+    names = (
+        "replaying",
+        "plain",
+        "early stop",
+        "early vote",
+        "separate queries",
+        "shared draws",
+        "all",
+    )
     totals = dict.fromkeys(names, 0.0)
-    wrong: dict[str, list[bool]] = {"plain": [], "dropping": [], "reuse": [], "all": []}
+    wrong: dict[str, list[bool]] = {"plain": [], "early stop": [], "shared draws": [], "all": []}
     for b in blocks:
         f, g = b["forward"], b["gradient"]
-        for i, left in enumerate(b["left"]):
-            steps, judged = min(left + 1, STEPS), b["judged"][i]
-            seen = steps if left < STEPS else STEPS + 1
+        for i, stopped_at in enumerate(b["left"]):
+            steps, judged = min(stopped_at + 1, STEPS), b["judged"][i]
+            evaluated = steps if stopped_at < STEPS else STEPS + 1
             totals["plain"] += EOT * (STEPS * g + (STEPS + 1) * f) + VOTES * f
-            totals["dropping"] += EOT * (steps * g + seen * f) + VOTES * f
-            totals["reuse"] += EOT * (STEPS * g + 3 * f) + VOTES * f
-            totals["asking"] += EOT * (STEPS * (g + f) + 3 * f) + VOTES * f
-            asked = sum(curtailed(draws) for draws in judged)
-            asked += elections(b["ballots"]["plain"][i])
-            totals["votes"] += EOT * STEPS * g + asked * f
+            totals["early stop"] += EOT * (steps * g + evaluated * f) + VOTES * f
+            totals["shared draws"] += EOT * (STEPS * g + 3 * f) + VOTES * f
+            totals["separate queries"] += EOT * (STEPS * (g + f) + 3 * f) + VOTES * f
+            drawn = sum(curtailed(draws) for draws in judged)
+            drawn += elections(b["ballots"]["plain"][i])
+            totals["early vote"] += EOT * STEPS * g + drawn * f
             replays = EOT * STEPS * (b["replayed"] - g)
             totals["replaying"] += replays + EOT * (STEPS * g + (STEPS + 1) * f) + VOTES * f
         totals["all"] += b["all"]
-        for name in ("plain", "dropping", "reuse"):
+        for name in ("plain", "early stop", "shared draws"):
             wrong[name] += b["wrong"][name]
         wrong["all"] += b["all_wrong"]
-    wrong |= dict.fromkeys(("replaying", "votes"), wrong["plain"])  # same decisions, other cost
-    wrong["asking"] = wrong["reuse"]  # same answers, computed separately from the gradients
+    # The same decisions at another cost, and the same answers, computed apart from the gradients.
+    wrong |= dict.fromkeys(("replaying", "early vote"), wrong["plain"])
+    wrong["separate queries"] = wrong["shared draws"]
     n = len(wrong["plain"])
     lines = [
         f"{n} images; a gradient is {blocks[0]['gradient']:.2f} calls, an answer "
@@ -200,13 +211,13 @@ def table(blocks: list[dict[str, Any]]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, total in totals.items():
-        right = wilson(n - sum(wrong[name]), n)
+        accuracy = wilson(n - sum(wrong[name]), n)
         same = [
             sum(a == b for a, b in zip(wrong[of], wrong[name], strict=True))
-            for of in ("plain", "asking")
+            for of in ("plain", "separate queries")
         ]
         lines.append(
-            f"| {name} | {total / n:,.0f} | {totals['plain'] / total:.2f} | {right} "
+            f"| {name} | {total / n:,.0f} | {totals['plain'] / total:.2f} | {accuracy} "
             f"| {same[0]} of {n} | {same[1]} of {n} |"
         )
     seconds = [sum(b[f"{name}_seconds"] for b in blocks) for name in ("plain", "all")]
@@ -221,21 +232,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ledger"))
     parser.add_argument("--spec", default="demo")
     parser.add_argument("--data", help="the folder of the spec's data")
-    given = parser.parse_args()
-    change = [f"evaluation.images={given.images}", "machine.device=cpu"]
-    spec = evaluation.check(specs.load(given.spec, change), given.data)
-    made = prepare.prepare(spec)
+    options = parser.parse_args()
+    change = [f"evaluation.images={options.images}", "machine.device=cpu"]
+    spec = evaluation.check(specs.load(options.spec, change), options.data)
+    prepared = prepare.prepare(spec)
     rows = spec["machine"]["batch_size"]
     if rows == "auto":
         raise SystemExit("give a number: --set machine.batch_size=256")
-    bench = Bench(made, Threat(**spec["threat"]), rows)
+    bench = Bench(prepared, Threat(**spec["threat"]), rows)
     blocks = []
-    for first in range(0, given.images, given.block):
-        indices = made.indices[first : first + given.block]
-        place = given.out / f"{given.spec}-{given.images}-{given.block}-{first:05}.json"
-        if not place.exists():
-            write_bytes(place, json.dumps(bench.block(indices)).encode())
-        blocks.append(json.loads(place.read_text("utf-8")))
+    for first in range(0, options.images, options.block):
+        indices = prepared.indices[first : first + options.block]
+        path = options.out / f"{options.spec}-{options.images}-{options.block}-{first:05}.json"
+        if not path.exists():
+            write_bytes(path, json.dumps(bench.block(indices)).encode())
+        blocks.append(json.loads(path.read_text("utf-8")))
         print(table(blocks), "\n", flush=True)
 
 

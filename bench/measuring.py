@@ -65,9 +65,9 @@ def over(took: Mapping[str, Sequence[float]], name: str, floor: str) -> Ratio:
     return ratio([a / b for a, b in zip(took[name], took[floor], strict=True)])
 
 
-def error(found: Tensor, true: Tensor) -> float:
-    """|found - true| / |true|."""
-    return float((found.double() - true.double()).norm() / true.double().norm())
+def error(value: Tensor, true: Tensor) -> float:
+    """|value - true| / |true|."""
+    return float((value.double() - true.double()).norm() / true.double().norm())
 
 
 def peak_mib(prepare: Run, run: Run, device: str) -> float | None:
@@ -100,10 +100,10 @@ def peak_mib(prepare: Run, run: Run, device: str) -> float | None:
         finally:
             os._exit(status)
     os.close(writing)
-    with os.fdopen(reading) as told:
-        said = told.read()
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
     os.waitpid(child, 0)
-    return float(said) if said else None
+    return float(text) if text else None
 
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_ARENA_MAX": "1"}

@@ -27,7 +27,7 @@ from unfool.attacks.autoattack import AutoAttack
 from unfool.data import fetch
 from unfool.defenses.purified_classifier import predict_draws
 from unfool.noise import Noise
-from unfool.statistics import Share, mean_of, wilson
+from unfool.statistics import Share, mean_rate_interval, wilson
 from unfool.threat import Threat
 from unfool.toy import linear_models
 
@@ -35,7 +35,8 @@ HEADS = (
     "| model | threat | public version | truth | public AutoAttack reports | on its images "
     "| unfool reports | on its images |"
 )
-LEFT = Callable[[Tensor, Tensor], Tensor]  # images and labels to the true accuracy on each image
+# Maps images and labels to the true accuracy on each image.
+AccuracyOf = Callable[[Tensor, Tensor], Tensor]
 
 
 def main() -> None:
@@ -58,26 +59,28 @@ def main() -> None:
         print(compare(*row, images=options.images, seed=options.seed), flush=True)
 
 
-def rows() -> list[tuple[str, Any, Threat, tuple[str, ...], LEFT, LEFT]]:
+def rows() -> list[tuple[str, Any, Threat, tuple[str, ...], AccuracyOf, AccuracyOf]]:
     """Name, model, threat, versions, accuracy on given images, and worst accuracy near them."""
     linf, l2, coarse = Threat("linf", 0.035), Threat("l2", 0.2), Threat("linf", 0.05)
 
-    def sure(model: Any, x: Tensor, y: Tensor) -> Tensor:
+    def right_answers(model: Any, x: Tensor, y: Tensor) -> Tensor:
         return (model(x, Noise.of(0, range(len(x)))).argmax(1) == y).double()
 
-    def coin(p: float, x: Tensor, y: Tensor) -> Tensor:
+    def guess_accuracy(p: float, x: Tensor, y: Tensor) -> Tensor:
         return torch.full((len(x),), p)
 
-    def noisy(threat: Threat, x: Tensor, y: Tensor) -> Tensor:
-        return linear_models.accuracy(linear_models.worst(x, y, threat), y)
+    def worst_behind_noise(threat: Threat, x: Tensor, y: Tensor) -> Tensor:
+        return linear_models.accuracy(linear_models.worst_case(x, y, threat), y)
 
-    def stairs(x: Tensor, y: Tensor) -> Tensor:
-        return (linear_models.worst_rounded(x, y, coarse.eps) > 0).double()
+    def worst_behind_rounding(x: Tensor, y: Tensor) -> Tensor:
+        return (linear_models.worst_case_rounded(x, y, coarse.eps) > 0).double()
 
-    def plane(x: Tensor, y: Tensor) -> Tensor:
-        return (linear_models.leads(linear_models.worst(x, y, coarse), y) > 0).double()
+    def worst_of_plane(x: Tensor, y: Tensor) -> Tensor:
+        return (
+            linear_models.signed_distances(linear_models.worst_case(x, y, coarse), y) > 0
+        ).double()
 
-    noise, stair, huge = (
+    behind_noise, behind_rounding, huge_logits = (
         linear_models.noisy_plane(),
         linear_models.rounded_plane(),
         linear_models.LinearClassifier(1e6),
@@ -89,31 +92,38 @@ def rows() -> list[tuple[str, Any, Threat, tuple[str, ...], LEFT, LEFT]]:
                 linear_models.RandomGuess(p),
                 linf,
                 ("rand",),
-                partial(coin, p),
-                partial(coin, p),
+                partial(guess_accuracy, p),
+                partial(guess_accuracy, p),
             )
             for p in (0.5, 0.7, 0.9)
         ),
         *(
             (
                 "plane behind noise",
-                noise,
+                behind_noise,
                 threat,
                 ("rand",),
                 linear_models.accuracy,
-                partial(noisy, threat),
+                partial(worst_behind_noise, threat),
             )
             for threat in (linf, l2)
         ),
         (
             "plane behind rounding",
-            stair,
+            behind_rounding,
             coarse,
             ("rand", "standard"),
-            partial(sure, stair),
-            stairs,
+            partial(right_answers, behind_rounding),
+            worst_behind_rounding,
         ),
-        ("plane of huge logits", huge, coarse, ("rand", "standard"), partial(sure, huge), plane),
+        (
+            "plane of huge logits",
+            huge_logits,
+            coarse,
+            ("rand", "standard"),
+            partial(right_answers, huge_logits),
+            worst_of_plane,
+        ),
     ]
 
 
@@ -122,8 +132,8 @@ def compare(
     model: Any,
     threat: Threat,
     versions: tuple[str, ...],
-    left: LEFT,
-    least: LEFT,
+    accuracy_of: AccuracyOf,
+    worst_accuracy: AccuracyOf,
     images: int,
     seed: int,
 ) -> str:
@@ -140,8 +150,8 @@ def compare(
     )
     ours = attack(model, x, y, threat, noise.child("search"))
     draws = 20 if random else 1
-    right = predict_draws(model, ours, noise.child("verdict"), draws) == y[:, None]
-    share = mean_of(right.double().mean(1).tolist(), draws)
+    correct = predict_draws(model, ours, noise.child("verdict"), draws) == y[:, None]
+    share = mean_rate_interval(correct.double().mean(1).tolist(), draws)
     took, lines = time.perf_counter() - began, []
     for version in versions:
         began = time.perf_counter()
@@ -151,9 +161,9 @@ def compare(
             file=sys.stderr,
         )
         cells = [
-            name, f"{threat.norm} {threat.eps}", version, _percent(float(least(x, y).mean())),
-            _share(reported), _percent(float(left(theirs, y).mean())),
-            _share(share), _percent(float(left(ours, y).mean())),
+            name, f"{threat.norm} {threat.eps}", version, _percent(float(worst_accuracy(x, y).mean())),
+            _share(reported), _percent(float(accuracy_of(theirs, y).mean())),
+            _share(share), _percent(float(accuracy_of(ours, y).mean())),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -170,8 +180,8 @@ def public(
     def network(images: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        here = noise.take([i % len(noise) for i in range(len(images))]).child(calls)
-        return model(images, here)
+        call_noise = noise.take([i % len(noise) for i in range(len(images))]).child(calls)
+        return model(images, call_noise)
 
     norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
     attack = Public(network, norm, threat.eps, seed, False, version=version, device="cpu")

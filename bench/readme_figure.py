@@ -141,16 +141,16 @@ def draw(
     colors: Colors,
 ) -> Figure:
     """Draw the chart above the strips, 8 inches wide."""
-    with_font: dict[str, Any] = {"color": colors.ink, "fontsize": 10}
-    tall = 3.1 + 1.9 * len(strips[0].rows)
-    figure = Figure(figsize=(8, tall), layout="constrained")
-    heights = (3.1, tall - 3.1)
+    font: dict[str, Any] = {"color": colors.ink, "fontsize": 10}
+    height = 3.1 + 1.9 * len(strips[0].rows)
+    figure = Figure(figsize=(8, height), layout="constrained")
+    heights = (3.1, height - 3.1)
     above, below = figure.subfigures(2, 1, height_ratios=heights, hspace=0.03, squeeze=False)[:, 0]
-    above.suptitle(TITLE, fontweight="bold", **with_font)
+    above.suptitle(TITLE, fontweight="bold", **font)
     _chart(above.subplots(), numbers, claims, colors)
     parts = below.subfigures(1, len(strips), wspace=0.04, squeeze=False)[0]
     for part, strip in zip(parts, strips, strict=True):
-        _strip(part, strip, colors, with_font)
+        _strip(part, strip, colors, font)
     for part in (figure, above, below, *below.subfigs):
         part.set_facecolor(colors.paper)
     return figure
@@ -159,20 +159,20 @@ def draw(
 def _chart(
     axes: Axes, numbers: Sequence[dict[str, str]], claims: Sequence[Claim], colors: Colors
 ) -> None:
-    found = {
+    row_of = {
         row["condition"]: row
         for row in numbers
         if (row["classifier"], row["threat"]) == ("ours", "linf 8/255")
     }
-    for place, (condition, _, kind) in enumerate(BARS):
-        row = found[condition]
+    for y, (condition, _, kind) in enumerate(BARS):
+        row = row_of[condition]
         value, low, high = (float(row[key]) for key in ("accuracy", "low", "high"))
         color = colors.worst if kind == "exact" else colors.bar
         label = "measured here, with 95 % interval" if kind == "clean" else None
-        axes.barh(place, value, height=0.62, color=color, label=label)
-        axes.plot([low, high], [place, place], color=colors.ink, linewidth=1.5)
-        said: dict[str, Any] = {"color": colors.ink, "fontsize": 10, "va": "center"}
-        axes.text(high + 1.2, place, f"{value:.0f} %", fontweight="bold", **said)
+        axes.barh(y, value, height=0.62, color=color, label=label)
+        axes.plot([low, high], [y, y], color=colors.ink, linewidth=1.5)
+        text: dict[str, Any] = {"color": colors.ink, "fontsize": 10, "va": "center"}
+        axes.text(high + 1.2, y, f"{value:.0f} %", fontweight="bold", **text)
         claimed = _claimed(claims, kind)
         if claimed is not None:
             style: dict[str, Any] = {
@@ -181,8 +181,8 @@ def _chart(
                 "markerfacecolor": colors.paper,
             }
             label = "claimed for DiffPure, with larger networks" if kind == "clean" else None
-            axes.plot(claimed, place, linestyle="", markersize=7, label=label, **style)
-            axes.text(claimed + 1.8, place, f"{claimed:.0f} %", color=colors.gray, va="center")
+            axes.plot(claimed, y, linestyle="", markersize=7, label=label, **style)
+            axes.text(claimed + 1.8, y, f"{claimed:.0f} %", color=colors.gray, va="center")
     axes.set_yticks(range(len(BARS)), [name for _, name, _ in BARS], fontsize=10, color=colors.ink)
     axes.set_xlim(0, 100)
     axes.set_ylim(len(BARS) - 0.5, -0.5)
@@ -206,7 +206,7 @@ def _claimed(claims: Sequence[Claim], kind: Kind | str | None) -> float | None:
 def _strip(part: SubFigure, strip: Strip, colors: Colors, font: dict[str, Any]) -> None:
     part.suptitle(strip.title, fontweight="bold", **font)
     panels = part.subplots(len(strip.rows), 3, squeeze=False)
-    for place, (line, row) in enumerate(zip(panels, strip.rows, strict=True)):
+    for index, (line, row) in enumerate(zip(panels, strip.rows, strict=True)):
         for axes, (name, image, answer, right) in zip(line, row, strict=True):
             axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
@@ -214,7 +214,7 @@ def _strip(part: SubFigure, strip: Strip, colors: Colors, font: dict[str, Any]) 
             axes.set_xlabel(answer, color=color, fontsize=10, fontweight="bold", labelpad=4)
             for side in axes.spines.values():
                 side.set(color=color, linewidth=2)
-            if place == 0:
+            if index == 0:
                 axes.set_title(name, color=colors.gray, fontsize=10)
 
 

@@ -103,48 +103,50 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=10, help="of each turn")
     parser.add_argument("--turns", type=int, default=5)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    loaded = load_defended(specs.load(asked.spec, []), None, pick_device(asked.device))
+    loaded = load_defended(specs.load(options.spec, []), None, pick_device(options.device))
     if loaded.shape is None:
         sys.exit("the size of the model's images is not known: name a spec with a purifier or data")
-    x = torch.full((asked.batch_size, *loaded.shape), 0.5, device=pick_device(asked.device))
-    options = ["--port", "0", "--batch-size", str(asked.batch_size), "--device", asked.device]
+    x = torch.full((options.batch_size, *loaded.shape), 0.5, device=pick_device(options.device))
+    arguments = ["--port", "0", "--batch-size", str(options.batch_size), "--device", options.device]
     command = [
         sys.executable,
         "-u",
         "-m",
         "unfool",
         "serve",
-        asked.spec,
-        *options,
+        options.spec,
+        *arguments,
         "--timeout",
         "600",
     ]
-    one = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=one)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     rows = []
     try:
         port = int(re.findall(r":(\d+);", process.stdout.readline())[0])
         for images, votes in SHAPES:
             clients = max(
-                2 * asked.batch_size // (images * votes), 2
+                2 * options.batch_size // (images * votes), 2
             )  # enough to fill one call while another waits
-            found = []
-            for turn in range(-1, asked.turns):
-                alone = bare(loaded.model, x, asked.seconds)
-                through = served(process.pid, port, x[:images].cpu(), votes, clients, asked.seconds)
+            turns = []
+            for turn in range(-1, options.turns):
+                alone = bare(loaded.model, x, options.seconds)
+                through = served(
+                    process.pid, port, x[:images].cpu(), votes, clients, options.seconds
+                )
                 if turn >= 0:
-                    found.append((alone, through))
+                    turns.append((alone, through))
                     print(f"{images} x {votes}: {alone}, {through}", flush=True)
-            best = [f"{max(each.wall for each in way):.0f}" for way in zip(*found, strict=True)]
-            kept = [ratio([b[i] / a[i] for a, b in found]) for i in (0, 1)]
-            rows.append((f"{images} x {votes}", clients, *best, *kept))
+            best = [f"{max(rate.wall for rate in way):.0f}" for way in zip(*turns, strict=True)]
+            ratios = [ratio([b[i] / a[i] for a, b in turns]) for i in (0, 1)]
+            rows.append((f"{images} x {votes}", clients, *best, *ratios))
     finally:
         process.terminate()
         process.wait()
-    print(f"\n{asked.spec}, calls of {asked.batch_size} images, {machine(asked.device)}\n")
+    print(f"\n{options.spec}, calls of {options.batch_size} images, {machine(options.device)}\n")
     heads = (
         "images x votes",
         "clients",

@@ -73,7 +73,7 @@ class Ended(NamedTuple):
     """The end of a command: its exit code, or None if it was killed, and its output on stderr."""
 
     code: int | None
-    said: str
+    stderr: str
 
 
 @dataclass
@@ -110,8 +110,8 @@ def start(words: tuple[str, ...], folder: Path) -> int:
         from unfool.cli.main import run
 
         with (
-            open("stderr", "w", encoding="utf-8") as said,
-            contextlib.redirect_stderr(said),
+            open("stderr", "w", encoding="utf-8") as stderr,
+            contextlib.redirect_stderr(stderr),
             contextlib.redirect_stdout(io.StringIO()),
         ):
             try:
@@ -143,8 +143,8 @@ def wait(process: int, folder: Path, until: Callable[[float, int], bool]) -> tup
             break
         time.sleep(0.0005)
     code = None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
-    said = folder / "stderr"
-    return Ended(code, said.read_text("utf-8") if said.exists() else ""), changes
+    stderr = folder / "stderr"
+    return Ended(code, stderr.read_text("utf-8") if stderr.exists() else ""), changes
 
 
 def listing(folder: Path) -> set[str]:
@@ -158,7 +158,7 @@ def contents(folder: Path) -> dict[str, Any]:
     Outcomes and example images are keyed by image, because the names of their files depend on their
     content, which includes times.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if not path.is_file() or path.name.startswith("."):
@@ -167,22 +167,22 @@ def contents(folder: Path) -> dict[str, Any]:
             for line in path.read_text("utf-8").splitlines():
                 table = json.loads(line)
                 key = f"{name.parent} {table['index']}"
-                found.setdefault(key, []).append(unmeasured(table))
+                results.setdefault(key, []).append(unmeasured(table))
         elif path.suffix == ".npz":
             arrays = read_arrays(path)
             keys = arrays.pop("index", None) if path.parent.name == "examples" else None
             key = str(name) if keys is None else f"{name.parent} {keys}"
-            if arrays not in found.setdefault(key, []):  # a killed block leaves its images twice
-                found[key].append(arrays)
+            if arrays not in results.setdefault(key, []):  # a killed block leaves its images twice
+                results[key].append(arrays)
         elif path.suffix in (".json", ".jsonl"):
             lines = [path.read_text("utf-8")]
             lines = lines[0].splitlines() if path.suffix == ".jsonl" else lines
-            found[str(name)] = [unmeasured(json.loads(line)) for line in lines]
+            results[str(name)] = [unmeasured(json.loads(line)) for line in lines]
         elif path.suffix in (".png", ".safetensors"):
-            found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
+            results[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
         else:  # pages, which contain times, and checkpoints: only whether they exist
-            found[str(name)] = path.stat().st_size > 0
-    return found
+            results[str(name)] = path.stat().st_size > 0
+    return results
 
 
 def read_arrays(path: Path) -> dict[str, str]:
@@ -201,14 +201,16 @@ def read_arrays(path: Path) -> dict[str, str]:
 def unmeasured(value: Any) -> Any:
     """Remove measured times and memory from a JSON value."""
     if isinstance(value, dict):
-        return {key: unmeasured(each) for key, each in value.items() if key not in MEASURED}
-    return [unmeasured(each) for each in value] if isinstance(value, list) else value
+        return {key: unmeasured(item) for key, item in value.items() if key not in MEASURED}
+    return [unmeasured(item) for item in value] if isinstance(value, list) else value
 
 
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def differences(results: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     """The names under which two results differ."""
     return [
-        key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)
+        key
+        for key in sorted(results.keys() | expected.keys())
+        if results.get(key) != expected.get(key)
     ]
 
 
@@ -224,13 +226,13 @@ def prepare(name: str, folder: Path) -> Command:
             require(wait(start(shard, begin), begin, never)[0], name)
     elif name == "report":
         require(wait(start(COMMANDS["evaluate"][1], begin), begin, never)[0], name)
-    whole = folder / "undisturbed"
-    shutil.copytree(begin, whole)
+    undisturbed = folder / "undisturbed"
+    shutil.copytree(begin, undisturbed)
     began = time.monotonic()
-    ended, changes = wait(start(words, whole), whole, never)
+    ended, changes = wait(start(words, undisturbed), undisturbed, never)
     require(ended, name)
     took = time.monotonic() - began
-    return Command(name, words, begin, contents(whole / "out"), took, changes)
+    return Command(name, words, begin, contents(undisturbed / "out"), took, changes)
 
 
 def never(seconds: float, changes: int) -> bool:
@@ -245,7 +247,7 @@ def require(ended: Ended, name: str) -> None:
         RuntimeError: The command failed.
     """
     if ended.code != 0:
-        raise RuntimeError(f"{name} fails without being disturbed ({ended.code}): {ended.said}")
+        raise RuntimeError(f"{name} fails without being disturbed ({ended.code}): {ended.stderr}")
 
 
 def round_of(command: Command, folder: Path, chance: random.Random, most: int) -> list[str]:
@@ -266,12 +268,12 @@ def round_of(command: Command, folder: Path, chance: random.Random, most: int) -
         )
         command.counts["kills" if ended.code is None else "ended before"] += 1
         if ended.code not in (None, 0):
-            wrong.append(f"exit code {ended.code}: {ended.said.strip()[-500:]}")
+            wrong.append(f"exit code {ended.code}: {ended.stderr.strip()[-500:]}")
     drafts = {path for path in folder.rglob(".*.tmp") if path.is_file()}
     command.counts["drafts"] += len(drafts)
     ended, _ = wait(start(command.words, folder), folder, never)
     if ended.code != 0:
-        return [*wrong, f"the last run: exit code {ended.code}: {ended.said.strip()[-500:]}"]
+        return [*wrong, f"the last run: exit code {ended.code}: {ended.stderr.strip()[-500:]}"]
     return wrong + [
         f"differs: {key}" for key in differences(contents(folder / "out"), command.result)
     ]
@@ -280,15 +282,15 @@ def round_of(command: Command, folder: Path, chance: random.Random, most: int) -
 def soak(names: list[str], seconds: float, seed: int, most: int, keep: Path) -> bool:
     """Run rounds of all commands in turn until the time is up; return whether all results agreed."""
     chance, good = random.Random(seed), True
-    with tempfile.TemporaryDirectory() as place:
-        commands = [prepare(name, Path(place) / name) for name in names]
+    with tempfile.TemporaryDirectory() as scratch:
+        commands = [prepare(name, Path(scratch) / name) for name in names]
         for command in commands:
             print(f"{command.name}: {command.seconds:.1f} s undisturbed", flush=True)
         number, end = 0, time.monotonic() + seconds
         while time.monotonic() < end:
-            command, folder = commands[number % len(commands)], Path(place) / f"round-{number}"
-            for what in (wrong := round_of(command, folder, chance, most)):
-                print(f"round {number}, {command.name}: {what}", flush=True)
+            command, folder = commands[number % len(commands)], Path(scratch) / f"round-{number}"
+            for difference in (wrong := round_of(command, folder, chance, most)):
+                print(f"round {number}, {command.name}: {difference}", flush=True)
             if wrong:
                 good = False
                 command.counts["wrong"] += 1
@@ -316,7 +318,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=8, help="the most kills of a round")
     parser.add_argument("--keep", type=Path, default=Path("runs/soak"), help="for wrong results")
     parser.add_argument("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
-    given = parser.parse_args()
+    options = parser.parse_args()
     import matplotlib.pyplot as _  # noqa: F401  # slow imports, done once here for all forks
     import torch
 
@@ -329,7 +331,7 @@ def main() -> None:
     from unfool.training import run as _t  # noqa: F401
 
     torch.set_num_threads(1)
-    good = soak(given.only, given.seconds, given.seed, given.kills, given.keep)
+    good = soak(options.only, options.seconds, options.seed, options.kills, options.keep)
     sys.exit(0 if good else 1)
 
 

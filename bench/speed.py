@@ -82,8 +82,8 @@ def main() -> None:
     if options.memory:
         print(json.dumps(peaks(device)))
         return
-    began, text, lines = time.monotonic(), {}, []
-    where = measuring.machine(device)
+    began, results, lines = time.monotonic(), {}, []
+    machine = measuring.machine(device)
     for part in (
         correctness,
         memory,
@@ -96,19 +96,21 @@ def main() -> None:
         throughput,
         *([partial(peers, folder=options.peers, repetitions=repetitions)] if options.peers else []),
     ):
-        made = part(device, text)
-        print("\n".join(made), flush=True)
-        lines += made
-    said = f"Measured on {where}, in {(time.monotonic() - began) / 60:.0f} minutes."
-    print(said)
+        section = part(device, results)
+        print("\n".join(section), flush=True)
+        lines += section
+    conditions = f"Measured on {machine}, in {(time.monotonic() - began) / 60:.0f} minutes."
+    print(conditions)
     if options.write:
         from drawing import draw
 
-        draw(text, options.write / "speed.png")
+        draw(results, options.write / "speed.png")
         page = options.write / "speed.md"
         old = page.read_text("utf-8")
-        shown_too = ["![Time and peak memory of a gradient](speed.png)", "", said, "", *lines]
-        page.write_text(between(old, shown_too + ([] if options.peers else kept(old))), "utf-8")
+        beginning = ["![Time and peak memory of a gradient](speed.png)", "", conditions, "", *lines]
+        page.write_text(
+            between(old, beginning + ([] if options.peers else public_section(old))), "utf-8"
+        )
 
 
 def between(page: str, lines: Sequence[str]) -> str:
@@ -120,21 +122,21 @@ def between(page: str, lines: Sequence[str]) -> str:
     return head + "\n".join([MARKS[0], "", *lines]).rstrip() + "\n\n" + MARKS[1] + tail
 
 
-def kept(page: str) -> list[str]:
+def public_section(page: str) -> list[str]:
     """The lines of a page on public code: the last section between its marks."""
-    _, found, rest = page.partition(MARKS[1])[0].partition(PUBLIC)
-    return (found + rest).rstrip().splitlines()
+    _, heading, rest = page.partition(MARKS[1])[0].partition(PUBLIC)
+    return (heading + rest).rstrip().splitlines()
 
 
-def way(name: str, steps: int) -> tuple[Tensor, Step | Heun]:
+def times_and_step(name: str, steps: int) -> tuple[Tensor, Step | Heun]:
     """Decreasing times from t* = 0.1, and the step of a sampler between them."""
     if (step := STEPS[name]) is None:
-        at = karras(VP(), 0.1, steps)
-        return at, Heun(VP(), churned(VP(), at, 1.0))
+        times = karras(VP(), 0.1, steps)
+        return times, Heun(VP(), churned(VP(), times, 1.0))
     return strided(0.1, steps, 1000) if name in ("ddpm", "ddim") else even(0.1, steps), step
 
 
-def correctness(device: str, told: dict[str, Any]) -> list[str]:
+def correctness(device: str, results: dict[str, Any]) -> list[str]:
     """Tabulate the largest relative error of the gradient, compared with plain autograd."""
     rows = []
     for guide in (False, True):
@@ -143,11 +145,11 @@ def correctness(device: str, told: dict[str, Any]) -> list[str]:
             for steps in LENGTHS:
                 cell = []
                 for dtype in (torch.float32, torch.float64):
-                    case = Case(pair(), 2, *way(name, steps), guide, device, dtype)
+                    case = Case(pair(), 2, *times_and_step(name, steps), guide, device, dtype)
                     true = case.gradient(case.plain)
                     ways = [partial(case.kept, k) for k in (0, steps // 2)]
-                    found = max(error(case.gradient(way), true) for way in ways)
-                    cell.append(shown(found, 1))
+                    largest = max(error(case.gradient(way), true) for way in ways)
+                    cell.append(shown(largest, 1))
                 row.append(" / ".join(cell))
             rows.append(row)
     heads = ["float32 / float64", *(f"N = {n}" for n in LENGTHS)]
@@ -164,32 +166,34 @@ def correctness(device: str, told: dict[str, Any]) -> list[str]:
 def peaks(device: str) -> dict[str, dict[str, float | None]]:
     """Measure the peak memory of each way to the gradient, in MiB, for each case."""
     cases = {f"N = {n}": (tiny, 8, n) for n in (1, 5, 10, 20, 100)} | SIZES | {GUIDED: COUP}
-    found: dict[str, dict[str, float | None]] = {}
+    results: dict[str, dict[str, float | None]] = {}
     for name, (network, images, steps) in cases.items():
         kind: dict[str, Any] = {"guided": name == GUIDED, "device": device}
         case = Case(network(), images, even(0.1, steps), euler_maruyama, **kind)
         once = Case(case.denoiser, images, even(0.1, 1), euler_maruyama, **kind)
-        found[name] = {
+        results[name] = {
             way: measuring.peak_mib(
                 partial(once.gradient, once.ways()[way]), partial(case.gradient, chain), device
             )
             for way, chain in case.ways().items()
         }
-        found[name]["purify"] = measuring.peak_mib(once.purify, case.purify, device)
-    return found
+        results[name]["purify"] = measuring.peak_mib(once.purify, case.purify, device)
+    return results
 
 
-def memory(device: str, told: dict[str, Any]) -> list[str]:
+def memory(device: str, results: dict[str, Any]) -> list[str]:
     """Tabulate peak memory, measured in a process of its own that has not used autograd before."""
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, __file__, "--memory", "--device", device],
         env=os.environ | measuring.ALLOCATOR,
         stdout=subprocess.PIPE,
         check=True,
     ).stdout
-    told["peaks"] = found = json.loads(said)
-    lengths = [name for name in found if name.startswith("N")]
-    rows = [[way, *(shown(found[name][way]) for name in lengths)] for way in found[lengths[0]]]
+    results["peaks"] = peaks_mib = json.loads(output)
+    lengths = [name for name in peaks_mib if name.startswith("N")]
+    rows = [
+        [way, *(shown(peaks_mib[name][way]) for name in lengths)] for way in peaks_mib[lengths[0]]
+    ]
     return [
         "### Peak memory",
         "",
@@ -199,10 +203,10 @@ def memory(device: str, told: dict[str, Any]) -> list[str]:
     ]
 
 
-def gradients(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
+def gradients(device: str, results: dict[str, Any], repetitions: int) -> list[str]:
     """Tabulate time in units of the floor, error, and memory."""
     lines = ["### Time of a gradient", ""]
-    told["gradients"] = {}
+    results["gradients"] = {}
     for size, (network, images, steps) in SIZES.items():
         case = Case(network(), images, even(0.1, steps), euler_maruyama, device=device)
         chains = case.ways()
@@ -218,10 +222,10 @@ def gradients(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
         for name in runs:
             if name == "floor":
                 continue
-            found = over(took, name, "floor")
-            told["gradients"].setdefault(size, {})[name] = found
-            wrong = [shown(errors[d].get(name), 1) for d in errors]
-            rows.append([name, found, *wrong, shown(told["peaks"][size].get(name))])
+            ratio = over(took, name, "floor")
+            results["gradients"].setdefault(size, {})[name] = ratio
+            errors_shown = [shown(errors[d].get(name), 1) for d in errors]
+            rows.append([name, ratio, *errors_shown, shown(results["peaks"][size].get(name))])
         count = f"batch {images}, N = {steps}, {repetitions} repetitions"
         lines += [
             f"{size}, {count}; the floor takes {floor.middle / steps * 1e3:.0f} ms per step.",
@@ -242,18 +246,18 @@ def errors_of(
 def errors_in(case: Case) -> dict[str, float]:
     """Relative errors of all ways, compared with plain autograd; of `purify`, with the plain loop."""
     true = case.gradient(case.plain)
-    found = {name: error(case.gradient(chain), true) for name, chain in case.ways().items()}
+    errors = {name: error(case.gradient(chain), true) for name, chain in case.ways().items()}
     with torch.no_grad():
-        return found | {"purify": error(case.purify(), case.plain(case.x))}
+        return errors | {"purify": error(case.purify(), case.plain(case.x))}
 
 
-def guided(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
+def guided(device: str, results: dict[str, Any], repetitions: int) -> list[str]:
     """Tabulate the same for a guided purifier, which needs second derivatives of the classifier."""
     network, images, steps = COUP
     case = Case(network(), images, even(0.1, steps), euler_maruyama, guided=True, device=device)
     runs: dict[str, Any] = {"floor": case.floor, "purify": case.purify}
     runs |= {name: partial(case.gradient, chain) for name, chain in case.ways().items()}
-    errors, peak = errors_in(case), told["peaks"][GUIDED]
+    errors, peak = errors_in(case), results["peaks"][GUIDED]
     took = interleaved(runs, device, repetitions)
     rows = [
         [name, over(took, name, "floor"), shown(errors[name], 1), shown(peak.get(name))]
@@ -296,21 +300,21 @@ class _Nothing(Denoiser):
         return x_t
 
 
-def overhead(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
+def overhead(device: str, results: dict[str, Any], repetitions: int) -> list[str]:
     """Tabulate the cost of a step without the network, and the share of drawing noise."""
-    steps, rows, free = 20, [], _Nothing()
+    steps, rows, denoiser = 20, [], _Nothing()
     for images in (1, 8, 64):
-        x, noise, when = (
+        x, noise, times = (
             torch.zeros(images, 3, 32, 32, device=device),
             Noise.of(0, range(images)),
             even(0.1, steps),
         )
 
         def loop(
-            x: Tensor = x, noise: Noise = noise, when: Tensor = when, step: Any = None
+            x: Tensor = x, noise: Noise = noise, times: Tensor = times, step: Any = None
         ) -> None:
             with torch.no_grad():
-                reverse(free, x, when, noise, step=step)
+                reverse(denoiser, x, times, noise, step=step)
 
         def draw(x: Tensor = x, noise: Noise = noise) -> None:
             for i in range(steps):
@@ -328,9 +332,9 @@ def overhead(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
             "torch": rand,
         }
         took = interleaved(runs, device, repetitions)
-        found = {name: measuring.ratio([t / steps * 1e3 for t in took[name]]) for name in runs}
+        ratios = {name: measuring.ratio([t / steps * 1e3 for t in took[name]]) for name in runs}
         rows.append(
-            [images, *(found[name] for name in ("sde", "drawn", "ode", "drawing", "torch"))]
+            [images, *(ratios[name] for name in ("sde", "drawn", "ode", "drawing", "torch"))]
         )
     return [
         "### The loop",
@@ -351,7 +355,7 @@ def overhead(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
     ]
 
 
-def execution(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
+def execution(device: str, results: dict[str, Any], repetitions: int) -> list[str]:
     """Tabulate the trial on which `machine: {execution: auto}` is based."""
     rows = []
     for size, (network, _, _) in SIZES.items():
@@ -359,9 +363,9 @@ def execution(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
             continue  # compiling takes minutes
         denoiser = network().to(device)
         assert isinstance(denoiser, NetworkDenoiser)
-        found = trials(denoiser, 8, repetitions)
-        plain = found["plain"]
-        for way, trial in found.items():
+        trial_of = trials(denoiser, 8, repetitions)
+        plain = trial_of["plain"]
+        for way, trial in trial_of.items():
             forward, gradient = (
                 measuring.ratio([a / b for a, b in zip(mine, theirs, strict=True)])
                 for mine, theirs in (
@@ -381,7 +385,7 @@ def execution(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
     ]
 
 
-def throughput(device: str, told: dict[str, Any]) -> list[str]:
+def throughput(device: str, results: dict[str, Any]) -> list[str]:
     """Tabulate the TFLOP/s of the networks on a GPU."""
     lines = ["### Throughput of a GPU", ""]
     if device == "cpu":
@@ -409,12 +413,12 @@ def throughput(device: str, told: dict[str, Any]) -> list[str]:
 
 def revision(folder: Path) -> str:
     """The commit of a checkout as text; empty if git cannot tell."""
-    asked = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(asked, capture_output=True, text=True)
-    return f", commit {found.stdout.strip()}" if found.returncode == 0 else ""
+    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return f", commit {done.stdout.strip()}" if done.returncode == 0 else ""
 
 
-def peers(device: str, told: dict[str, Any], folder: Path, repetitions: int) -> list[str]:
+def peers(device: str, results: dict[str, Any], folder: Path, repetitions: int) -> list[str]:
     """Compare with public code for the same gradient, from checkouts in `folder`."""
     lines, rows = [PUBLIC, ""], []
     for name in PEERS:

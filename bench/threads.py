@@ -70,19 +70,21 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(POLICIES), choices=list(POLICIES))
-    asked = parser.parse_args()
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    for _ in range(asked.turns):  # policies take turns, so that a slow minute affects all of them
+    options = parser.parse_args()
+    measured: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for _ in range(options.turns):  # policies take turns, so that a slow minute affects all of them
         for threads in (0, 2):
-            for name in asked.only:
+            for name in options.only:
                 with busy(threads):
-                    told = demo(asked.images, POLICIES[name])
-                found.setdefault((name, threads), []).append(told)
-                print(f"{name}, beside {threads}: {told[0]:.1f} s, CPU {told[1]:.1f} s", flush=True)
+                    times = demo(options.images, POLICIES[name])
+                measured.setdefault((name, threads), []).append(times)
+                print(
+                    f"{name}, beside {threads}: {times[0]:.1f} s, CPU {times[1]:.1f} s", flush=True
+                )
     print("\n| policy | idle: wall | CPU | beside 2 threads: wall | CPU |\n|---|---|---|---|---|")
-    for name in asked.only:
+    for name in options.only:
         least = [
-            min(told) for threads in (0, 2) for told in zip(*found[name, threads], strict=True)
+            min(times) for threads in (0, 2) for times in zip(*measured[name, threads], strict=True)
         ]
         print(f"| {name} | " + " | ".join(f"{seconds:.1f} s" for seconds in least) + " |")
 

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from unfool.defenses.coup import Confidence
 from unfool.diffusion.adjoint import reverse_adjoint
 from unfool.diffusion.denoiser import Denoiser, NetworkDenoiser
-from unfool.diffusion.gradient import keeping
+from unfool.diffusion.gradient import keep_graphs
 from unfool.diffusion.reverse import Guide, Heun, Step, reverse, scales_along
 from unfool.diffusion.schedule import Scales
 from unfool.models.build import small_cnn
@@ -82,7 +82,7 @@ class Case:
 
     def kept(self, graphs: int | None, x: Tensor) -> Tensor:
         """Run the package's loop and keep the graphs of `graphs` steps; None lets it choose."""
-        with keeping(graphs):
+        with keep_graphs(graphs):
             return self.ours(x)
 
     def plain(self, x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class Case:
 
     def ways(self) -> dict[str, Chain]:
         """The methods of computing the gradient, by name."""
-        found: dict[str, Chain] = {
+        chains: dict[str, Chain] = {
             "one activation set": partial(self.kept, 0),
             "automatic": partial(self.kept, None),
             "all kept": partial(self.kept, self.steps),
@@ -131,8 +131,8 @@ class Case:
             "torch checkpoint": self.checkpointed,
         }
         if self.guide is None and find_spec("torchsde"):
-            found["torchsde adjoint"] = self.adjoint
-        return found
+            chains["torchsde adjoint"] = self.adjoint
+        return chains
 
 
 def frozen(network: nn.Module) -> nn.Module:

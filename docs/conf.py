@@ -88,10 +88,10 @@ def add_gallery(app: Any, page: str, source: list[str]) -> None:
 
 
 def escape_docstring(
-    app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]
+    app: Any, what: str, name: str, documented: Any, options: Any, lines: list[str]
 ) -> None:
     """Escape docstrings, which are plain text with backticks, for reStructuredText."""
-    if is_dataclass(found):
+    if is_dataclass(documented):
         lines[:] = ["Args:" if line == "Attributes:" else line for line in lines]
     for number, line in enumerate(lines):
         parts = re.split(r"(``[^`]+``|`[^`]+`)", line)
@@ -104,7 +104,7 @@ def shorten_signature(
     app: Any,
     what: str,
     name: str,
-    found: Any,
+    documented: Any,
     options: Any,
     arguments: str | None,
     returned: str | None,
@@ -112,7 +112,7 @@ def shorten_signature(
     """Drop the bounds of values from types: the docstring or the options' pages document them."""
     if arguments is None:
         return None
-    if getattr(found, "_is_protocol", False):
+    if getattr(documented, "_is_protocol", False):
         return "", None
     bounds = r"Annotated\[(\w+)(?:, FieldInfo\((?:[^()\[\]]|\[[^\[\]]*\])*\))+\]"
     return re.sub(bounds, r"\1", arguments), returned

@@ -50,9 +50,9 @@ def write_pages(folder: Path) -> None:
         "report-json.md": report_page(),
         "report.schema.json": json.dumps(TypeAdapter(Summary).json_schema(), indent=1) + "\n",
     }
-    for old in folder.rglob("*.md"):
-        if str(old.relative_to(folder)) not in pages:
-            old.unlink()
+    for old_page in folder.rglob("*.md"):
+        if str(old_page.relative_to(folder)) not in pages:
+            old_page.unlink()
     for name, text in pages.items():
         page = folder / name
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def api_page(package: str) -> str:
     module = importlib.import_module(package)
     text = first_sentence(inspect.getdoc(module) or "")
     names = [name for name in dir(module) if not name.startswith("_")]
-    return f"# {package}\n\n{escaped(text)}\n\n" + "".join(documented(package, n) for n in names)
+    return f"# {package}\n\n{escape(text)}\n\n" + "".join(document_name(package, n) for n in names)
 
 
 def top_page() -> str:
@@ -83,10 +83,10 @@ def top_page() -> str:
         for name in names
         if name in home
     ]
-    mine = [name for name in names if name not in home]
-    mine.sort(key=lambda name: not getattr(module, name).__module__.startswith("unfool.api"))
-    mine.sort(key=lambda name: inspect.isclass(getattr(module, name)))
-    own = "".join(documented("unfool", name) for name in mine)
+    own_names = [name for name in names if name not in home]
+    own_names.sort(key=lambda name: not getattr(module, name).__module__.startswith("unfool.api"))
+    own_names.sort(key=lambda name: inspect.isclass(getattr(module, name)))
+    own = "".join(document_name("unfool", name) for name in own_names)
     return (
         "# unfool\n\nThese names are what most programs need: `import unfool`.\n\n"
         f"{own}## From the packages\n\nThese names are exported by `unfool`, too.\n\n"
@@ -94,27 +94,27 @@ def top_page() -> str:
     )
 
 
-def documented(package: str, name: str) -> str:
+def document_name(package: str, name: str) -> str:
     """A heading and the Sphinx directive that documents a name."""
-    found = getattr(importlib.import_module(package), name)
-    kind = "class" if inspect.isclass(found) else "function" if callable(found) else "data"
+    member = getattr(importlib.import_module(package), name)
+    kind = "class" if inspect.isclass(member) else "function" if callable(member) else "data"
     members = "   :members:\n" if kind == "class" else ""
-    if getattr(found, "_is_protocol", False):
+    if getattr(member, "_is_protocol", False):
         members += "   :undoc-members:\n   :special-members: __call__, __len__, __getitem__\n"
     heading = f"## {name}\n\n"
     return f"{heading}```{{eval-rst}}\n.. auto{kind}:: {package}.{name}\n{members}```\n\n"
 
 
-def summary(found: Any) -> str:
+def summary(member: Any) -> str:
     """The first sentence of a docstring, as Markdown."""
-    return escaped(first_sentence(inspect.getdoc(found) or ""))
+    return escape(first_sentence(inspect.getdoc(member) or ""))
 
 
 def kind_page(kind: str) -> str:
     """Make the page of a kind: its parts, with their options."""
-    parts = "".join(described(describe(kind, name)) for name in sorted(menu.MENU[kind]))
+    parts = "".join(describe_part(describe(kind, name)) for name in sorted(menu.MENU[kind]))
     return (
-        f"# Options: {kind}\n\nThe parts of the kind `{kind}` ({escaped(menu.MEANINGS[kind])}). "
+        f"# Options: {kind}\n\nThe parts of the kind `{kind}` ({escape(menu.MEANINGS[kind])}). "
         f"`unfool menu {kind}` lists these parts, and `unfool menu NAME` prints the options of one.\n\n"
         f"{parts}"
     )
@@ -123,40 +123,38 @@ def kind_page(kind: str) -> str:
 def sections_page() -> str:
     """Make the page of the sections of a spec that are not parts, with their options."""
     text = "".join(
-        described(describe_section(name, *section))
-        for name, found in sections().items()
-        for section in found
+        describe_part(describe_section(name, *section))
+        for name, named_sections in sections().items()
+        for section in named_sections
     )
     return (
         f"# Options: sections\n\nThe sections of a spec that have no name, only options.\n\n{text}"
     )
 
 
-def described(part: Description) -> str:
+def describe_part(part: Description) -> str:
     """Describe a part or a section, with a table of its options."""
-    rows = [
-        (f"`{o.name}`", escaped(o.type), code(o.default), escaped(o.text)) for o in part.options
-    ]
+    rows = [(f"`{o.name}`", escape(o.type), code(o.default), escape(o.text)) for o in part.options]
     options = table(("option", "type and range", "default", "what it means"), rows)
-    return f"## {part.name}\n\n{escaped(part.text)}\n\n{options or 'It takes no options.'}\n"
+    return f"## {part.name}\n\n{escape(part.text)}\n\n{options or 'It takes no options.'}\n"
 
 
 def commands_page() -> str:
     """Make the page with the `--help` of every command."""
     text = "".join(
-        f"## {name}\n\n```text\n{said}\n```\n\n"
-        for name, said in helps(typer.main.get_command(app), "unfool")
+        f"## {name}\n\n```text\n{help_text}\n```\n\n"
+        for name, help_text in command_helps(typer.main.get_command(app), "unfool")
     )
     return f"# Commands\n\nWhat `--help` prints.\n\n{text}"
 
 
-def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
+def command_helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
     """Yield the full name and the help text of a command and of all its subcommands."""
     context = command.context_class(command, info_name=name.split()[-1], parent=parent)
     context.terminal_width = context.max_content_width = 88
     yield name, command.get_help(context).rstrip()
-    for inner, each in getattr(command, "commands", {}).items():
-        yield from helps(each, f"{name} {inner}", context)
+    for subcommand_name, subcommand in getattr(command, "commands", {}).items():
+        yield from command_helps(subcommand, f"{name} {subcommand_name}", context)
 
 
 def specs_page() -> str:
@@ -170,39 +168,40 @@ def specs_page() -> str:
 
 def report_page() -> str:
     """Make the page that describes the content of `report.json`, type by type."""
-    types_found: list[Any] = []
+    typed_dicts: list[Any] = []
     for root in REPORTS:
-        reach(root, types_found)
+        collect_typed_dicts(root, typed_dicts)
     text = (
         "# report.json\n\nAn evaluation writes a [Summary](#summary), and a certification a "
         "[CertificationSummary](#certificationsummary). Shares and intervals lie in [0, 1]. "
         "The JSON Schema of an evaluation's file: {download}`report.schema.json`.\n\n"
     )
-    for found in types_found:
+    for typed_dict in typed_dicts:
         texts: dict[str, str] = {}
-        for base in reversed([*getattr(found, "__orig_bases__", ()), found]):
+        for base in reversed([*getattr(typed_dict, "__orig_bases__", ()), typed_dict]):
             texts = {**argument_texts(base), **texts}
+        required = typed_dict.__required_keys__
         rows = [
-            (f"`{name}`", typed(hint), "always" if name in found.__required_keys__ else "sometimes",
-             escaped(texts.get(name, "")))
-            for name, hint in get_type_hints(found).items()
+            (f"`{name}`", type_text(hint), "always" if name in required else "sometimes",
+             escape(texts.get(name, "")))
+            for name, hint in get_type_hints(typed_dict).items()
         ]  # fmt: skip
         fields = table(("field", "type", "present", "what it means"), rows)
-        text += f"## {found.__name__}\n\n{summary(found)}\n\n{fields}\n"
+        text += f"## {typed_dict.__name__}\n\n{summary(typed_dict)}\n\n{fields}\n"
     return text
 
 
-def reach(hint: Any, found: list[Any]) -> None:
-    """Add all typed dicts that a type contains to `found`, the outer ones first."""
-    if is_typeddict(hint) and hint not in found:
-        found.append(hint)
+def collect_typed_dicts(hint: Any, typed_dicts: list[Any]) -> None:
+    """Add all typed dicts that a type contains to `typed_dicts`, the outer ones first."""
+    if is_typeddict(hint) and hint not in typed_dicts:
+        typed_dicts.append(hint)
         for inner in get_type_hints(hint).values():
-            reach(inner, found)
+            collect_typed_dicts(inner, typed_dicts)
     for inner in get_args(hint):
-        reach(inner, found)
+        collect_typed_dicts(inner, typed_dicts)
 
 
-def typed(hint: Any) -> str:
+def type_text(hint: Any) -> str:
     """Describe a type in words, with links to the typed dicts on the page."""
     origin, inside = get_origin(hint), get_args(hint)
     if is_typeddict(hint):
@@ -210,11 +209,11 @@ def typed(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{word}`" for word in inside)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(typed(each) for each in inside))
+        return " or ".join(dict.fromkeys(type_text(alternative) for alternative in inside))
     if isinstance(origin, type) and issubclass(origin, dict):
-        return f"table of {typed(inside[1])}"
+        return f"table of {type_text(inside[1])}"
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"list of {typed(inside[0])}"
+        return f"list of {type_text(inside[0])}"
     return WORDS.get(hint) or getattr(hint, "__name__", str(hint))
 
 
@@ -229,7 +228,7 @@ def code(text: str) -> str:
     return f"`{text}`".replace("|", r"\|") if text else ""
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Turn plain text with backticks into Markdown, also for tables: all other markup is escaped."""
     parts = re.split(r"(`[^`]+`)", text)
     parts[::2] = [re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts[::2]]

@@ -38,25 +38,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=int, default=0, help="per shard")
     parser.add_argument("--cpus", type=int, default=4, help="per shard")
     parser.add_argument("--minutes", type=int, default=24 * 60)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    executor = submitit.AutoExecutor(given.out / "jobs", cluster=given.cluster)
+    executor = submitit.AutoExecutor(options.out / "jobs", cluster=options.cluster)
     executor.update_parameters(
         name="unfool",
-        timeout_min=given.minutes,
-        cpus_per_task=given.cpus,
-        gpus_per_node=given.gpus,
-        slurm_array_parallelism=given.shards,
-        **({"slurm_partition": given.partition} if given.partition else {}),
+        timeout_min=options.minutes,
+        cpus_per_task=options.cpus,
+        gpus_per_node=options.gpus,
+        slurm_array_parallelism=options.shards,
+        **({"slurm_partition": options.partition} if options.partition else {}),
     )
-    words = ["evaluate", given.spec, "--out", str(given.out), "--quiet"]
-    words += [word for change in given.changes for word in ("--set", change)]
-    shards = [[*words, "--shard", f"{i}/{given.shards}"] for i in range(given.shards)]
+    words = ["evaluate", options.spec, "--out", str(options.out), "--quiet"]
+    words += [word for change in options.changes for word in ("--set", change)]
+    shards = [[*words, "--shard", f"{i}/{options.shards}"] for i in range(options.shards)]
     with executor.batch():
         jobs = [executor.submit(unfool, *shard) for shard in shards]
     for job in jobs:
         job.result()  # raises the error of a shard that failed
-    unfool("report", str(given.out))
+    unfool("report", str(options.out))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from unfool.attacks import views
 from unfool.attacks.losses import query_logits, query_model
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
-from unfool.batching import MAX_BATCH, fitting
+from unfool.batching import MAX_BATCH_SIZES, estimate_batch_size
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.purified_classifier import Purified, predict_draws
 from unfool.models.build import small_cnn
@@ -99,10 +99,10 @@ def test_how_many_fit_is_measured(monkeypatch):
     model = Purified(small_cnn(), DiffPure(denoiser, steps=1)).eval().requires_grad_(False)
     x = torch.full((1, 1, 8, 8), 0.5)
     monkeypatch.setattr("unfool.batching.free_bytes", lambda device: 2**40)
-    assert fitting(model, x) == MAX_BATCH[0]
+    assert estimate_batch_size(model, x) == MAX_BATCH_SIZES[0]
     found = []
     for free in (2**22, 2**24):
         monkeypatch.setattr("unfool.batching.free_bytes", lambda device, free=free: free)
-        found.append(fitting(model, x))
-    assert 1 <= found[0] < found[1] < MAX_BATCH[0]
+        found.append(estimate_batch_size(model, x))
+    assert 1 <= found[0] < found[1] < MAX_BATCH_SIZES[0]
     assert found[1] == pytest.approx(4 * found[0], rel=0.2)

@@ -55,15 +55,15 @@ def test_a_page_changes_between_its_marks_alone():
 
 def test_what_is_said_of_public_code_stays_on_a_page_that_is_measured_without():
     docs = Path(__file__).parents[1] / "docs" / "speed.md"
-    section = speed.kept(docs.read_text("utf-8"))
+    section = speed.public_section(docs.read_text("utf-8"))
     assert section[0] == speed.PUBLIC
     assert any(line.startswith("| DiffHammer, commit ") for line in section)
     begin, end = speed.MARKS
     page = f"above\n{begin}\nold\n\n" + "\n".join(section) + f"\n\n{end}\nbelow\n"
-    new = speed.between(page, ["new", "", *speed.kept(page)])
+    new = speed.between(page, ["new", "", *speed.public_section(page)])
     assert new == page.replace("old", "\nnew")
-    assert speed.kept(new) == section
-    assert speed.kept(f"{begin}\nold\n{end}\n{speed.PUBLIC}") == [], (
+    assert speed.public_section(new) == section
+    assert speed.public_section(f"{begin}\nold\n{end}\n{speed.PUBLIC}") == [], (
         "below the marks it is not ours"
     )
 

@@ -109,11 +109,11 @@ def test_streams_have_keys_of_their_own():
     for seed in range(5):
         noise = Noise.of(seed, range(20))
         found += noise.keys + noise.repeat(4).keys
-        for turn in range(4):
-            found += noise.for_query(turn, 3).keys
-            found += noise.child("restart", turn).keys
-            found += noise.child(turn).keys
-            found += noise.child(turn, "guide").keys
+        for query_index in range(4):
+            found += noise.for_query(query_index, 3).keys
+            found += noise.child("restart", query_index).keys
+            found += noise.child(query_index).keys
+            found += noise.child(query_index, "guide").keys
     assert len(set(found)) == len(found) == 5 * 20 * (1 + 4 + 4 * (3 + 3))
 
 
@@ -123,7 +123,7 @@ def test_what_differs_above_the_lowest_32_bits_still_differs():
 
 
 def test_streams_are_independent():
-    """Neighbors in every sense (seed, index, name, copy, turn) are uncorrelated."""
+    """Neighbors in every sense (seed, index, name, copy, query) are uncorrelated."""
     base = Noise.of(0, range(40))
     streams = [
         base,
@@ -184,7 +184,7 @@ def test_sizes_must_agree():
 
 def test_who_was_told_nothing_draws_afresh_at_each_turn_and_copy():
     noise = Noise.of(0, [0, 1])
-    keys = [key for turn in range(5) for key in noise.for_query(turn, 4).keys]
+    keys = [key for query_index in range(5) for key in noise.for_query(query_index, 4).keys]
     assert len(set(keys)) == len(keys) == 5 * 4 * 2
     assert noise.for_query(2, 4) == noise.for_query(2, 4)
 
@@ -212,8 +212,8 @@ def test_who_knows_a_stream_meets_exactly_it_and_fresh_others(told: str):
     secret = Noise.of(0, [0, 1, 2]).child("verdict")
     attacker = Noise.of(0, [0, 1, 2]).child("search").with_known_noise(secret, [told])
     theirs, seen = streams(secret), []
-    for turn in range(3):
-        mine = streams(attacker.for_query(turn, copies=2))
+    for query_index in range(3):
+        mine = streams(attacker.for_query(query_index, copies=2))
         for name, stream in mine.items():
             if name.startswith(told):
                 assert stream.take([0, 2, 4]) == theirs[name]
@@ -263,8 +263,10 @@ def test_who_knows_all_sees_a_deterministic_model(defended):
     secret = Noise.of(0, range(4)).child("verdict")
     attacker = Noise.of(0, range(4)).child("search").with_known_noise(secret)
     truth = model(x, secret)
-    for turn in range(3):
-        assert torch.equal(model(x, attacker.child("restart", turn).for_query(turn)), truth)
+    for query_index in range(3):
+        assert torch.equal(
+            model(x, attacker.child("restart", query_index).for_query(query_index)), truth
+        )
     copies = model(x.repeat_interleave(3, 0), attacker.for_query(5, copies=3))
     assert torch.equal(copies, truth.repeat_interleave(3, 0))
     ignorant = Noise.of(0, range(4)).child("search")
@@ -286,9 +288,9 @@ def test_a_pool_has_exactly_its_size(copies: int):
     secret = Noise.of(0, [0, 1]).child("verdict")
     attacker = Noise.of(1, [0, 1]).with_known_noise(secret, pool=4)
     met: list[set[int]] = [set(), set()]
-    for turn in range(12):
-        drawn = attacker.for_query(turn, copies)
-        assert drawn.given is None
+    for query_index in range(12):
+        drawn = attacker.for_query(query_index, copies)
+        assert drawn.known_noise is None
         for i in range(2):
             met[i] |= set(drawn.keys[i * copies : (i + 1) * copies])
     allowed = [set(secret.take([i]).child("pool", p).keys[0] for p in range(4)) for i in range(2)]
@@ -299,7 +301,7 @@ def test_a_pool_has_exactly_its_size(copies: int):
 def test_a_pool_of_one_stream_leaves_the_others_fresh():
     secret = Noise.of(0, [0]).child("verdict")
     attacker = Noise.of(1, [0]).with_known_noise(secret, ["forward"], pool=3)
-    drawn = [attacker.for_query(turn) for turn in range(9)]
+    drawn = [attacker.for_query(query_index) for query_index in range(9)]
     assert {n.child("purify", "forward") for n in drawn} == {
         secret.child("pool", p, "purify", "forward") for p in range(3)
     }
@@ -327,7 +329,7 @@ def test_threads_draw_the_same_numbers(monkeypatch):
     """A large batch is drawn by several threads; each image has a stream of its own."""
     keys, like = Noise.of(3, range(37)), torch.empty(37, 3, 32, 32)
     alone = keys.normal(like), keys.uniform(like)
-    monkeypatch.setattr(noise, "PART", 2**12)
+    monkeypatch.setattr(noise, "MIN_NUMBERS_PER_THREAD", 2**12)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     asked = []
     pool = noise.thread_pool

@@ -45,7 +45,7 @@ def test_projections_stay_inside_and_a_second_one_changes_nothing(threat, pair):
 def test_random_images_of_a_threat_stay_inside(threat, pair, seed):
     x, _ = pair
     noise = Noise.of(seed, range(len(x)))
-    for made in (threat.start(x, noise), threat.edge(x, noise)):
+    for made in (threat.start(x, noise), threat.random_at_full_budget(x, noise)):
         assert threat.allows(x, made, slack=1e-6 * (1 + threat.eps)).all()
 
 
@@ -57,7 +57,7 @@ def test_what_a_threat_makes_of_an_image_depends_on_no_other(threat, pair, order
     for make in (
         lambda a, b, n: threat.project(a, b),
         lambda a, b, n: threat.start(a, n),
-        lambda a, b, n: threat.edge(a, n),
+        lambda a, b, n: threat.random_at_full_budget(a, n),
     ):
         whole = make(x, far, noise)
         some = make(x[order], far[order], noise.take(order))
@@ -86,14 +86,14 @@ def test_a_mask_takes_what_its_positions_take(seed, indices, data):
 
 
 @given(SEEDS, INDICES, st.integers(1, 4), st.integers(0, 9))
-def test_parts_of_a_batch_join_to_the_whole(seed, indices, copies, turn):
+def test_parts_of_a_batch_join_to_the_whole(seed, indices, copies, query_index):
     noise = Noise.of(seed, indices)
     cut = len(indices) // 2
     parts = [noise.take(range(cut)), noise.take(range(cut, len(indices)))]
     assert Noise.join(parts) == noise
-    asked = [part.for_query(turn, copies) for part in parts]
-    assert Noise.join(asked) == noise.for_query(turn, copies)
-    told = noise.for_query(turn, copies)
+    asked = [part.for_query(query_index, copies) for part in parts]
+    assert Noise.join(asked) == noise.for_query(query_index, copies)
+    told = noise.for_query(query_index, copies)
     assert len(set(told.keys)) == copies * len(set(indices)), "no two copies share their draws"
 
 

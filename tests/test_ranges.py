@@ -104,7 +104,7 @@ GIVEN = {
 def values_out_of_range(hint: Any) -> list[Any]:
     """For each bound of a type a value just beyond it; and a word that is none of its words."""
     beyond = {"ge": -1, "gt": 0, "le": 1, "lt": 0}
-    found: list[Any] = [bound + beyond[key] for key, bound in ranges.limits(hint).items()]
+    found: list[Any] = [bound + beyond[key] for key, bound in ranges.bounds(hint).items()]
     return [*found, "none-such"] if ranges.choices(hint) else found
 
 

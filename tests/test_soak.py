@@ -39,7 +39,7 @@ def test_a_command_that_is_killed_and_one_that_fails_are_told(tmp_path):
     assert killed.code is None
     failed, _ = soak.wait(soak.start(words, tmp_path), tmp_path, soak.never)
     assert failed.code == 2
-    assert "unfool: " in failed.said
+    assert "unfool: " in failed.stderr
     command = soak.Command("certify", words, tmp_path, {}, 60.0, 60)
     (wrong, *_) = soak.round_of(command, tmp_path.parent / "round", random.Random(0), 1)
     assert "exit code 2" in wrong

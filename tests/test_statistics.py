@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from unfool.noise import Noise
-from unfool.statistics import lower_bound, mcnemar, mean_of, resubmissions, wilson
+from unfool.statistics import lower_bound, mcnemar, mean_rate_interval, resubmissions, wilson
 
 Z = 1.959963984540054
 
@@ -47,23 +47,25 @@ def test_wilson_is_the_book_s_number():
 
 def test_one_draw_per_image_is_wilson_s_own():
     rates = [1.0] * 30 + [0.0] * 12
-    assert mean_of(rates, 1) == pytest.approx(wilson(30, 42), abs=1e-9)
+    assert mean_rate_interval(rates, 1) == pytest.approx(wilson(30, 42), abs=1e-9)
     for hits in (0, 42):
-        assert mean_of([float(hits > 0)] * 42, 1) == pytest.approx(wilson(hits, 42), abs=1e-9)
+        assert mean_rate_interval([float(hits > 0)] * 42, 1) == pytest.approx(
+            wilson(hits, 42), abs=1e-9
+        )
 
 
 def test_images_that_do_not_vary_among_draws_count_once():
     """Draws of a deterministic model say nothing new, however many."""
     rates = [1.0] * 30 + [0.0] * 12
     for draws in (1, 8, 1000):
-        assert mean_of(rates, draws) == pytest.approx(wilson(30, 42), abs=1e-9)
+        assert mean_rate_interval(rates, draws) == pytest.approx(wilson(30, 42), abs=1e-9)
 
 
 def test_images_that_are_all_the_same_coin_count_every_draw():
     """Rates that scatter like means of k throws of one coin: nearly n k trials."""
     n, k = 4000, 8
     throws = Noise.of(0, range(n)).uniform(torch.zeros(n, k)) < 0.7
-    share = mean_of(throws.double().mean(1).tolist(), k)
+    share = mean_rate_interval(throws.double().mean(1).tolist(), k)
     low, high = by_hand(share.value, n * k)
     assert share.high - share.low == pytest.approx(high - low, rel=0.05)
 
@@ -73,7 +75,7 @@ def test_between_the_bounds_the_scatter_decides():
     rates = [0.2, 0.4, 0.9, 0.3]
     variance = (sum((r - 0.45) ** 2 for r in rates) + 4 * 0.45 * 0.55) / 8
     n = 0.45 * 0.55 / variance * 4 / 1
-    share = mean_of(rates, 100)
+    share = mean_rate_interval(rates, 100)
     assert 4 < n < 400
     assert (share.low, share.high) == pytest.approx(by_hand(0.45, n), abs=1e-9)
 
@@ -85,7 +87,7 @@ def test_width_is_between_that_of_images_and_that_of_draws(draws: int):
         noise = Noise.of(0, range(n)).child(str(a))
         p = stats.beta.ppf(noise.uniform(torch.zeros(n, 1)).double().numpy(), a, a)
         throws = noise.child("throws").uniform(torch.zeros(n, draws)).double().numpy() < p
-        share = mean_of(throws.mean(1).tolist(), draws)
+        share = mean_rate_interval(throws.mean(1).tolist(), draws)
         widest, tightest = by_hand(share.value, n), by_hand(share.value, n * draws)
         assert share.value == pytest.approx(throws.mean())
         assert widest[0] - 1e-9 <= share.low <= tightest[0] + 1e-9
@@ -115,7 +117,7 @@ def test_interval_covers_the_truth_as_often_as_it_says(world: str, n: int, draws
 
     truth, covered, naive = a / (a + b), 0, 0
     for row in rates:
-        share = mean_of(row.tolist(), draws)
+        share = mean_rate_interval(row.tolist(), draws)
         covered += share.low <= truth <= share.high
         low, high = by_hand(share.value, n * draws)
         naive += low <= truth <= high
@@ -126,7 +128,7 @@ def test_interval_covers_the_truth_as_often_as_it_says(world: str, n: int, draws
 
 def test_extremes_stay_in_bounds_and_are_not_certain():
     for rates in ([0.0] * 20, [1.0] * 20, [0.5], [1.0]):
-        share = mean_of(rates, 8)
+        share = mean_rate_interval(rates, 8)
         assert 0 <= share.low <= share.value <= share.high <= 1
         assert share.high - share.low > 0.1
 
@@ -135,7 +137,7 @@ def test_nothing_has_no_share():
     with pytest.raises(ValueError, match="no trials"):
         wilson(0, 0)
     with pytest.raises(ValueError, match="no images"):
-        mean_of([], 4)
+        mean_rate_interval([], 4)
 
 
 def test_resubmissions_count_every_set_of_draws():
@@ -149,7 +151,7 @@ def test_resubmissions_count_every_set_of_draws():
 def test_once_is_the_mean_and_every_time_is_the_worst():
     hits = [8, 8, 5, 0, 7, 8, 3]
     curve = resubmissions(hits, 8)
-    assert curve[0] == pytest.approx(mean_of([right / 8 for right in hits], 8))
+    assert curve[0] == pytest.approx(mean_rate_interval([right / 8 for right in hits], 8))
     assert curve[-1] == pytest.approx(wilson(3, 7))
 
 

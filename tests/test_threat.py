@@ -6,7 +6,7 @@ import torch
 from scipy import optimize, stats
 
 from unfool.noise import Noise
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
 NORMS = ["linf", "l2"]
 SHAPE = (3, 4, 4)
@@ -56,7 +56,9 @@ def test_project_finds_the_nearest_point_of_the_ball(norm):
         other = threat.start(x, Noise.of(i, range(20)))
         assert ((far - other).flatten(1).norm(dim=1) > best).all()
     edge = far - x
-    expected = edge.clamp(-0.1, 0.1) if norm == "linf" else edge * 0.1 / images(threat.size(edge))
+    expected = (
+        edge.clamp(-0.1, 0.1) if norm == "linf" else edge * 0.1 / per_image(threat.size(edge))
+    )
     assert torch.allclose(near - x, expected, atol=1e-6)
 
 
@@ -75,7 +77,7 @@ def test_steepest_ascends_fastest(norm, scale: float):
     assert torch.allclose(gain, dual(norm, gradient), rtol=1e-5)
     for i in range(100):
         other = gauss(20, f"direction {i}")
-        for rival in (other / images(threat.size(other)), threat.steepest(other)):
+        for rival in (other / per_image(threat.size(other)), threat.steepest(other)):
             assert ((gradient * rival).flatten(1).sum(1) < gain).all()
 
 
@@ -132,7 +134,7 @@ def test_infinity_is_projected_as_far_as_it_may(norm):
 def test_random_images_are_allowed(norm, eps: float):
     threat, x, noise = Threat(norm, eps), draw(50), Noise.of(1, range(50))
     x[0], x[1] = 0, 1
-    for made in (threat.start(x, noise), threat.edge(x, noise)):
+    for made in (threat.start(x, noise), threat.random_at_full_budget(x, noise)):
         assert made.shape == x.shape
         assert threat.allows(x, made).all()
         if eps:
@@ -142,7 +144,7 @@ def test_random_images_are_allowed(norm, eps: float):
 @pytest.mark.parametrize("norm", NORMS)
 def test_edge_spends_the_whole_budget_where_the_box_allows(norm):
     threat, x = Threat(norm, 0.2), torch.full((50, *SHAPE), 0.5)
-    delta = threat.edge(x, Noise.of(1, range(50))) - x
+    delta = threat.random_at_full_budget(x, Noise.of(1, range(50))) - x
     assert torch.allclose(threat.size(delta), torch.full((50,), 0.2), atol=1e-6)
     if norm == "linf":
         assert torch.allclose(delta.abs(), torch.full_like(delta, 0.2), atol=1e-6)
@@ -176,7 +178,7 @@ def test_l2_start_is_uniform_in_the_ball(shape: tuple[int, int, int]):
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_images_do_not_depend_on_the_batch(norm):
     threat, x = Threat(norm, 0.1), draw(6)
-    for make in (threat.start, threat.edge):
+    for make in (threat.start, threat.random_at_full_budget):
         whole = make(x, Noise.of(0, range(6)))
         order = [3, 0, 5]
         assert torch.equal(make(x[order], Noise.of(0, order)), whole[order])
@@ -231,13 +233,21 @@ def test_size_of_l0_is_the_share_of_places():
 def test_l0_changes_so_many_places(eps: float, places: int):
     threat, x = Threat("l0", eps), 0.2 + 0.6 * draw(20)
     noise = Noise.of(3, range(20))
-    for x_adv in (threat.start(x, noise), threat.edge(x, noise), threat.project(x, gauss(20))):
+    for x_adv in (
+        threat.start(x, noise),
+        threat.random_at_full_budget(x, noise),
+        threat.project(x, gauss(20)),
+    ):
         assert (changed(x, x_adv) == places).all()
         assert threat.allows(x, x_adv, slack=0).all()
     if places < 16:
-        more = Threat("l0", (places + 1) / 16).edge(x, noise)
+        more = Threat("l0", (places + 1) / 16).random_at_full_budget(x, noise)
         assert not threat.allows(x, more).any()
-        assert (more == threat.edge(x, noise)).all(1)[(threat.edge(x, noise) != x).any(1)].all()
+        assert (
+            (more == threat.random_at_full_budget(x, noise))
+            .all(1)[(threat.random_at_full_budget(x, noise) != x).any(1)]
+            .all()
+        )
 
 
 def test_project_of_l0_finds_the_nearest():
@@ -256,7 +266,7 @@ def test_project_of_l0_finds_the_nearest():
 def test_edge_of_l0_is_salt_and_pepper_alike_and_everywhere():
     x = torch.full((4000, *SHAPE), 0.5)
     noise = Noise.of(0, range(4000))
-    edge = Threat("l0", 0.25).edge(x, noise)
+    edge = Threat("l0", 0.25).random_at_full_budget(x, noise)
     salt, pepper = int((edge[:, 0] == 1).sum()), int((edge[:, 0] == 0).sum())
     assert salt + pepper == 4 * 4000
     assert stats.binomtest(salt, salt + pepper).pvalue > 0.01

@@ -57,15 +57,15 @@ class Peer:
         """DiffHammer's gradient of the case's linear function."""
         for weight in self.weights:
             weight.requires_grad_(True)
-        found = self.defense.gradient(self.case.x, self.labels, self._loss, seeds=0)[0]
+        image_gradient = self.defense.gradient(self.case.x, self.labels, self._loss, seeds=0)[0]
         for weight in self.weights:
             weight.requires_grad_(False)
             weight.grad = None
-        return found
+        return image_gradient
 
     def error(self) -> float:
         """The relative error, compared with autograd through the same steps on the same noise."""
-        defense, found = self.defense, self.gradient()
+        defense, gradient = self.defense, self.gradient()
         x = self.case.x.clone().requires_grad_()
         torch.random.manual_seed(0)
         state = (x - 0.5) * 2
@@ -76,7 +76,7 @@ class Peer:
             answer = defense.diffusion(state, i * torch.ones_like(x[:, 0, 0, 0]))
             ahead, back, fresh = defense.get_coefficient(i, j)
             state = ahead * state + back * answer + fresh * torch.randn_like(x)  # noqa: TID251
-        return error(found, torch.autograd.grad(self._loss(state / 2 + 0.5).sum(), x)[0])
+        return error(gradient, torch.autograd.grad(self._loss(state / 2 + 0.5).sum(), x)[0])
 
     def _loss(self, images: Tensor, _: object = None) -> Tensor:
         return (self.case.weigh * images).flatten(1).sum(1)

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 import unfool
 from unfool.attacks.losses import query_model
-from unfool.statistics import mean_of
+from unfool.statistics import mean_rate_interval
 
 classifier = unfool.load_classifier("digits-classifier")
 purifier = unfool.DiffPure(unfool.load_denoiser("digits-denoiser"), t=0.2, steps=5, sampler="ddpm")
@@ -42,7 +42,7 @@ for loss in zip(*losses, strict=True):
     left.plot(loss, color="tab:blue", alpha=0.3)
 left.axhline(0, color="black", linewidth=0.8)
 left.set(xlabel="step", ylabel="margin (one line per image)", xticks=range(0, 20, 5))
-spread = [mean_of(w.tolist(), 8) for w in wrong]
+spread = [mean_rate_interval(w.tolist(), 8) for w in wrong]
 right.plot([s.value for s in spread], color="tab:red")
 low, high = [s.low for s in spread], [s.high for s in spread]
 right.fill_between(range(20), low, high, color="tab:red", alpha=0.2)

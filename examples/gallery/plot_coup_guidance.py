@@ -39,9 +39,9 @@ for weight, color in ((0, "tab:gray"), (1, "tab:blue"), (8, "tab:orange")):
     for ax, (name, images) in zip(axes, attacked.items(), strict=True):
         with torch.no_grad():
             times, states = zip(*purifier.walk(images, noise.child("purify")), strict=True)
-            sure = [classifier(state.clamp(0, 1)).softmax(1) for state in states]
-        spread = [mean_interval(p[range(n), y].tolist()) for p in sure]
-        right = wilson(int((sure[-1].argmax(1) == y).sum()), n)
+            confidences = [classifier(state.clamp(0, 1)).softmax(1) for state in states]
+        spread = [mean_interval(p[range(n), y].tolist()) for p in confidences]
+        right = wilson(int((confidences[-1].argmax(1) == y).sum()), n)
         low, high = [s.low for s in spread], [s.high for s in spread]
         label = f"weight {weight}: right {right}"
         ax.plot(times, [s.mean for s in spread], color=color, label=label)

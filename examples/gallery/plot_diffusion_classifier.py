@@ -32,8 +32,8 @@ hardest = excess.topk(2, largest=False).values[:, 1].argsort()[:10]
 figure, ax = plt.subplots(figsize=(7.5, 6), layout="constrained")
 colors = ax.imshow(excess[hardest], cmap="viridis")
 for row, i in enumerate(hardest.tolist()):
-    place = (-1.7, -0.7, row + 0.45, row - 0.45)
-    ax.imshow(x[i, 0], cmap="gray", extent=place, interpolation="nearest")
+    extent = (-1.7, -0.7, row + 0.45, row - 0.45)
+    ax.imshow(x[i, 0], cmap="gray", extent=extent, interpolation="nearest")
     corner = (int(y[i]) - 0.5, row - 0.5)
     ax.add_patch(Rectangle(corner, 1, 1, fill=False, color="tab:red", linewidth=2))
 ax.set(xlim=(-1.8, 9.5), ylim=(9.5, -0.5), xticks=range(10), yticks=[])

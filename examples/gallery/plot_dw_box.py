@@ -12,7 +12,7 @@ still overlap.)
 import matplotlib.pyplot as plt
 
 import unfool
-from unfool.statistics import mean_of, wilson
+from unfool.statistics import mean_rate_interval, wilson
 
 classifier = unfool.load_classifier("digits-classifier")
 purifier = unfool.DiffPure(unfool.load_denoiser("digits-denoiser"), t=0.2, steps=5, sampler="ddpm")
@@ -25,10 +25,10 @@ x, y = unfool.data.fetch(unfool.digits("test"), range(n))
 # defense's noise to the attacker. Both attackers get 80 gradients for each image.
 noise = unfool.Noise.of(0, range(n))
 secret, search = noise.child("defense"), noise.child("search")
-told = unfool.Knowledge("both").reveal(search, secret)
+revealed = unfool.Knowledge("both").reveal(search, secret)
 threat = unfool.Threat("linf", 0.2)
 attacked = {
-    "DW-box": unfool.PGD(steps=20, restarts=4, loss="margin")(model, x, y, threat, told),
+    "DW-box": unfool.PGD(steps=20, restarts=4, loss="margin")(model, x, y, threat, revealed),
     "white box, EOT 4": unfool.PGD(steps=20, eot=4, loss="margin")(model, x, y, threat, search),
 }
 
@@ -38,7 +38,7 @@ known, fresh = [], []
 for x_adv in attacked.values():
     known.append(wilson(int((model(x_adv, secret).argmax(1) == y).sum()), n))
     draws = unfool.predict_draws(model, x_adv, noise.child("verdict"), 16)
-    fresh.append(mean_of((draws == y[:, None]).double().mean(1).tolist(), 16))
+    fresh.append(mean_rate_interval((draws == y[:, None]).double().mean(1).tolist(), 16))
 
 figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
 for shift, name, shares in ((-0.2, "the known draw", known), (0.2, "fresh draws", fresh)):

@@ -24,18 +24,18 @@ model = unfool.Purified(classifier, purifier)
 # draws.
 x, y = unfool.data.fetch(unfool.digits("test"), [9])
 noise, threat = unfool.Noise.of(0, [9]), unfool.Threat("linf", 0.2)
-found = landscape(model, x, y, threat, noise, steps=20, eot=8, draws=8, grid=13, quiet=True)
+result = landscape(model, x, y, threat, noise, steps=20, eot=8, draws=8, grid=13, quiet=True)
 
 # %%
 # The iterates of both attacks do not lie exactly in this plane, so each path is a projection.
-surfaces = {"on the draw that DW-box knows": found.known, "mean over 8 fresh draws": found.fresh}
+surfaces = {"on the draw that DW-box knows": result.known, "mean over 8 fresh draws": result.fresh}
 top = max(abs(surface).max() for surface in surfaces.values())
 levels = np.linspace(-top, top, 21)
 figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained", sharey=True)
 for ax, (title, surface) in zip(axes, surfaces.items(), strict=True):
-    ax.contourf(found.along, found.along, surface, levels, cmap="RdBu_r")
-    ax.contour(found.along, found.along, surface, [0], colors="black", linewidths=1.5)
-    for (name, path), marker in zip(found.paths.items(), "os", strict=True):
+    ax.contourf(result.along, result.along, surface, levels, cmap="RdBu_r")
+    ax.contour(result.along, result.along, surface, [0], colors="black", linewidths=1.5)
+    for (name, path), marker in zip(result.paths.items(), "os", strict=True):
         ax.plot(*path.T, marker=marker, markersize=4, color="black", label=name)
     ax.set(title=title, xlabel="along the perturbation of DW-box")
 figure.colorbar(

@@ -39,15 +39,15 @@ attacks = {
     "adaptive": unfool.PGD(steps=10, eot=4, loss="margin"),
 }
 figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-for place, (name, purifier) in enumerate(purifiers.items()):
+for index, (name, purifier) in enumerate(purifiers.items()):
     model = unfool.Purified(classifier, purifier)
     options = {"threat": unfool.Threat("linf", 0.2), "images": 32, "draws": 4, "quiet": True}
     result = unfool.evaluate(model, unfool.digits("test"), attacks=attacks, **options)
     bars = {"clean": result.clean, **result.attacks}
     shares = [condition.per_draw for condition in bars.values()]
     errors = [[s.value - s.low for s in shares], [s.high - s.value for s in shares]]
-    where = [i + 0.4 * place for i in range(len(bars))]
-    ax.bar(where, [s.value for s in shares], width=0.4, yerr=errors, capsize=4, label=name)
+    positions = [i + 0.4 * index for i in range(len(bars))]
+    ax.bar(positions, [s.value for s in shares], width=0.4, yerr=errors, capsize=4, label=name)
 ax.set_xticks([0.2, 1.2, 2.2], ["clean", *attacks])
 ax.set(ylabel="accuracy per draw (95 % interval)", ylim=(0, 1))
 ax.legend()

@@ -5,7 +5,7 @@ The public names are loaded when first used, so that importing the package costs
 
 from typing import TYPE_CHECKING
 
-from unfool.lazy import lazily
+from unfool.lazy import lazy_exports
 
 __version__ = "0.1.0"
 
@@ -110,4 +110,4 @@ if TYPE_CHECKING:
     from unfool.training.options import TrainingOptions as TrainingOptions
     from unfool.training.train import train as train
 else:  # at run time only, so that a type checker rejects names that do not exist
-    __getattr__, __dir__, __all__ = lazily(__name__, "__version__")
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, "__version__")

@@ -17,7 +17,7 @@ from unfool.noise import Noise
 from unfool.threat import Threat
 
 SLACK = 1e-5  # how far rounding may put a pixel outside [0, 1]
-MOST_CHANNELS = 4  # a shape (C, H, 1 or 3) with larger C and H is taken for (H, W, C)
+MAX_CHANNELS = 4  # a shape (C, H, 1 or 3) with larger C and H is taken for (H, W, C)
 NORMALIZED = (
     "if you normalize your data for the network, do it in the model instead, by "
     "unfool.NormalizedClassifier(network, mean, std)"
@@ -27,7 +27,7 @@ RANDOM_IN_TRAINING = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
-Search = TypeVar("Search", bound=Callable[..., Tensor])
+AttackMethod = TypeVar("AttackMethod", bound=Callable[..., Tensor])
 _ANY_RANGE: ContextVar[bool] = ContextVar("any_range", default=False)
 
 
@@ -59,7 +59,7 @@ def check_images(x: Tensor) -> None:
         )
     if not x.numel() or _ANY_RANGE.get():
         return
-    low, high = (float(edge) for edge in x.detach().aminmax())
+    low, high = (float(bound) for bound in x.detach().aminmax())
     if not (low >= -SLACK and high <= 1 + SLACK):  # NaN fails both comparisons
         raise ValueError(
             f"images must lie in [0, 1], and these go from {low:.4g} to {high:.4g}; {NORMALIZED}"
@@ -74,7 +74,7 @@ def check_channels_first(shape: Sequence[int]) -> None:
             to be channels.
     """
     first, height, width = shape[-3:]
-    if min(first, height) > MOST_CHANNELS and (width == 3 or (width == 1 and first == height)):
+    if min(first, height) > MAX_CHANNELS and (width == 3 or (width == 1 and first == height)):
         before = range(len(shape) - 3)
         order = (*before, len(shape) - 1, len(shape) - 3, len(shape) - 2)
         raise ValueError(
@@ -98,10 +98,10 @@ def check_labels(y: Tensor, count: int, classes: int | None = None) -> None:
         raise ValueError(f"labels must be int64, not {y.dtype}: convert them by y.long()")
     if not count:
         return
-    low, high = (int(edge) for edge in y.aminmax())
+    low, high = (int(bound) for bound in y.aminmax())
     if low < 0 or (classes is not None and high >= classes):
-        most = "up" if classes is None else f"to {classes - 1}"
-        raise ValueError(f"labels must go from 0 {most}, and these go from {low} to {high}")
+        upper_text = "up" if classes is None else f"to {classes - 1}"
+        raise ValueError(f"labels must go from 0 {upper_text}, and these go from {low} to {high}")
 
 
 def check_noise(noise: Noise, count: int) -> None:
@@ -139,10 +139,10 @@ def check_threat(threat: Threat, x: Tensor | None = None) -> None:
             f'threat must be a Threat such as unfool.Threat("linf", 8/255), not {threat!r}'
         )
     if threat.norm == "l2" and x is not None and x.numel():
-        most = x[0].numel() ** 0.5
-        if threat.eps > most + SLACK:
+        largest = x[0].numel() ** 0.5
+        if threat.eps > largest + SLACK:
             raise ValueError(
-                f"threat: eps of l2 is {threat.eps:g}, more than the distance {most:.4g} from "
+                f"threat: eps of l2 is {threat.eps:g}, more than the distance {largest:.4g} from "
                 "black to white: pixels are in [0, 1], so divide a budget for 0 to 255 by 255"
             )
 
@@ -154,9 +154,9 @@ def check_logits(logits: Tensor, count: int) -> None:
         ValueError: The logits have another shape or are not a tensor.
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"the model must return logits of shape ({count}, K), and returned {found}"
+            f"the model must return logits of shape ({count}, K), and returned {returned}"
         )
     if logits.shape[1] < 2:
         raise ValueError(
@@ -171,9 +171,9 @@ def check_finite(logits: Tensor) -> None:
     Raises:
         RuntimeError: Some logits are infinite or NaN.
     """
-    if broken := int((~logits.isfinite().all(1)).sum()):
+    if count := int((~logits.isfinite().all(1)).sum()):
         raise RuntimeError(
-            f"the model returned logits that are not finite on {broken} of {len(logits)} images "
+            f"the model returned logits that are not finite on {count} of {len(logits)} images "
             "and draws, so its answers there mean nothing: fix the model, or compute in a higher "
             "precision (see `unfool doctor`)"
         )
@@ -216,23 +216,23 @@ def check_attack(model: object, x: Tensor, y: Tensor, threat: Threat, noise: Noi
     check_evaluating(model)
 
 
-def checked(search: Search) -> Search:
+def checked_attack(method: AttackMethod) -> AttackMethod:
     """Make an attack's `__call__` check its arguments, and return an empty batch unchanged.
 
-    The search leaves the caller's `torch.inference_mode()`, if any, because it needs gradients.
+    The attack leaves the caller's `torch.inference_mode()`, if any, because it needs gradients.
     """
 
-    @wraps(search)
+    @wraps(method)
     def call(self: Any, model: Any, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> Tensor:
         check_attack(model, x, y, threat, noise)
         if not len(x):
             return x.clone()
         if not torch.is_inference_mode_enabled():
-            return search(self, model, x, y, threat, noise)
+            return method(self, model, x, y, threat, noise)
         with torch.inference_mode(False):
-            return search(self, model, x.clone(), y.clone(), threat, noise)
+            return method(self, model, x.clone(), y.clone(), threat, noise)
 
-    return cast(Search, call)
+    return cast(AttackMethod, call)
 
 
 def _modules(model: object) -> Iterator[nn.Module]:
@@ -243,16 +243,16 @@ def _modules(model: object) -> Iterator[nn.Module]:
         part = todo.pop()
         if id(part) not in seen:
             seen.add(id(part))
-            todo.extend(_inside(part))
+            todo.extend(_parts_of(part))
             if isinstance(part, nn.Module):
                 yield part
 
 
-def _inside(part: Any) -> Iterator[Any]:
+def _parts_of(part: Any) -> Iterator[Any]:
     if isinstance(part, nn.Module):
         yield from part.children()
-    held = getattr(part, "__dict__", {})
-    yield from (held[name] for name in WRAPPED if callable(held.get(name)))
+    attributes = getattr(part, "__dict__", {})
+    yield from (attributes[name] for name in WRAPPED if callable(attributes.get(name)))
     if isinstance(part, partial):
         yield from (part.func, *part.args)
     if callable(owner := getattr(part, "__self__", None)):  # the object of a bound method

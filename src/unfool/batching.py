@@ -7,13 +7,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from unfool.diffusion.gradient import FREE, keeping
+from unfool.diffusion.gradient import FREE_SHARE, keep_graphs
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.memory import free_bytes, kept_by_graphs
 
-MAX_BATCH = 256, 4096  # images per call on a CPU, and on a GPU: more are not faster
-Found = TypeVar("Found")
+MAX_BATCH_SIZES = 256, 4096  # images per call on a CPU, and on a GPU: more are not faster
+Result = TypeVar("Result")
 
 
 class BatchLimit:
@@ -28,8 +28,8 @@ class BatchLimit:
 
 
 def in_parts(
-    call: Callable[[slice], Found], size: int, model: object, what: str = "images"
-) -> list[Found]:
+    call: Callable[[slice], Result], size: int, model: object, what: str = "images"
+) -> list[Result]:
     """Call a function for consecutive slices of 0 .. size - 1, and return the results in order.
 
     A slice has `model.batch_size` positions, or all if the model has no limit. When memory runs
@@ -44,11 +44,11 @@ def in_parts(
     Raises:
         torch.OutOfMemoryError: Memory does not suffice for one image, or the model has no limit.
     """
-    found, first = [], 0
+    results, first = [], 0
     while first < size:
         rows = min(getattr(model, "batch_size", None) or size, size - first)
         try:
-            found.append(call(slice(first, first + rows)))
+            results.append(call(slice(first, first + rows)))
         except torch.OutOfMemoryError:
             if rows == 1 or not getattr(model, "batch_size", None):
                 raise
@@ -63,10 +63,10 @@ def in_parts(
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return found
+    return results
 
 
-def fitting(model: Classifier, x: Tensor) -> int:
+def estimate_batch_size(model: Classifier, x: Tensor) -> int:
     """Return how many images fit into a call whose graphs may take a quarter of the free memory.
 
     Args:
@@ -74,15 +74,17 @@ def fitting(model: Classifier, x: Tensor) -> int:
         x: One image (1, C, H, W) or more.
     """
 
-    def taken() -> int:
-        at = x[:1].detach().clone().requires_grad_()
-        with keeping(0), kept_by_graphs(model) as kept, torch.enable_grad():
-            logits = model(at, Noise.of(0, [0]))
+    def graph_bytes() -> int:
+        image = x[:1].detach().clone().requires_grad_()
+        with keep_graphs(0), kept_by_graphs(model) as kept, torch.enable_grad():
+            logits = model(image, Noise.of(0, [0]))
             if logits.requires_grad:
-                torch.autograd.grad(logits.sum(), at, allow_unused=True)
+                torch.autograd.grad(logits.sum(), image, allow_unused=True)
         return kept.peak
 
-    taken()  # in the first run, a chain measures its own steps, which hides them from this count
-    each = max(taken(), 1)
-    free, most = free_bytes(str(x.device)), MAX_BATCH[x.is_cuda]
-    return most if free is None else min(max(int(FREE * free / each), 1), most)
+    graph_bytes()  # in the first run, a chain measures its own steps, which hides them from this count
+    bytes_per_image = max(graph_bytes(), 1)
+    free, largest = free_bytes(str(x.device)), MAX_BATCH_SIZES[x.is_cuda]
+    if free is None:
+        return largest
+    return min(max(int(FREE_SHARE * free / bytes_per_image), 1), largest)

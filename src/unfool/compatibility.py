@@ -70,8 +70,8 @@ def check_sources(
     Raises:
         SpecError: A source and the images do not fit each other.
     """
-    for label, viewed in attacks.items():
-        attack: Attack = viewed.attack
+    for label, attack_on_view in attacks.items():
+        attack: Attack = attack_on_view.attack
         source = getattr(attack, "source", None)
         if isinstance(source, nn.Module):
             try:
@@ -98,15 +98,15 @@ def check_trainable(kind: str, part: Part, model: Any, data: Dataset) -> None:
         _check_size(x.shape[1:], getattr(model, "shape", None))
     if kind == "denoiser":
         known = getattr(model, "classes", 0)  # 0 if unconditional
-        by = next(
+        reason = next(
             (f"its {key} {part[key]}" for key in CLASS_OPTIONS if part.get(key)), "its weights"
         )
     else:
-        known, by = logits_of(model, x, Noise.of(0, [0])).shape[1], "what it returns"
+        known, reason = logits_of(model, x, Noise.of(0, [0])).shape[1], "what it returns"
     if known and known < len(data.classes):
         raise SpecError(
             f"the data set has {len(data.classes)} classes (the last is {data.classes[-1]!r}), and "
-            f"the {kind} has {known}, given by {by}: it must have them all"
+            f"the {kind} has {known}, given by {reason}: it must have them all"
         )
 
 
@@ -139,7 +139,7 @@ def check_test(kind: str, part: Part, model: nn.Module, data: Dataset, test: Dat
     Raises:
         SpecError: The data sets differ in size or classes, or the model does not fit `test`.
     """
-    sizes = [_size(each[0][0].shape) for each in (data, test)]
+    sizes = [_size(dataset[0][0].shape) for dataset in (data, test)]
     if sizes[0] != sizes[1]:
         raise SpecError(
             f"test: its images are {sizes[1]}, and those of data are {sizes[0]}: both must have "
@@ -177,9 +177,9 @@ def logits_of(model: Any, x: Tensor, noise: Noise) -> Tensor:
             "another size"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SpecError(
-            f"the classifier must return logits of shape ({len(x)}, K), and returned {found}"
+            f"the classifier must return logits of shape ({len(x)}, K), and returned {returned}"
         )
     return logits
 
@@ -200,10 +200,10 @@ def check_classes(data: Dataset) -> None:
         )
 
 
-def _check_size(shape: Sequence[int], wanted: Sequence[int] | None) -> None:
-    if wanted is not None and tuple(wanted) != tuple(shape):
+def _check_size(shape: Sequence[int], expected: Sequence[int] | None) -> None:
+    if expected is not None and tuple(expected) != tuple(shape):
         raise SpecError(
-            f"the images are {_size(shape)} and the denoiser was made for {_size(wanted)}; "
+            f"the images are {_size(shape)} and the denoiser was made for {_size(expected)}; "
             "choose a data set and a denoiser of the same size"
         )
 
@@ -214,18 +214,22 @@ def check_class_names(classifier: Any, data: Dataset) -> None:
     Raises:
         SpecError: The orders differ.
     """
-    names = [_plain(name) for name in getattr(classifier, "class_names", None) or ()]
-    wanted = [_plain(name) for name in data.classes]
-    if names == wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(names):
+    model_names = [_plain(name) for name in getattr(classifier, "class_names", None) or ()]
+    data_names = [_plain(name) for name in data.classes]
+    if (
+        model_names == data_names
+        or len(set(data_names)) < len(data_names)
+        or not set(data_names) <= set(model_names)
+    ):
         return
-    if names[: len(wanted)] == wanted:
+    if model_names[: len(data_names)] == data_names:
         return
-    labels = [names.index(name) for name in wanted]
+    labels = [model_names.index(name) for name in data_names]
     first = next(i for i, label in enumerate(labels) if label != i)
-    told = f"`labels: {labels}`" if len(labels) <= 20 else "`labels`"
+    advice = f"`labels: {labels}`" if len(labels) <= 20 else "`labels`"
     raise SpecError(
         f"the classifier's class {first} is {classifier.class_names[first]!r} and the data set's "
-        f"is {data.classes[first]!r}: give it the data set's order by {told}"
+        f"is {data.classes[first]!r}: give it the data set's order by {advice}"
     )
 
 

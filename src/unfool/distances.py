@@ -15,7 +15,7 @@ from torch.nn import functional as F
 Distance = Callable[[Tensor, Tensor], Tensor]
 Input = Literal["mse", "ssim", "l1", "lpips"]
 Output = Literal["kl", "l2", "confidence", "entropy", "repel"]
-WINDOW, DEVIATION = 11, 1.5  # size and standard deviation of SSIM's Gaussian window
+WINDOW_SIZE, WINDOW_DEVIATION = 11, 1.5  # size and standard deviation of SSIM's Gaussian window
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
@@ -41,9 +41,9 @@ def ssim(x: Tensor, y: Tensor, span: float = 1.0) -> Tensor:
         y: Images to compare with.
         span: The length of the pixels' range: 1 for [0, 1].
     """
-    size = min(WINDOW, *(side - (side + 1) % 2 for side in x.shape[2:]))
-    place = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
-    window = (-(place**2) / (2 * DEVIATION**2)).softmax(0)
+    size = min(WINDOW_SIZE, *(side - (side + 1) % 2 for side in x.shape[2:]))
+    offset = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
+    window = (-(offset**2) / (2 * WINDOW_DEVIATION**2)).softmax(0)
     channels = x.shape[1]
     row = window.view(1, 1, 1, size).expand(channels, 1, 1, size)
 
@@ -51,11 +51,11 @@ def ssim(x: Tensor, y: Tensor, span: float = 1.0) -> Tensor:
         rows = F.conv2d(image, row, groups=channels)
         return F.conv2d(rows, row.transpose(2, 3), groups=channels)
 
-    small, smaller = (0.01 * span) ** 2, (0.03 * span) ** 2
+    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
     m_x, m_y = mean(x), mean(y)
     v_x, v_y, v_xy = mean(x * x) - m_x**2, mean(y * y) - m_y**2, mean(x * y) - m_x * m_y
-    light = (2 * m_x * m_y + small) / (m_x**2 + m_y**2 + small)
-    return (light * (2 * v_xy + smaller) / (v_x + v_y + smaller)).flatten(1).mean(1)
+    luminance = (2 * m_x * m_y + c1) / (m_x**2 + m_y**2 + c1)
+    return (luminance * (2 * v_xy + c2) / (v_x + v_y + c2)).flatten(1).mean(1)
 
 
 def dissimilarity(x: Tensor, y: Tensor) -> Tensor:

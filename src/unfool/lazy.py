@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import Any
 
 
-def lazily(
-    package: str, *own: str
+def lazy_exports(
+    package: str, *extra_names: str
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__`, and `__all__` for a package that exports its modules' names.
 
@@ -17,17 +17,17 @@ def lazily(
 
     Args:
         package: The package's own name.
-        own: Names that the package defines itself.
+        extra_names: Names that the package defines itself.
     """
-    homes = _imported_for_type_checkers(package)
-    names = sorted({*own, *homes})
+    modules = _imported_for_type_checkers(package)
+    names = sorted({*extra_names, *modules})
 
     def get(name: str) -> Any:
-        if name not in homes:
+        if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        if homes[name] == package:
+        if modules[name] == package:
             return import_module(f"{package}.{name}")
-        return getattr(import_module(homes[name]), name)
+        return getattr(import_module(modules[name]), name)
 
     return get, lambda: names, names
 
@@ -36,11 +36,11 @@ def _imported_for_type_checkers(package: str) -> dict[str, str]:
     """The names that a package imports `as` themselves under `TYPE_CHECKING`, and their modules."""
     loader: Any = sys.modules[package].__loader__
     return {
-        alias.name: line.module or ""
+        alias.name: statement.module or ""
         for node in ast.parse(loader.get_source(package)).body
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name)
-        for line in node.body
-        if isinstance(line, ast.ImportFrom)
-        for alias in line.names
+        for statement in node.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
         if alias.asname == alias.name
     }

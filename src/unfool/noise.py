@@ -30,8 +30,8 @@ from torch import Tensor
 
 StreamName = int | str
 Draw = Callable[[np.random.Generator, np.ndarray], Any]
-PART = 2**16  # a thread draws at least so many numbers, in about a millisecond
-_DRAWN = [0]  # how often this process has drawn noise
+MIN_NUMBERS_PER_THREAD = 2**16  # a thread draws at least so many numbers, in about a millisecond
+_DRAW_COUNT = [0]  # how often this process has drawn noise
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class KnownNoise:
 
     Without names, the attacker knows all of it. With `pool`, the defense draws from `pool` fixed
     paths, which are known. With `options`, each single draw of the defense is one of `options`
-    known ones, but the attacker does not know which. `live` is True once the defense begins to draw
+    known ones, but the attacker does not know which. `in_use` is True once the defense begins to draw
     (see `Noise.for_query`).
     """
 
@@ -48,7 +48,7 @@ class KnownNoise:
     names: frozenset[str]
     pool: int = 0
     options: int = 0
-    live: bool = False
+    in_use: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Noise:
 
     Attributes:
         keys: A 64-bit key per image.
-        given: What an attacker knows of the defense's noise; None for everyone else.
+        known_noise: What an attacker knows of the defense's noise; None for everyone else.
     """
 
     keys: tuple[int, ...]
-    given: KnownNoise | None = None
+    known_noise: KnownNoise | None = None
 
     @classmethod
     def of(cls, seed: int, indices: Iterable[int]) -> "Noise":
@@ -70,8 +70,8 @@ class Noise:
         Raises:
             TypeError: The seed or an index is not a whole number.
         """
-        seed = _whole(seed)
-        return cls(tuple(_key(seed, _whole(index)) for index in _listed(indices)))
+        seed = _to_int(seed)
+        return cls(tuple(_key(seed, _to_int(index)) for index in _to_sequence(indices)))
 
     @classmethod
     def fresh(cls, size: int) -> "Noise":
@@ -82,8 +82,8 @@ class Noise:
         return len(self.keys)
 
     def __repr__(self) -> str:
-        known = "" if self.given is None else ", known to an attacker"
-        return f"<Noise for {len(self)} image{'' if len(self) == 1 else 's'}{known}>"
+        known_text = "" if self.known_noise is None else ", known to an attacker"
+        return f"<Noise for {len(self)} image{'' if len(self) == 1 else 's'}{known_text}>"
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
@@ -100,22 +100,22 @@ class Noise:
         return noise
 
     def _step(self, name: StreamName) -> "Noise":
-        given = self.given
-        if given is not None and given.live:
-            theirs = tuple(_key(key, name) for key in given.keys)
-            if name in given.names:
-                return Noise(theirs)
-            given = replace(given, keys=theirs)
-        return Noise(tuple(_key(key, name) for key in self.keys), given)
+        known = self.known_noise
+        if known is not None and known.in_use:
+            known_keys = tuple(_key(key, name) for key in known.keys)
+            if name in known.names:
+                return Noise(known_keys)
+            known = replace(known, keys=known_keys)
+        return Noise(tuple(_key(key, name) for key in self.keys), known)
 
     def repeat(self, copies: int) -> "Noise":
         """Repeat every image `copies` times in a row, each copy with its own stream."""
-        given = self.given
-        if given is not None and given.live:  # the defense's own copies
-            given = replace(given, keys=_copies(given.keys, copies))
-        elif given is not None:
-            given = replace(given, keys=tuple(k for k in given.keys for _ in range(copies)))
-        return Noise(_copies(self.keys, copies), given)
+        known = self.known_noise
+        if known is not None and known.in_use:  # the defense's own copies
+            known = replace(known, keys=_copies(known.keys, copies))
+        elif known is not None:
+            known = replace(known, keys=tuple(k for k in known.keys for _ in range(copies)))
+        return Noise(_copies(self.keys, copies), known)
 
     def take(self, which: Iterable[int] | Tensor) -> "Noise":
         """The noise of the images at positions `which` of this batch.
@@ -127,38 +127,43 @@ class Noise:
             TypeError: A position is not a whole number.
             ValueError: A position lies beyond the batch, or the mask has another length.
         """
-        places = _listed(which)
-        if places and all(isinstance(place, bool | np.bool_) for place in places):
-            if len(places) != len(self.keys):
+        positions = _to_sequence(which)
+        if positions and all(isinstance(position, bool | np.bool_) for position in positions):
+            if len(positions) != len(self.keys):
                 raise ValueError(
                     f"the mask must have one entry for each of the noise's {len(self.keys)} "
-                    f"images, not {len(places)}"
+                    f"images, not {len(positions)}"
                 )
-            chosen = [i for i, taken in enumerate(places) if taken]
+            chosen = [i for i, is_taken in enumerate(positions) if is_taken]
         else:
-            chosen = [_whole(place) for place in places]
+            chosen = [_to_int(position) for position in positions]
         if chosen and max(chosen) >= len(self.keys):
             raise ValueError(
                 f"the noise is for {len(self.keys)} images, numbered from 0, and image "
                 f"{max(chosen)} was asked for"
             )
-        given = self.given
-        if given is not None:
-            given = replace(given, keys=tuple(given.keys[i] for i in chosen))
-        return Noise(tuple(self.keys[i] for i in chosen), given)
+        known = self.known_noise
+        if known is not None:
+            known = replace(known, keys=tuple(known.keys[i] for i in chosen))
+        return Noise(tuple(self.keys[i] for i in chosen), known)
 
     @classmethod
     def join(cls, parts: Sequence["Noise"]) -> "Noise":
         """Concatenate the noise of batches that all have the same part known, or none."""
         first, keys = parts[0], tuple(key for part in parts for key in part.keys)
-        if first.given is None:
+        if first.known_noise is None:
             return Noise(keys)
-        theirs = tuple(key for part in parts if part.given for key in part.given.keys)
-        return Noise(keys, replace(first.given, keys=theirs))
+        known_keys = tuple(
+            key for part in parts if part.known_noise for key in part.known_noise.keys
+        )
+        return Noise(keys, replace(first.known_noise, keys=known_keys))
 
-    def pooled(self, places: Sequence[int]) -> "Noise":
-        """One of a pool of fixed paths per image: path number `places[i]` for image i."""
-        keys = (_key(_key(key, "pool"), p) for key, p in zip(self.keys, places, strict=True))
+    def pooled(self, path_numbers: Sequence[int]) -> "Noise":
+        """One of a pool of fixed paths per image: number `path_numbers[i]` for image i."""
+        keys = (
+            _key(_key(key, "pool"), number)
+            for key, number in zip(self.keys, path_numbers, strict=True)
+        )
         return Noise(tuple(keys))
 
     def with_known_noise(
@@ -179,26 +184,27 @@ class Noise:
                 f"the attacker's noise is for {len(self)} images and the defense's for "
                 f"{len(secret)}: both must be for the same images"
             )
-        return replace(self, given=KnownNoise(secret.keys, frozenset(names), pool, options))
+        return replace(self, known_noise=KnownNoise(secret.keys, frozenset(names), pool, options))
 
-    def for_query(self, turn: int, copies: int = 1) -> "Noise":
-        """The noise that an attacker uses in query number `turn`.
+    def for_query(self, query_index: int, copies: int = 1) -> "Noise":
+        """The noise that an attacker uses in query number `query_index`.
 
         It has every image `copies` times in a row. Streams that are not known (`with_known_noise`)
-        are fresh for each turn and copy; known streams equal the defense's own. A defense whose
-        noise is partly fixed also draws in this way for its own answers, with turns of their own.
+        are fresh for each query and copy; known streams equal the defense's own. A defense whose
+        noise is partly fixed also draws in this way for its own answers, in queries of its own.
         """
-        own = self.child("draw", turn).repeat(copies)
-        given = own.given
-        if given is None:
-            return own
-        keys = given.keys
-        if given.pool:
-            places = [(turn * copies + c) % given.pool for c in range(copies)] * len(self)
-            keys = Noise(keys).pooled(places).keys
-        if not given.names and not given.options:
+        query_noise = self.child("draw", query_index).repeat(copies)
+        known = query_noise.known_noise
+        if known is None:
+            return query_noise
+        keys = known.keys
+        if known.pool:
+            first = query_index * copies
+            path_numbers = [(first + c) % known.pool for c in range(copies)] * len(self)
+            keys = Noise(keys).pooled(path_numbers).keys
+        if not known.names and not known.options:
             return Noise(keys)
-        return replace(own, given=replace(given, keys=keys, pool=0, live=True))
+        return replace(query_noise, known_noise=replace(known, keys=keys, pool=0, in_use=True))
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers, shaped like `like` (B, ...), on its device."""
@@ -214,7 +220,7 @@ class Noise:
         For a GPU: the CPU draws the numbers while this thread still launches earlier work.
         """
         drawing = _drawing_thread(os.getpid()).submit(self._on_host, like, _standard_normal)
-        return _DrawnAhead(self.keys, self.given, drawing)
+        return _DrawnAhead(self.keys, self.known_noise, drawing)
 
     def _fill(self, like: Tensor, draw: Draw) -> Tensor:
         return self._on_host(like, draw).to(like, non_blocking=True)
@@ -225,10 +231,10 @@ class Noise:
                 f"the noise is for {len(self.keys)} images, and the batch has {len(like)}: "
                 "noise.take(which) selects the noise of some images"
             )
-        _DRAWN[0] += 1
+        _DRAW_COUNT[0] += 1
         out = np.empty((len(like), like[0].numel() if len(like) else 0), dtype=np.float32)
-        keys, threads = self._drawn(), torch.get_num_threads()
-        parts = min(threads, out.size // PART)
+        keys, threads = self._drawn_keys(), torch.get_num_threads()
+        parts = min(threads, out.size // MIN_NUMBERS_PER_THREAD)
         if parts > 1:  # NumPy releases the interpreter's lock while it draws
             edges = [len(keys) * i // parts for i in range(parts + 1)]
             spans = [slice(low, high) for low, high in pairwise(edges)]
@@ -240,12 +246,14 @@ class Noise:
         # A copy from pinned memory does not wait for the device to finish earlier work.
         return drawn.pin_memory() if like.is_cuda else drawn
 
-    def _drawn(self) -> tuple[int, ...]:
-        given = self.given
-        if given is None or not (given.live and given.options):
+    def _drawn_keys(self) -> tuple[int, ...]:
+        known = self.known_noise
+        if known is None or not (known.in_use and known.options):
             return self.keys
-        pairs = zip(given.keys, self.keys, strict=True)
-        return tuple(_key(theirs, "option", own % given.options) for theirs, own in pairs)
+        pairs = zip(known.keys, self.keys, strict=True)
+        return tuple(
+            _key(known_key, "option", own_key % known.options) for known_key, own_key in pairs
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -286,8 +294,13 @@ def drawn_so_far() -> tuple[object, ...]:
     states = [torch.get_rng_state()]
     if torch.cuda.is_initialized():
         states += torch.cuda.get_rng_state_all()
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
-    return _DRAWN[0], *(s.numpy().tobytes() for s in states), repr(numpy), random.getstate()
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
+    return (
+        _DRAW_COUNT[0],
+        *(s.numpy().tobytes() for s in states),
+        repr(numpy_state),
+        random.getstate(),
+    )
 
 
 @lru_cache
@@ -298,13 +311,13 @@ def _drawing_thread(process: int) -> ThreadPoolExecutor:
 
 def permutation(size: int, seed: int, *path: StreamName) -> list[int]:
     """Return the numbers 0 .. size - 1 in an order that depends only on the arguments."""
-    source = torch.Generator().manual_seed(_key(_whole(seed), *map(_name, path)))
+    source = torch.Generator().manual_seed(_key(_to_int(seed), *map(_name, path)))
     return torch.randperm(size, generator=source).tolist()
 
 
 def seed_torch(seed: int, *path: StreamName) -> None:
     """Seed torch's global generators, for the initial weights of a network and for dropout."""
-    torch.manual_seed(_key(_whole(seed), *map(_name, path)))
+    torch.manual_seed(_key(_to_int(seed), *map(_name, path)))
 
 
 @contextmanager
@@ -313,8 +326,8 @@ def seeded(noise: Noise) -> Iterator[None]:
 
     This makes third-party code, which draws from them, repeatable for the same batch of images.
     """
-    seed, ours, theirs = _key(*noise.keys), random.getstate(), np.random.get_state()  # noqa: NPY002
-    _DRAWN[0] += 1
+    seed, python_state, numpy_state = _key(*noise.keys), random.getstate(), np.random.get_state()  # noqa: NPY002
+    _DRAW_COUNT[0] += 1
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -322,17 +335,17 @@ def seeded(noise: Noise) -> Iterator[None]:
         try:
             yield
         finally:
-            np.random.set_state(theirs)  # noqa: NPY002
-            random.setstate(ours)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
 
 
-def _listed(values: Iterable[Any] | Tensor) -> Sequence[Any]:
+def _to_sequence(values: Iterable[Any] | Tensor) -> Sequence[Any]:
     if isinstance(values, Tensor | np.ndarray):
         return values.tolist()
     return values if isinstance(values, range | list | tuple) else list(values)
 
 
-def _whole(value: Any) -> int:
+def _to_int(value: Any) -> int:
     """Convert a whole number of Python or NumPy to an int, so that equal ones give equal keys."""
     if type(value) is int:
         return value
@@ -347,7 +360,7 @@ def _whole(value: Any) -> int:
 
 
 def _name(value: Any) -> StreamName:
-    return str(value) if isinstance(value, str) else _whole(value)
+    return str(value) if isinstance(value, str) else _to_int(value)
 
 
 def _copies(keys: Sequence[int], copies: int) -> tuple[int, ...]:

@@ -55,8 +55,8 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> 
         ValueError: A value is not allowed.
     """
     for name, hint in hints(function).items():
-        if name in values and (wrong := complaint(hint, values[name])):
-            raise ValueError(f"{name} {wrong}")
+        if name in values and (problem := violation(hint, values[name])):
+            raise ValueError(f"{name} {problem}")
 
 
 def check_fields(part: object) -> None:
@@ -74,12 +74,12 @@ def checked_dataclass(part: type[Part]) -> type[Part]:
 
     The class's own `__post_init__`, if any, runs after the check.
     """
-    own: Callable[[Part], None] | None = part.__dict__.get("__post_init__")
+    own_post_init: Callable[[Part], None] | None = part.__dict__.get("__post_init__")
 
     def check(self: Part) -> None:
         check_fields(self)
-        if own is not None:
-            own(self)
+        if own_post_init is not None:
+            own_post_init(self)
 
     part.__post_init__ = check  # pyright: ignore[reportAttributeAccessIssue]
     return dataclass(frozen=True)(part)
@@ -89,13 +89,13 @@ def checked_dataclass(part: type[Part]) -> type[Part]:
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The types of a function's or class's arguments, with ranges; {} if these do not resolve."""
     try:
-        of: Any = function.__init__ if inspect.isclass(function) else function
-        return get_type_hints(of, include_extras=True)
+        target: Any = function.__init__ if inspect.isclass(function) else function
+        return get_type_hints(target, include_extras=True)
     except (NameError, TypeError, AttributeError):
         return {}
 
 
-def complaint(hint: Any, value: Any) -> str | None:
+def violation(hint: Any, value: Any) -> str | None:
     """Say what is wrong with a value of the right type, as in "must be 1 or more, not 0", or None.
 
     True and False do not count as numbers.
@@ -104,11 +104,11 @@ def complaint(hint: Any, value: Any) -> str | None:
         return None
     if _is_bool_for_number(hint, value):
         return f"must be a number, not {str(value).lower()}"
-    words, bounds = _words(hint), limits(hint)
+    words, limits = _literal_words(hint), bounds(hint)
     if words and isinstance(value, str) and value not in words:
         return f"must be one of {', '.join(map(str, words))}, not {value!r}"
-    if bounds and isinstance(value, int | float) and not _within(bounds, value):
-        note = remark(hint)
+    if limits and isinstance(value, int | float) and not _within(limits, value):
+        note = range_note(hint)
         return f"must be {range_text(hint)}{f' ({note})' if note else ''}, not {value}"
     return None
 
@@ -116,32 +116,38 @@ def complaint(hint: Any, value: Any) -> str | None:
 def choices(hint: Any) -> tuple[Any, ...]:
     """The words that an option accepts, if it accepts nothing but these (or None)."""
     others = [p for p in _parts(hint) if get_origin(p) is not Literal and p is not type(None)]
-    return () if others else _words(hint)
+    return () if others else _literal_words(hint)
 
 
-def limits(hint: Any) -> dict[str, float]:
+def bounds(hint: Any) -> dict[str, float]:
     """The bounds of a number: those of `ge`, `gt`, `le`, and `lt` that it has."""
-    found: dict[str, float] = {}
+    limits: dict[str, float] = {}
     for part in _parts(hint):
-        for note in getattr(part, "__metadata__", ()):
-            for bound in note.metadata if isinstance(note, FieldInfo) else ():
-                found |= {key: getattr(bound, key) for key in _WITHIN if hasattr(bound, key)}
-    return found
+        for annotation in getattr(part, "__metadata__", ()):
+            for constraint in annotation.metadata if isinstance(annotation, FieldInfo) else ():
+                limits |= {
+                    key: getattr(constraint, key) for key in _SATISFIES if hasattr(constraint, key)
+                }
+    return limits
 
 
-def remark(hint: Any) -> str:
+def range_note(hint: Any) -> str:
     """What a type says about a number besides its range, such as its unit; "" for nothing."""
-    notes = [note for part in _parts(hint) for note in getattr(part, "__metadata__", ())]
+    annotations = [
+        annotation for part in _parts(hint) for annotation in getattr(part, "__metadata__", ())
+    ]
     descriptions = [
-        note.description for note in notes if isinstance(note, FieldInfo) and note.description
+        annotation.description
+        for annotation in annotations
+        if isinstance(annotation, FieldInfo) and annotation.description
     ]
     return descriptions[-1] if descriptions else ""
 
 
 def range_text(hint: Any) -> str:
     """Describe the range of a number: "1 or more", "above 0 and at most 1"; "" without bounds."""
-    bounds = limits(hint)
-    ge, gt, le, lt = (_plain(bounds.get(key)) for key in ("ge", "gt", "le", "lt"))
+    limits = bounds(hint)
+    ge, gt, le, lt = (_plain(limits.get(key)) for key in ("ge", "gt", "le", "lt"))
     if ge and le:
         return f"from {ge} to {le}"
     if ge and lt:
@@ -152,7 +158,7 @@ def range_text(hint: Any) -> str:
     return f"above {gt} and {upper}" if gt else upper
 
 
-_WITHIN: dict[str, Callable[[float, float], bool]] = {
+_SATISFIES: dict[str, Callable[[float, float], bool]] = {
     "ge": lambda value, bound: value >= bound,
     "gt": lambda value, bound: value > bound,
     "le": lambda value, bound: value <= bound,
@@ -160,7 +166,7 @@ _WITHIN: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-def _words(hint: Any) -> tuple[Any, ...]:
+def _literal_words(hint: Any) -> tuple[Any, ...]:
     """The words that a text must be among; () if any text, or also a number, is accepted."""
     kinds = [get_args(part)[0] if get_origin(part) is Annotated else part for part in _parts(hint)]
     if any(kind in (str, Path, Any, int, float, bool) for kind in kinds):
@@ -176,11 +182,11 @@ def _is_bool_for_number(hint: Any, value: Any) -> bool:
     if not isinstance(value, list | tuple):
         return False
     inner = [kind for part in parts for kind in get_args(part) if kind is not Ellipsis]
-    return any(_is_bool_for_number(kind, each) for kind in inner for each in value)
+    return any(_is_bool_for_number(kind, item) for kind in inner for item in value)
 
 
-def _within(bounds: Mapping[str, float], value: float) -> bool:
-    return all(_WITHIN[key](value, bound) for key, bound in bounds.items())
+def _within(limits: Mapping[str, float], value: float) -> bool:
+    return all(_SATISFIES[key](value, limit) for key, limit in limits.items())
 
 
 def _plain(bound: float | None) -> str:

@@ -49,24 +49,24 @@ def mean_interval(values: Sequence[float]) -> Mean:
         raise ValueError("a confidence interval of a mean needs at least two values")
     from scipy.special import stdtrit
 
-    half = float(stdtrit(array.size - 1, 0.975) * array.std(ddof=1) / array.size**0.5)
+    half_width = float(stdtrit(array.size - 1, 0.975) * array.std(ddof=1) / array.size**0.5)
     mean = float(array.mean())
-    return Mean(mean, mean - half, mean + half)
+    return Mean(mean, mean - half_width, mean + half_width)
 
 
 def bounded_mean_interval(
-    values: Sequence[float] | np.ndarray, least: float, most: float = np.inf
+    values: Sequence[float] | np.ndarray, lowest: float, highest: float = np.inf
 ) -> dict[str, float]:
-    """`mean`, `low`, and `high` of `mean_interval`, the bounds clipped to [`least`, `most`].
+    """`mean`, `low`, and `high` of `mean_interval`, the bounds clipped to [`lowest`, `highest`].
 
     Raises:
         ValueError: There are fewer than two values.
     """
     mean, low, high = mean_interval([float(value) for value in values])
-    return {"mean": mean, "low": max(low, least), "high": min(high, most)}
+    return {"mean": mean, "low": max(low, lowest), "high": min(high, highest)}
 
 
-def change_of(gaps: Sequence[float], draws: int) -> Mean:
+def paired_difference_interval(differences: Sequence[float], draws: int) -> Mean:
     """The mean of paired differences of rates in [0, 1], one per image, with its 95 % interval.
 
     The interval is that of Agresti and Min (2005) for pairs, which adds two images with opposite
@@ -74,20 +74,20 @@ def change_of(gaps: Sequence[float], draws: int) -> Mean:
     added squared differences are divided by `draws`, like the variance of a mean of that many.
 
     Args:
-        gaps: One per image, each the mean of `draws` differences.
+        differences: One per image, each the mean of `draws` differences.
         draws: Draws per image.
 
     Raises:
         ValueError: There are no images.
     """
-    values = np.asarray(gaps, dtype=float)
+    values = np.asarray(differences, dtype=float)
     if not values.size:
         raise ValueError("a mean of no images is not a number")
     n = values.size + 2
-    middle = float(values.sum()) / n
-    spread = (float((values**2).sum()) + 1 / draws) / n - middle**2
-    half = Z * (spread / n) ** 0.5
-    return Mean(float(values.mean()), middle - half, middle + half)
+    shrunk_mean = float(values.sum()) / n
+    spread = (float((values**2).sum()) + 1 / draws) / n - shrunk_mean**2
+    half_width = Z * (spread / n) ** 0.5
+    return Mean(float(values.mean()), shrunk_mean - half_width, shrunk_mean + half_width)
 
 
 def wilson(hits: int, total: int) -> Share:
@@ -101,18 +101,19 @@ def wilson(hits: int, total: int) -> Share:
     return _wilson(hits / total, total)
 
 
-def mcnemar(one: int, other: int) -> float:
+def mcnemar(only_first: int, only_second: int) -> float:
     """The p-value of McNemar's exact two-sided test (1947) that neither side of pairs is better.
 
-    It is the probability that the heads and tails of `one + other` fair coins differ at least as
-    much as `one` and `other`; 1 if no pair disagrees.
+    It is the probability that the heads and tails of `only_first + only_second` fair coins
+    differ at least as much as these two numbers; 1 if no pair disagrees.
 
     Args:
-        one: Number of pairs in which only the first side is right.
-        other: Number of pairs in which only the second side is right.
+        only_first: Number of pairs in which only the first side is right.
+        only_second: Number of pairs in which only the second side is right.
     """
-    n, ways, tail = one + other, 1, 1  # ways to get `heads` heads, and at most that many
-    for heads in range(min(one, other)):
+    n = only_first + only_second
+    ways = tail = 1  # the ways to get `heads` heads, and at most that many
+    for heads in range(min(only_first, only_second)):
         ways = ways * (n - heads) // (heads + 1)
         tail += ways
     return min(1.0, 2 * tail / 2**n)
@@ -128,7 +129,7 @@ def lower_bound(hits: int, total: int, alpha: float) -> float:
     return float(betaincinv(hits, total - hits + 1, alpha)) if hits else 0.0
 
 
-def mean_of(rates: Sequence[float], draws: float) -> Share:
+def mean_rate_interval(rates: Sequence[float], draws: float) -> Share:
     """The mean of one rate in [0, 1] per image, with an interval over images.
 
     This is Wilson's interval with an effective number of trials: the tosses after which the mean of
@@ -146,13 +147,13 @@ def mean_of(rates: Sequence[float], draws: float) -> Share:
     values = np.asarray(rates, dtype=float)
     if not values.size:
         raise ValueError("a mean of no images is not a number")
-    mean, n = float(values.mean()), float(values.size)
-    coin = mean * (1 - mean)
+    mean, trials = float(values.mean()), float(values.size)
+    coin_variance = mean * (1 - mean)
     # Shrink the variance of few images toward that of coins, with the weight of four images.
-    scatter = (float(values.var()) * values.size + 4 * coin) / (values.size + 4)
-    if scatter > 0:
-        n = min(max(n, coin / scatter * n), n * draws)
-    return _wilson(mean, n)
+    variance = (float(values.var()) * values.size + 4 * coin_variance) / (values.size + 4)
+    if variance > 0:
+        trials = min(max(trials, coin_variance / variance * trials), trials * draws)
+    return _wilson(mean, trials)
 
 
 def resubmissions(hits: Sequence[int], draws: int) -> list[Share]:
@@ -173,14 +174,14 @@ def resubmissions(hits: Sequence[int], draws: int) -> list[Share]:
     curve = []
     for m in range(1, draws + 1):
         rates = [comb(right, m) / comb(draws, m) for right in hits]
-        curve.append(mean_of(rates, draws / m))
+        curve.append(mean_rate_interval(rates, draws / m))
     return curve
 
 
 def _wilson(share: float, trials: float) -> Share:
     """Wilson's interval for a share of independent trials, whose number need not be whole."""
     center = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
-    scatter = share * (1 - share) / trials + Z**2 / (4 * trials**2)
-    half = Z / (1 + Z**2 / trials) * scatter**0.5
-    low, high = max(0.0, center - half), min(1.0, center + half)
+    variance = share * (1 - share) / trials + Z**2 / (4 * trials**2)
+    half_width = Z / (1 + Z**2 / trials) * variance**0.5
+    low, high = max(0.0, center - half_width), min(1.0, center + half_width)
     return Share(share, low if share > 0 else 0.0, high if share < 1 else 1.0)

@@ -12,7 +12,7 @@ from unfool.noise import Noise, permutation
 from unfool.ranges import NotNegative, check_fields
 
 Norm = Literal["linf", "l2", "l1", "l0"]
-SPARSE = 0.05  # the share of values that a step under l1 changes: those with the largest slopes
+SPARSE_SHARE = 0.05  # of the values, those with the largest slopes, which a step under l1 changes
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,11 @@ class Threat:
             return gradient.sign()
         if self.norm == "l1":
             return self._sparse(gradient, at)
-        peak = images(gradient.flatten(1).abs().amax(1)).clamp(min=torch.finfo(gradient.dtype).tiny)
+        peak = per_image(gradient.flatten(1).abs().amax(1)).clamp(
+            min=torch.finfo(gradient.dtype).tiny
+        )
         scaled = gradient / peak  # first, so that squares of tiny gradients do not vanish
-        return scaled / images(self.size(scaled)).clamp(min=torch.finfo(gradient.dtype).tiny)
+        return scaled / per_image(self.size(scaled)).clamp(min=torch.finfo(gradient.dtype).tiny)
 
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Project onto the allowed images: the nearest one, except for l2.
@@ -99,7 +101,7 @@ class Threat:
         if self.norm == "l0":
             inside = x_adv.clamp(0, 1)
             gain = (x_adv - x).square() - (x_adv - inside).square()
-            return torch.where(self._places(gain.sum(1, keepdim=True)), inside, x)
+            return torch.where(self._top_pixels(gain.sum(1, keepdim=True)), inside, x)
         delta = x_adv - x
         if self.norm == "l1":
             delta = delta.clamp(-8, 8)  # far outside the box, yet precise enough
@@ -107,9 +109,9 @@ class Threat:
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
         else:
-            far = torch.finfo(delta.dtype).max ** 0.25  # avoids an overflow of squares, and 0 * inf
-            delta = delta.clamp(-far, far)
-            size = images(self.size(delta))
+            largest = torch.finfo(delta.dtype).max ** 0.25  # no overflow of squares, and no 0 * inf
+            delta = delta.clamp(-largest, largest)
+            size = per_image(self.size(delta))
             delta = torch.where(size > self.eps, delta * (self.eps / size.clamp(min=1e-30)), delta)
         return (x + delta).clamp(0, 1)
 
@@ -119,22 +121,22 @@ class Threat:
         For l0: as many random pixels as the budget allows, with uniform values.
         """
         if self.norm == "l0":
-            places = self._places(noise.child("places").uniform(x[:, :1]))
-            return torch.where(places, noise.uniform(x), x)
+            mask = self._top_pixels(noise.child("places").uniform(x[:, :1]))
+            return torch.where(mask, noise.uniform(x), x)
         if self.norm == "linf":
             return self.project(x, x + self.eps * (2 * noise.uniform(x) - 1))
         radius = noise.child("radius").uniform(x[:, :1, :1, :1]) ** (1 / x[0].numel())
         return self.project(x, x + self.eps * radius * self._direction(x, noise))
 
-    def edge(self, x: Tensor, noise: Noise) -> Tensor:
+    def random_at_full_budget(self, x: Tensor, noise: Noise) -> Tensor:
         """A random image at the full budget: random signs for linf, a direction for l2 and l1.
 
         For l0: salt and pepper, random pixels whose channels all become 1 or all become 0. With the
         same noise, the pixels of a smaller budget are among those of a larger one.
         """
         if self.norm == "l0":
-            places = self._places(noise.child("places").uniform(x[:, :1]))
-            return torch.where(places, noise.uniform(x[:, :1]).round(), x)
+            mask = self._top_pixels(noise.child("places").uniform(x[:, :1]))
+            return torch.where(mask, noise.uniform(x[:, :1]).round(), x)
         return self.project(x, x + self.eps * self._direction(x, noise))
 
     def allows(self, x: Tensor, x_adv: Tensor, slack: float = 1e-5) -> Tensor:
@@ -153,7 +155,7 @@ class Threat:
         if at is not None:
             stopped = ((at + gradient.sign()).clamp(0, 1) == at).flatten(1)
         free = slopes.masked_fill(stopped, 0)
-        best = free.abs().topk(math.ceil(SPARSE * free.shape[1]), dim=1).indices
+        best = free.abs().topk(math.ceil(SPARSE_SHARE * free.shape[1]), dim=1).indices
         largest = torch.zeros_like(free).scatter(1, best, free.gather(1, best))
         size = largest.abs().sum(1, keepdim=True).clamp(min=1e-6)
         return (torch.where(stopped, slopes, largest) / size).view_as(gradient)
@@ -162,28 +164,31 @@ class Threat:
         """A random unit-norm direction: a corner for linf, else of a uniform point in the ball."""
         if self.norm != "l1":
             return self.steepest(noise.normal(x))
-        ends = 2 * noise.uniform(x) - 1
-        sizes = -torch.log1p(-ends.abs().clamp(max=1 - 1e-6)) * ends.sign()  # Laplace distributed
-        return sizes / images(self.size(sizes)).clamp(min=1e-30)
+        uniform = 2 * noise.uniform(x) - 1
+        # sizes that are Laplace distributed
+        sizes = -torch.log1p(-uniform.abs().clamp(max=1 - 1e-6)) * uniform.sign()
+        return sizes / per_image(self.size(sizes)).clamp(min=1e-30)
 
     def _shrunk(self, x: Tensor, delta: Tensor) -> Tensor:
         """The nearest change in l1 and the box: all sizes less one number, cut at 0 and the box."""
         sizes, room = delta.abs(), torch.where(delta > 0, 1 - x, x)
-        low = torch.zeros_like(images(sizes.flatten(1).amax(1)))
-        high = images(sizes.flatten(1).amax(1))
+        low = torch.zeros_like(per_image(sizes.flatten(1).amax(1)))
+        high = per_image(sizes.flatten(1).amax(1))
         inside = self.size(torch.minimum(sizes, room)) <= self.eps
         for _ in range(50):  # bisection, beyond the precision of float32
             middle = (low + high) / 2
-            fits = images(self.size(torch.minimum((sizes - middle).clamp(min=0), room)) <= self.eps)
-            low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
-        less = torch.where(images(inside), 0, high)
-        return delta.sign() * torch.minimum((sizes - less).clamp(min=0), room)
+            is_within = per_image(
+                self.size(torch.minimum((sizes - middle).clamp(min=0), room)) <= self.eps
+            )
+            low, high = torch.where(is_within, low, middle), torch.where(is_within, middle, high)
+        shrinkage = torch.where(per_image(inside), 0, high)
+        return delta.sign() * torch.minimum((sizes - shrinkage).clamp(min=0), room)
 
-    def _places(self, worth: Tensor) -> Tensor:
+    def _top_pixels(self, scores: Tensor) -> Tensor:
         """A mask of as many pixels as l0 allows, those with the largest worth (B, 1, H, W)."""
-        flat = worth.flatten(1)
+        flat = scores.flatten(1)
         best = flat.topk(int(min(self.eps, 1) * flat.shape[1] + 1e-6), dim=1).indices
-        return torch.zeros_like(flat, dtype=torch.bool).scatter(1, best, True).view_as(worth)
+        return torch.zeros_like(flat, dtype=torch.bool).scatter(1, best, True).view_as(scores)
 
 
 def _number(text: str) -> float:
@@ -197,9 +202,9 @@ def _number(text: str) -> float:
         ) from None
 
 
-def images(per_image: Tensor) -> Tensor:
-    """Reshape numbers (B,) to (B, 1, 1, 1), to broadcast over images."""
-    return per_image[:, None, None, None]
+def per_image(values: Tensor) -> Tensor:
+    """Reshape one value per image (B,) to (B, 1, 1, 1), to broadcast over the image's pixels."""
+    return values[:, None, None, None]
 
 
 @dataclass(frozen=True)
@@ -230,7 +235,7 @@ class Knowledge:
     def reveal(self, noise: Noise, secret: Noise) -> Noise:
         """The noise of an attacker who knows this part of `secret` and draws the rest from `noise`.
 
-        Attacks use this noise, and the defense uses it to answer, with the queries of `turns`.
+        Attacks use this noise, and the defense uses it to answer, in the queries `query_indices`.
         """
         if self.word == "both":
             return noise.with_known_noise(secret)
@@ -241,7 +246,7 @@ class Knowledge:
             )
         return noise.with_known_noise(secret, (self.word,))
 
-    def turns(self, draws: int) -> list[int]:
+    def query_indices(self, draws: int) -> list[int]:
         """The query numbers of `draws` answers of the defense; only one if nothing is random.
 
         If the noise comes from a pool of paths, the defense takes them in an order of its own:

@@ -73,7 +73,7 @@ def test_a_multiple_of_the_identity_has_its_factor(scale: float):
     found = rates(lambda x, noise: scale * x)
     for kind in (RANDOM, ADVERSARIAL):
         assert np.allclose(found.rates[kind], scale, atol=1e-5), kind
-    at = found.summary()["sizes"][found.main]
+    at = found.summary()["sizes"][found.budget_index]
     assert at["size"] == 1
     assert at[RANDOM]["rate"]["mean"] == pytest.approx(scale, abs=1e-5)
     assert at["length"] == pytest.approx(8 / 255 * 4)

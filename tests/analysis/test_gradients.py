@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unfool import Noise, Purified
-from unfool.analysis.gradients import compare
+from unfool.analysis.gradients import compare_gradients
 from unfool.analysis.inputs import load_inputs
 from unfool.cli.main import run
 
@@ -17,7 +17,7 @@ SDE = ["purifier={name: diffpure, t: 0.3, steps: 8, sampler: sde}"]
 def found(changes=(), **options):
     seen = load_inputs("blobs", list(changes), None, images=4, device="cpu")
     settings = {"draws": 2, "directions": 3, "repeats": 1, "quiet": True} | options
-    return compare(seen.model, seen.x, seen.y, seen.noise, **settings)
+    return compare_gradients(seen.model, seen.x, seen.y, seen.noise, **settings)
 
 
 def rows(gradients):
@@ -28,7 +28,7 @@ def test_only_the_exact_gradient_is_that_of_finite_differences():
     chain = ["purifier={name: diffpure, t: 0.3, steps: 20, sampler: ddpm}"]
     gradients = found(chain, coarse=5)
     told = rows(gradients)
-    assert gradients.precise
+    assert gradients.in_float64
     assert told["exact"]["slope_error"]["mean"] < 1e-4
     assert told["exact, whole graph"]["error"]["mean"] < 1e-4
     assert told["exact"]["cosine"]["mean"] == pytest.approx(1)
@@ -63,7 +63,7 @@ class Rounding(torch.nn.Module):
 def test_a_gradient_masked_by_rounding_is_found_out():
     seen = load_inputs("blobs", [], None, images=4, device="cpu")
     model = Purified(seen.model.model.classifier, Rounding())  # pyright: ignore
-    gradients = compare(
+    gradients = compare_gradients(
         model, seen.x, seen.y, seen.noise, draws=1, directions=4, repeats=1, quiet=True
     )
     errors = gradients.slope_errors()[0]
@@ -81,16 +81,18 @@ def test_a_model_of_float32_only_is_compared_in_float32():
         0.5 + 0.1 * Noise.of(1, range(3)).normal(torch.zeros(3, 1, 4, 4)),
         torch.tensor([0, 1, 0]),
     )
-    gradients = compare(Picky(), x, y, Noise.of(0, range(3)), directions=4, repeats=1, quiet=True)
-    assert not gradients.precise
+    gradients = compare_gradients(
+        Picky(), x, y, Noise.of(0, range(3)), directions=4, repeats=1, quiet=True
+    )
+    assert not gradients.in_float64
     assert gradients.slope_errors().max() < 0.05
 
 
 def test_an_image_alone_has_the_same_gradients():
     seen = load_inputs("blobs", SDE, None, images=3, device="cpu")
     options = {"draws": 2, "directions": 2, "repeats": 1, "quiet": True}
-    both = compare(seen.model, seen.x, seen.y, seen.noise, **options)
-    alone = compare(seen.model, seen.x[1:2], seen.y[1:2], seen.noise.take([1]), **options)
+    both = compare_gradients(seen.model, seen.x, seen.y, seen.noise, **options)
+    alone = compare_gradients(seen.model, seen.x[1:2], seen.y[1:2], seen.noise.take([1]), **options)
     assert np.allclose(both.gradients[:, 1:2], alone.gradients, rtol=1e-4, atol=1e-6)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from unfool import distances
-from unfool.analysis.inputs import load_inputs, whole_chain
+from unfool.analysis.inputs import load_generative_denoiser, load_inputs
 from unfool.analysis.purification import Purification, purification
 from unfool.analysis.samples import REAL, Samples, features, frechet, samples
 from unfool.attacks.pgd import PGD
@@ -37,21 +37,21 @@ def look(at, purifier=None, **options):
 
 def test_a_purifier_that_does_nothing_leaves_all():
     found = look(seen(), lambda x, noise: x)
-    assert np.allclose(found.left, 1, atol=1e-5)
+    assert np.allclose(found.remaining, 1, atol=1e-5)
     for metric in ("l2", "linf", "ssim"):
         before, after = (found.distances[row][metric] for row in ("attacked", "attacked, purified"))
         assert np.allclose(before, after), metric
     assert not found.distances["clean, purified"]["l2"].any()
     assert list(found.distances) == ["attacked", "clean, purified", "attacked, purified"]
     assert found.summary()["nearer"]["l2"]["accuracy"] == 0, "as near is not nearer"
-    assert found.noise is None
+    assert found.noise_std is None
 
 
 def test_a_perfect_purifier_leaves_nothing():
     at = seen()
     perfect = at.x.clone()
     found = look(at, lambda x, noise: perfect + 0 * x)
-    assert not found.left.any()
+    assert not found.remaining.any()
     assert not found.distances["attacked, purified"]["l2"].any()
     assert found.summary()["nearer"]["l2"]["accuracy"] == 1
     assert np.abs(found.distances["attacked"]["linf"] - 0.2).max() < 0.2
@@ -62,27 +62,27 @@ def test_noise_alone_is_the_forward_noise_of_the_defense():
     found = look(at)
     assert isinstance(at.model.model, Purified)
     purifier: Any = at.model.model.purifier
-    assert found.noise == pytest.approx(purifier.pixel_noise)
+    assert found.noise_std == pytest.approx(purifier.pixel_noise)
     stream = at.noise.child("held", 0).child("purify")
     wanted = purifier.pixel_noise * stream.child("forward").normal(at.x)
-    noised = torch.from_numpy(found.pictures["clean, noise only"])
+    noised = torch.from_numpy(found.images["clean, noise only"])
     assert torch.allclose(noised, at.x + wanted, atol=1e-6)
     assert np.allclose(
         found.distances["clean, noise only"]["l2"][:, 0], wanted.flatten(1).norm(dim=1), atol=1e-4
     )
     assert np.array_equal(
-        found.distances["clean, noise only"]["l2"].shape, found.right["clean, purified"].shape
+        found.distances["clean, noise only"]["l2"].shape, found.correct["clean, purified"].shape
     )
 
 
 @pytest.mark.parametrize("sampler", ["ode", "ddim", "heun"])
 def test_of_a_deterministic_purifier_all_draws_are_the_same(sampler: str):
     found = look(seen(f"purifier={{name: coup, t: 0.3, steps: 3, sampler: {sampler}}}"))
-    assert found.noise is None
+    assert found.noise_std is None
     assert list(found.distances) == ["attacked", "clean, purified", "attacked, purified"]
     for told in (
-        found.left,
-        found.right["attacked, purified"],
+        found.remaining,
+        found.correct["attacked, purified"],
         found.distances["attacked, purified"]["l2"],
     ):
         assert told.shape == (6, 2)
@@ -98,9 +98,9 @@ def test_what_it_needs_is_told():
     with pytest.raises(ValueError, match="no purifier"):
         purification(bare, at.x, at.y, at.threat, at.noise, quiet=True)
     with pytest.raises(SpecError, match="no denoiser"):
-        whole_chain({"classifier": {"name": "bayes"}}, torch.device("cpu"))
+        load_generative_denoiser({"classifier": {"name": "bayes"}}, torch.device("cpu"))
     with pytest.raises(SpecError, match=r"trained up to t = 0\.3"):
-        whole_chain(
+        load_generative_denoiser(
             {
                 "classifier": {"name": "bayes"},
                 "denoiser": {"name": "trained", "weights": "cifar10-denoiser-small"},
@@ -174,7 +174,7 @@ def test_features_go_into_the_last_linear_layer():
 
     noise = Noise.of(0, range(5))
     x = noise.normal(torch.empty(5, 1, 2, 2))
-    torch.testing.assert_close(features(Two(), x, noise, rows=2), network[:3](x))
+    torch.testing.assert_close(features(Two(), x, noise, batch_size=2), network[:3](x))
     assert torch.equal(features(lambda x, noise: x.flatten(1), x, noise), x.flatten(1))
 
 
@@ -185,7 +185,15 @@ def test_the_right_model_generates_what_is_alike():
     x = (means[y] + 0.2 * noise.normal(torch.empty(64, 1, 2, 2)) + 1) / 2
     denoisers = {"right": Mixture(means, 0.2), "wrong": Mixture(means + 0.4, 0.2)}
     found = samples(
-        denoisers, lambda x, noise: x.flatten(1), x, y, noise, steps=20, sets=2, rows=16, quiet=True
+        denoisers,
+        lambda x, noise: x.flatten(1),
+        x,
+        y,
+        noise,
+        steps=20,
+        sets=2,
+        batch_size=16,
+        quiet=True,
     )
     assert found.size == 32
     mean = {name: sum(values) / 2 for name, values in found.distances.items()}

@@ -12,7 +12,15 @@ from PIL import Image
 
 from unfool.analysis.inputs import load_inputs
 from unfool.analysis.landscape import Landscape, landscape
-from unfool.analysis.trajectories import DW, EOT, WHITE, Runs, Trajectories, flat, trajectories
+from unfool.analysis.trajectories import (
+    DW,
+    EOT,
+    WHITE,
+    Runs,
+    Trajectories,
+    stack_iterates,
+    trajectories,
+)
 from unfool.argument_checks import images_of_any_range
 from unfool.attacks.losses import LOSSES
 from unfool.cli.main import run
@@ -64,7 +72,7 @@ def test_shapes_starts_and_bounds():
             assert np.allclose(runs.heights[kind][:, :, -1], runs.losses[kind][:2])
             first = runs.heights[kind][:, :, 0]
             assert np.allclose(first, first[:, :1])  # the same image, the same draws
-    points, where = flat(found.runs, 0)
+    points, where = stack_iterates(found.runs, 0)
     assert len(points) == 7 * 6
     assert [name for name, _, _ in where] == [DW, *[WHITE] * 3, *[EOT] * 3]
 
@@ -187,7 +195,7 @@ def test_a_landscape_opens_every_model_before_it_draws(elsewhere, mistake, monke
 
 
 def test_one_image_is_opened_as_among_others():
-    one, many = (load_inputs("blobs", SPEC, None, n, device="cpu", image=1) for n in (None, 3))
+    one, many = (load_inputs("blobs", SPEC, None, n, device="cpu", position=1) for n in (None, 3))
     assert one.indices == many.indices[1:2]
     assert torch.equal(one.x, many.x[1:2])
     assert torch.equal(one.y, many.y[1:2])

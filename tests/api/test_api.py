@@ -315,7 +315,7 @@ def test_a_run_from_python_keeps_what_a_function_asked(network, tensors, tmp_pat
 
 SCRIPT = """
 from torch import nn
-from unfool.api.spec_from_objects import contents
+from unfool.api.spec_from_objects import hash_contents
 
 STRENGTH = 0.5
 
@@ -328,7 +328,7 @@ class Net(nn.Module):
             return y.mean((1, 2, 3))
         return mean(shade(x))[:, None]
 
-print(contents(Net()))
+print(hash_contents(Net()))
 """
 
 

@@ -5,7 +5,7 @@ from scipy import stats
 from torch import nn
 
 from unfool.noise import Noise
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
 SIZE, SHAPE = 6, (3, 4, 4)
 NOISE = Noise.of(0, range(SIZE))
@@ -93,7 +93,7 @@ def lead(x, y):
 
 def worst(threat, x, y):
     """The best attack on a linear model, where the box allows it."""
-    up = images((1 - 2 * y).to(x))
+    up = per_image((1 - 2 * y).to(x))
     way = WEIGHT.sign() if threat.norm == "linf" else WEIGHT / WEIGHT.norm()
     return x + threat.eps * up * way
 

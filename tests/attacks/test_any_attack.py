@@ -18,7 +18,7 @@ from unfool.attacks.random_search import RandomSearch
 from unfool.attacks.square import Square
 from unfool.attacks.stadv import StAdv
 from unfool.attacks.views import Batched
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
 ATTACKS = {
     "apgd": APGD(4, eot=2, loss="dlr"),
@@ -98,7 +98,7 @@ def test_fgsm_is_one_step_of_signs():
 
 def test_random_search_returns_the_worst_of_its_points():
     threat, model = THREATS["l2"], Linear()
-    points = [X, *(threat.edge(X, NOISE.child("try", i)) for i in range(1, 9))]
+    points = [X, *(threat.random_at_full_budget(X, NOISE.child("try", i)) for i in range(1, 9))]
     leads = torch.stack([model(p, NOISE).gather(1, Y[:, None])[:, 0] for p in points])
     found = RandomSearch(8)(model, X, Y, threat, NOISE)
     assert torch.equal(found, torch.stack(points)[leads.argmin(0), torch.arange(SIZE)])
@@ -111,7 +111,7 @@ def test_of_equals_the_first_is_chosen_and_what_is_no_number_last():
         return torch.stack([1 + level, level], 1)
 
     y = torch.arange(SIZE) % 2  # of what is no number, the highest is said to be class 0
-    first, second, broken = X, X + 0.01, images(torch.ones(SIZE)).to(X).expand_as(X)
+    first, second, broken = X, X + 0.01, per_image(torch.ones(SIZE)).to(X).expand_as(X)
     found = choose(model, y, [broken, first, second], "margin", NOISE, 2)
     assert torch.equal(found, first)
 

@@ -5,7 +5,7 @@ import torch
 
 from unfool.attacks.apgd import APGD
 from unfool.attacks.autoattack import AutoAttack
-from unfool.attacks.batch_queue import serve, serve_apart
+from unfool.attacks.batch_queue import serve, serve_images
 from unfool.attacks.losses import Query, query_model, recording_losses
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
@@ -125,7 +125,10 @@ def test_a_cascade_takes_it_too():
 
 
 def test_a_search_is_sent_what_look_says():
-    queries = [Query(X[:4], Y[:4], "margin", NOISE.take(range(4)), turn, 3) for turn in (0, 1)]
+    queries = [
+        Query(X[:4], Y[:4], "margin", NOISE.take(range(4)), query_index, 3)
+        for query_index in (0, 1)
+    ]
 
     def search(query):
         return (yield query)
@@ -142,4 +145,4 @@ def test_serve_apart_keeps_the_order():
         return X[which]
 
     for apart in (True, False):
-        assert torch.equal(serve_apart(Batched(MODEL, 4), search, SIZE, apart), X)
+        assert torch.equal(serve_images(Batched(MODEL, 4), search, SIZE, apart), X)

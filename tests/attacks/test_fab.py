@@ -5,7 +5,7 @@ import torch
 from analytic import NOISE, THREATS, WEIGHT, Blurred, Linear, X, Y, accuracy, lead, many, worst
 from scipy.optimize import linprog, minimize
 
-from unfool.attacks.fab import BEYOND, FAB, stretched, to_plane
+from unfool.attacks.fab import FAB, STEP_LENGTH, stretched, to_plane
 from unfool.threat import Threat
 
 GAIN = torch.tensor([0.3, -0.3, 1.0, -1.0, 0.05, 0.0], dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_the_nearest_image_across_is_found(norm):
     assert (lead(nearest, Y) < 0).all()
     slope = (lead(X, Y) - lead(worst(threat, X, Y), Y)) / threat.eps
     least = lead(X, Y) / slope
-    assert (threat.size(nearest - X) <= BEYOND * least + 1e-9).all()
+    assert (threat.size(nearest - X) <= STEP_LENGTH * least + 1e-9).all()
 
 
 @pytest.mark.parametrize("norm", THREATS)

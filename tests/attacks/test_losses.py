@@ -64,9 +64,9 @@ def test_margin_never_takes_the_true_class_for_the_best_wrong_one():
     assert float(margin(torch.full((1, 3), -1e30), torch.tensor([2]))) == 0
 
 
-def one_by_one(loss: Loss, turn: int, draws: int):
+def one_by_one(loss: Loss, query_index: int, draws: int):
     """Loss, error and gradient of every image in every draw, one model call each."""
-    copies, model, out = NOISE.for_query(turn, draws), Crooked(), []
+    copies, model, out = NOISE.for_query(query_index, draws), Crooked(), []
     for i in range(SIZE):
         for c in range(draws):
             x = X[i : i + 1].clone().requires_grad_()
@@ -92,7 +92,9 @@ def test_look_is_the_mean_of_single_draws(loss, rows, draws: int):
 
 
 def test_turns_meet_draws_of_their_own_and_the_same_turn_the_same():
-    first, second = (query_model(Crooked(), X, Y, "ce", NOISE, turn, 2) for turn in (0, 1))
+    first, second = (
+        query_model(Crooked(), X, Y, "ce", NOISE, query_index, 2) for query_index in (0, 1)
+    )
     assert (first.loss != second.loss).all()
     again = query_model(Crooked(), X, Y, "ce", NOISE, 0, 2)
     assert torch.equal(first.gradient, again.gradient)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from unfool.attacks.low_frequency import LowFrequency, filtered
 from unfool.attacks.perceptual import PerceptualPGD, within
 from unfool.distances import INPUT
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
 NONE = Threat("linf", 0.0)  # which bounds none of them
 LARGE = 0.3 + 0.4 * NOISE.child("large").uniform(torch.zeros(SIZE, 3, 12, 12, dtype=torch.float64))
@@ -93,7 +93,7 @@ def test_it_smooths_away_what_only_fine_detail_says():
 
 
 def test_images_alike_in_color_cannot_be_changed():
-    gray = torch.full_like(LARGE, 0.4) + images(Y.to(LARGE)) * 0.1
+    gray = torch.full_like(LARGE, 0.4) + per_image(Y.to(LARGE)) * 0.1
     found = LowFrequency(5)(plane, gray, torch.zeros_like(Y), NONE, NOISE)
     assert torch.allclose(found, gray)
 

@@ -298,7 +298,7 @@ def test_it_breaks_a_real_defense_more_than_chance_does():
     y = torch.tensor([data[i][1] for i in range(size)])
     model = Purified(bayes(), DiffPure(mixture(), t=0.3, steps=5))
     found = PGD(steps=10, eot=4)(model, x, y, threat, noise.child("search"))
-    control = threat.edge(x, noise.child("control"))
+    control = threat.random_at_full_budget(x, noise.child("control"))
 
     def accuracy(at):
         chosen = predict_draws(model, at, noise.child("verdict"), 8)

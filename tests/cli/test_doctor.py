@@ -14,7 +14,7 @@ from unfool.cli.main import run
 from unfool.data import cifar10_sample, fetch, image_files
 from unfool.data.digits import digits
 from unfool.defenses.purified_classifier import Purified
-from unfool.models.classifiers import NormalizedClassifier, Stated
+from unfool.models.classifiers import NormalizedClassifier, ReportedAccuracy
 from unfool.toy.blobs import Blobs, bayes
 
 X, Y = fetch(Blobs(size=32), range(32))
@@ -227,7 +227,7 @@ def test_the_stated_accuracy_is_told_and_one_far_below_is_a_note():
     x, y = doctor.some(*fetch(cifar10_sample(), range(100)))
     findings = doctor.examine(model, x, y, 10)
     assert any("the card of cifar10-classifier states 9" in f.what for f in findings)
-    model.stated = Stated(0.91, "cifar10", "its page")
+    model.reported = ReportedAccuracy(0.91, "cifar10", "its page")
     y = torch.where(torch.arange(len(y)) % 3 == 0, (y + 1) % 10, y)
     findings = doctor.examine(model, x, y, 10)
     (found,) = [f for f in findings if f.what.startswith("right on")]

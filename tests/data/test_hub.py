@@ -11,7 +11,7 @@ from PIL import Image as Picture
 
 from unfool import spec as specs
 from unfool.cli.main import run
-from unfool.data import fetch, hub
+from unfool.data import fetch, huggingface
 from unfool.data.hub_table import HubImages
 from unfool.results.run_folder import Run
 
@@ -79,7 +79,7 @@ def test_rows_without_a_label_are_told():
 def test_the_missing_library_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"datasets.*pip install 'unfool\[hub\]'"):
-        hub("owner/name")
+        huggingface("owner/name")
 
 
 def test_a_folder_written_by_the_library(tmp_path):
@@ -90,12 +90,12 @@ def test_a_folder_written_by_the_library(tmp_path):
     pictures = [Picture.new("RGB", (6, 4), (255, 0, 0)), Picture.new("L", (6, 4), 51)]
     table = datasets.Dataset.from_dict({"image": pictures, "label": [1, 0]}, features=features)
     datasets.DatasetDict({"test": table}).save_to_disk(str(tmp_path / "set"))
-    data = hub(str(tmp_path / "set"))
+    data = huggingface(str(tmp_path / "set"))
     x, y = fetch(data, range(2))
     assert y.tolist() == [1, 0]
     assert torch.allclose(x[1], torch.tensor(0.2))
     with pytest.raises(ValueError, match=r"no split 'tset'.*'test'"):
-        hub(str(tmp_path / "set"), split="tset")
+        huggingface(str(tmp_path / "set"), split="tset")
 
 
 def test_the_network_is_not_asked_without_download(monkeypatch):
@@ -108,7 +108,7 @@ def test_the_network_is_not_asked_without_download(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with pytest.raises(ValueError, match=r"nobody/nothing.*`download: true`"):
-        hub("nobody/nothing")
+        huggingface("nobody/nothing")
     assert not asked
 
 
@@ -127,7 +127,7 @@ def test_folders_with_the_files_of_a_data_set(tmp_path):
         home.mkdir(parents=True)
         picture.save(home / "0.png")
     for folder in ("parquet", "pictures"):
-        part = {"name": "hub", "path": str(tmp_path / folder)}
+        part = {"name": "huggingface", "path": str(tmp_path / folder)}
         data = specs.build("data", specs.check_data(part, None))
         x, y = fetch(data, range(2))
         assert (list(data.classes), y.tolist()) == (["cat", "dog"], [0, 1])
@@ -168,7 +168,7 @@ def test_a_copied_folder_is_the_same_run_and_other_images_are_refused(
 
     def command(place):
         told = {
-            "data": f"{{name: hub, path: {place}}}",
+            "data": f"{{name: huggingface, path: {place}}}",
             "classifier": "{name: 'own:Net'}",
             "attacks": "[]",
         }

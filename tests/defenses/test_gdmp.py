@@ -7,7 +7,7 @@ import torch
 from probe import blobs
 
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.gdmp import GDMP, Held
+from unfool.defenses.gdmp import GDMP, AnchorDistance
 from unfool.diffusion.denoiser import Mixture
 from unfool.diffusion.schedule import Discrete
 from unfool.noise import Noise
@@ -85,7 +85,7 @@ def test_images_depend_on_their_batch_if_asked():
 
 
 @pytest.mark.parametrize(("distance", "scale"), [("mse", 2e4), ("ssim", 300.0)])
-def test_guidance_holds_the_image(distance: Held, scale: float):
+def test_guidance_holds_the_image(distance: AnchorDistance, scale: float):
     x, noise = blobs(16), Noise.of(0, range(16))
     options: dict[str, Any] = {
         "t": 0.1,
@@ -94,7 +94,7 @@ def test_guidance_holds_the_image(distance: Held, scale: float):
         "anchor": "image",
         "scale": scale,
     }
-    distances: list[Held] = ["none", distance]
+    distances: list[AnchorDistance] = ["none", distance]
     free, held = (
         (GDMP(mixture(), distance=d, **options)(x, noise) - x).square().mean() for d in distances
     )

@@ -13,7 +13,7 @@ from unfool.defenses.mimic import Mimic
 from unfool.defenses.sampling import SamplerName
 from unfool.defenses.ssni import ScoreNorm, score_norms
 from unfool.diffusion.denoiser import Mixture
-from unfool.diffusion.gradient import keeping
+from unfool.diffusion.gradient import keep_graphs
 from unfool.diffusion.schedule import VP, Discrete
 from unfool.noise import Noise
 from unfool.toy.blobs import mixture
@@ -124,7 +124,7 @@ def test_gradients_are_exact_beside_a_guide_and_a_correction_that_see_the_image(
         guide=Mimic(scale=5, smoothing=0.1),
         shaping=Spectrum(bands=2),
     )
-    with keeping(graphs):
+    with keep_graphs(graphs):
         assert_gradient(lambda x: purify(x, NOISE), X)
 
 

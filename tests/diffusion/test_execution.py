@@ -15,7 +15,7 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from unfool.diffusion import execution
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.execution import Trial, choose, execute, run_as, trials
-from unfool.diffusion.gradient import keeping, twice_differentiable
+from unfool.diffusion.gradient import keep_graphs, twice_differentiable
 from unfool.diffusion.reverse import even, flow, reverse
 from unfool.errors import SpecError
 from unfool.models.unet import unet
@@ -97,7 +97,7 @@ def test_a_chain_that_is_replayed_is_executed_one_way(backend):
     run_as(model, "compiled")
     for graphs in (0, 2, 3):
         x = X.clone().requires_grad_()
-        with keeping(graphs):
+        with keep_graphs(graphs):
             out = reverse(model, x, even(0.1, 3), Noise.of(0, range(2)), step=flow)
         found.append(torch.autograd.grad(out.square().sum(), x)[0])
     assert not backend
@@ -114,8 +114,8 @@ def test_upsampling_by_a_view_is_the_same_and_scatters_no_gradient(ours):
     plain = nn.Sequential(*doubling) if ours else Upsample2D(4, use_conv=True)
     plain.requires_grad_(False)
     other = deepcopy(plain)
-    execution.spread(other)
-    execution.spread(other)  # once is enough
+    execution.replace_upsampling(other)
+    execution.replace_upsampling(other)  # once is enough
     outs, gradients, scattered = [], [], []
     for module in (plain, other):
         torch._dynamo.reset()
@@ -148,7 +148,7 @@ def test_the_gradient_of_a_compiled_unet_is_that_of_the_plain_one():
     seed_torch(0, "unet")
     model = unet(size=16, widths=(16, 16, 16), groups=4, patch=2, predicts="edm")
     plain = model.eval().requires_grad_(False)
-    assert execution.off(plain, "compiled", 2) < 1e-4
+    assert execution.relative_error_of(plain, "compiled", 2) < 1e-4
     compiled = deepcopy(plain)
     execution.compile_network(compiled.network)  # as on a GPU, and in training
     found = []
@@ -165,7 +165,7 @@ def test_trials_try_what_works_here(monkeypatch):
         raise RuntimeError("there is no compiler")
 
     monkeypatch.setattr(torch, "compile", broken)
-    found = trials(make(), 2, turns=3)
+    found = trials(make(), 2, repetitions=3)
     assert list(found) == ["plain", "channels_last"]
     for trial in found.values():
         assert len(trial.forward) == len(trial.gradient) == 3

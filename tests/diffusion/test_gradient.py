@@ -6,7 +6,7 @@ from torch import nn
 
 from unfool.diffusion import gradient
 from unfool.diffusion.denoiser import NetworkDenoiser
-from unfool.diffusion.gradient import chain, keeping
+from unfool.diffusion.gradient import chain, keep_graphs
 from unfool.diffusion.reverse import (
     DDIM,
     Ancestral,
@@ -122,7 +122,7 @@ def test_gradient_is_that_of_plain_backpropagation(name: str, steps: int):
         def guide(x_t, x_hat, now, then, noise):
             return 3 * torch.sin(anchor - x_t) * (1 + now.t) + 0.1 * noise.normal(x_t)
 
-        options = {"beside": (anchor,)} if inside else {}
+        options = {"other_inputs": (anchor,)} if inside else {}
         out = go(z, guide, options)
         wanted = [x, anchor, *model.parameters()]
         gradients = torch.autograd.grad((weigh * out + out**2).sum(), wanted)
@@ -175,7 +175,7 @@ def test_gradient_through_corrections_and_guides_of_the_image_is_exact(name: str
         return [out.detach(), *torch.autograd.grad((out**2).sum(), wanted)]
 
     def mine(x_t, image):
-        with keeping(graphs):
+        with keep_graphs(graphs):
             return reverse(
                 model, x_t, times, NOISE, step=step, guide=guide, correction=swap, image=image
             )
@@ -246,7 +246,7 @@ def test_gradient_is_the_slope(name: str):
         def guide(x_t, x_hat, now, then, noise):
             return torch.sin(anchor - x_t)
 
-        out = reverse(model, x, times, NOISE, step=step, guide=guide, beside=(anchor,))
+        out = reverse(model, x, times, NOISE, step=step, guide=guide, other_inputs=(anchor,))
         return (weigh * out).sum()
 
     gradients = torch.autograd.grad(value(), wanted)
@@ -285,14 +285,14 @@ def test_frozen_weights_get_no_gradient():
 
 
 def test_an_image_that_is_also_what_the_guide_looks_at():
-    """`beside` may be the very image that is carried: both ways to it count."""
+    """`other_inputs` may hold the very image that is carried: both ways to it count."""
     model, times = make(), even(0.1, 4)
 
     def run(go):
         x = NOISE.child("x").normal(BLANK).requires_grad_()
         return torch.autograd.grad(go(x, lambda x_t, *_: torch.sin(x - x_t)).sum(), x)[0]
 
-    mine = run(lambda x, g: reverse(model, x, times, NOISE, step=flow, guide=g, beside=(x,)))
+    mine = run(lambda x, g: reverse(model, x, times, NOISE, step=flow, guide=g, other_inputs=(x,)))
     assert same(mine, run(lambda x, g: plainly(model, x, times, flow, g)))
 
 
@@ -308,13 +308,15 @@ def test_a_tensor_that_is_listed_twice_counts_once():
         guide = lambda x_t, *_: bias[:, None, None] * x_t  # noqa: E731
         return torch.autograd.grad(go(x, guide).sum(), bias)[0]
 
-    mine = run(lambda x, g: reverse(model, x, times, NOISE, step=flow, guide=g, beside=(bias,)))
+    mine = run(
+        lambda x, g: reverse(model, x, times, NOISE, step=flow, guide=g, other_inputs=(bias,))
+    )
     assert same(mine, run(lambda x, g: plainly(model, x, times, flow, g)))
 
 
 def test_what_is_unused_gets_none_and_does_no_harm():
     x, unused = BLANK.clone().requires_grad_(), torch.ones(1, requires_grad=True)
-    out = chain(lambda i, x_t: x_t + i, x, 4, beside=(unused, torch.ones(2)))
+    out = chain(lambda i, x_t: x_t + i, x, 4, other_inputs=(unused, torch.ones(2)))
     assert torch.equal(out, BLANK + 6)
     one, other = torch.autograd.grad(out.sum(), (x, unused), allow_unused=True)
     assert torch.equal(one, torch.ones_like(x))
@@ -377,7 +379,7 @@ def kept(go, steps: int, width: int) -> tuple[int, int]:
     model, meter = make(width=width), Meter()
     x = NOISE.child("x").normal(BLANK).requires_grad_()
     torch.autograd.grad(go(model, x, even(0.1, 1)).sum(), x)  # what a step takes is counted once
-    with keeping(0), meter:
+    with keep_graphs(0), meter:
         out = go(model, x, even(0.1, steps))
         between = meter.now
         torch.autograd.grad(out.sum(), x)
@@ -420,7 +422,7 @@ def test_kept_graphs_give_the_same_gradient(graphs: int):
     replayed = slope()
     assert len(calls) == 10
     calls.clear()
-    with keeping(graphs):
+    with keep_graphs(graphs):
         kept = slope()
     assert len(calls) == 5 + max(0, 5 - graphs)
     assert torch.allclose(kept, replayed, rtol=1e-12, atol=0)
@@ -429,7 +431,7 @@ def test_kept_graphs_give_the_same_gradient(graphs: int):
 def test_with_all_graphs_kept_it_may_be_differentiated_again():
     denoiser, times = make(), times_of(VP(), 3)
     x = BLANK.clone().requires_grad_()
-    with keeping(3):
+    with keep_graphs(3):
         out = reverse(denoiser, x, times, NOISE, step=euler_maruyama).square().sum()
     (first,) = torch.autograd.grad(out, x, create_graph=True)
     assert torch.autograd.grad(first.square().sum(), x)[0].abs().max() > 0
@@ -449,7 +451,7 @@ def test_as_many_graphs_are_kept_as_fit(monkeypatch):
     assert forwards() == 12  # nothing is known yet of the graphs
     assert forwards() == 6  # they all fit
     (size,) = gradient.graph_bytes[denoiser].values()
-    free = (2.5 * size * len(BLANK)) / gradient.FREE
+    free = (2.5 * size * len(BLANK)) / gradient.FREE_SHARE
     monkeypatch.setattr(gradient, "free_bytes", lambda device: free)
     assert forwards() == 6 + 4  # two fit
     monkeypatch.setattr(gradient, "free_bytes", lambda device: None)
@@ -471,7 +473,7 @@ def test_chains_share_the_memory_for_graphs(monkeypatch):
 
     assert forwards(1) == 12
     (size,) = gradient.graph_bytes[denoiser].values()
-    monkeypatch.setattr(gradient, "CPU", 8.5 * size * len(BLANK))
+    monkeypatch.setattr(gradient, "CPU_LIMIT", 8.5 * size * len(BLANK))
     assert forwards(1) == 6
     assert forwards(3) == 3 * 12 - 8, "six of the first, and two of the second"
     assert forwards(1) == 6, "what is gone back is free again"
@@ -495,7 +497,7 @@ def test_a_step_may_change_the_precision():
     x = BLANK.float().requires_grad_()
 
     def go(graphs: int):
-        with keeping(graphs):
+        with keep_graphs(graphs):
             out = chain(lambda i, x_t: torch.sin(x_t.double() + i), x, 3)
         return torch.autograd.grad(out.sum(), x)[0]
 
@@ -509,7 +511,7 @@ def test_a_replay_has_the_precision_of_the_way_there():
 
     def slope(graphs: int, cast: bool = True):
         at = x.clone().requires_grad_()
-        with keeping(graphs), torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+        with keep_graphs(graphs), torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
             out = reverse(model, at, times, NOISE, step=euler_maruyama)
         return torch.autograd.grad(out.square().sum(), at)[0]
 

@@ -8,7 +8,7 @@ from unfool.defenses.coup import COUP
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.gdmp import GDMP
 from unfool.defenses.purified_classifier import Purified
-from unfool.diffusion.gradient import keeping
+from unfool.diffusion.gradient import keep_graphs
 from unfool.noise import Noise
 from unfool.toy.blobs import Blobs, bayes, mixture
 
@@ -47,7 +47,7 @@ def test_the_gradient_is_that_of_the_loss_and_the_distances(sampler, kept):
     purifier, classifier = DiffPure(mixture(), t=0.2, steps=5, sampler=sampler), bayes().double()
     model = Purified(classifier, purifier)
     plain, without = slope(model)
-    with keeping(kept):
+    with keep_graphs(kept):
         logits, found = slope(per_step(model, WEIGHT))
     assert torch.equal(logits, plain)
     assert torch.allclose(found, by_hand(purifier, classifier), rtol=1e-8, atol=1e-12)
@@ -59,7 +59,7 @@ def test_nothing_is_called_for_it():
     model = Purified(bayes().double(), purify)
     calls = []
     purify.denoiser.register_forward_hook(lambda *_: calls.append(1))
-    with keeping(0):
+    with keep_graphs(0):
         slope(model)
         before = len(calls)
         slope(per_step(model))

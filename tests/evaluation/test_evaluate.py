@@ -270,7 +270,9 @@ def test_the_attack_that_counts_is_not_chosen_on_the_verdict(elsewhere):
         return torch.nn.functional.one_hot(answer, 2).float() * 4 + 0 * x.sum((1, 2, 3))[:, None]
 
     def dark_stays_dark(name):
-        return lambda model, x, y, threat, noise: threat.edge(x, noise.child(name)).clamp(min=0)
+        return lambda model, x, y, threat, noise: threat.random_at_full_budget(
+            x, noise.child(name)
+        ).clamp(min=0)
 
     attacks = {f"a{i}": dark_stays_dark(i) for i in range(12)}
     run_ = Run.begin(elsewhere / "coin", asked(300, 4, attacks))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unfool.cli.main import run
-from unfool.diffusion.gradient import keeping
+from unfool.diffusion.gradient import keep_graphs
 from unfool.evaluation.call_cost import CALLS, TimedCalls
 from unfool.evaluation.forecast import forecast, plan, quick_forecast, seconds_of
 from unfool.evaluation.prepare import prepare
@@ -50,7 +50,7 @@ def took(folder) -> dict[str, float]:
 
 @pytest.mark.parametrize("changes", EXACT.values(), ids=EXACT)
 def test_the_calls_are_those_of_the_run(elsewhere, changes):
-    with keeping(0):  # what fits into memory is kept, and saves calls that no one can foretell
+    with keep_graphs(0):  # what fits into memory is kept, and saves calls that no one can foretell
         told = forecast(check(load("blobs", [*SMALL, *changes])))
         assert run(command(*changes)) == 0
     assert not told.is_upper_bound
@@ -78,7 +78,7 @@ def test_where_images_fall_the_forecast_is_an_upper_bound_and_nearer_once_some_a
         "evaluation.images=24",
         "machine.images_per_block=12",
     ]
-    with keeping(0):
+    with keep_graphs(0):
         told = forecast(check(load("blobs", [*SMALL, *changes])))
         assert run([*command(*changes), "--shard", "0/2"]) == 0
         again = plan(check(load("blobs", [*SMALL, *changes])), elsewhere / "run", None)[1]

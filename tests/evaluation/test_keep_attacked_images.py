@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
-from unfool.attacks.precomputed import PrecomputedAttack, toward
+from unfool.attacks.precomputed import PrecomputedAttack, round_toward_clean
 from unfool.cli.main import run
 from unfool.data import fetch, image_files
 from unfool.data.digits import digits
@@ -224,16 +224,19 @@ def test_eight_bits_toward_the_clean_image_stay_within_the_threat(norm):
     x = (noise.uniform(torch.zeros(40, 3, 5, 5)) * 255).round() / 255
     for eps in (1 / 255, 8 / 255, 0.1003):
         threat = Threat(norm, eps)
-        for x_adv in (threat.edge(x, noise.child("e")), threat.start(x, noise.child("s"))):
-            found = toward(x, x_adv)
+        for x_adv in (
+            threat.random_at_full_budget(x, noise.child("e")),
+            threat.start(x, noise.child("s")),
+        ):
+            found = round_toward_clean(x, x_adv)
             levels = found.double() * 255
             assert (levels - levels.round()).abs().max() < 1e-4
             assert bool(threat.allows(x, found).all())
             assert (found - x_adv).abs().max() < 1 / 255 + 1e-6
             assert ((found - x).abs() <= (x_adv - x).abs() + 1e-6).all()
     eps = 8 / 255  # a whole number of levels is not lost to rounding errors
-    x_adv = Threat("linf", eps).edge(x, noise)
-    assert torch.allclose(toward(x, x_adv), x_adv, atol=1e-6)
+    x_adv = Threat("linf", eps).random_at_full_budget(x, noise)
+    assert torch.allclose(round_toward_clean(x, x_adv), x_adv, atol=1e-6)
 
 
 def test_pictures_that_cannot_stay_within_the_threat_are_not_written(elsewhere, mistake):

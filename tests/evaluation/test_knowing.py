@@ -11,7 +11,7 @@ from unfool.analysis.inputs import load_inputs
 from unfool.cli.main import run
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.prepare import prepare
-from unfool.report.evaluation_tables import knowing
+from unfool.report.evaluation_tables import known_noise
 from unfool.report.formatting import cell
 from unfool.results.run_folder import Run
 from unfool.threat import Knowledge
@@ -33,12 +33,14 @@ def pictures() -> torch.Tensor:
     return (0.5 + 0.2 * values).clamp(0, 1)
 
 
-def answers(model, word: str, turns=range(6), own=1):
-    """The logits (turns, B, K) that an attacker or the defense gets who knows `word`."""
+def answers(model, word: str, query_indices=range(6), own=1):
+    """The logits (queries, B, K) that an attacker or the defense gets who knows `word`."""
     x = pictures()
     secret, other = Noise.of(0, range(IMAGES)), Noise.of(own, range(IMAGES))
     told = Knowledge(word).reveal(other, secret)
-    return torch.stack([model(x, told.for_query(turn)) for turn in turns]), model(x, secret)
+    return torch.stack(
+        [model(x, told.for_query(query_index)) for query_index in query_indices]
+    ), model(x, secret)
 
 
 def test_with_all_noise_known_the_model_is_deterministic():
@@ -52,14 +54,14 @@ def test_without_noise_on_the_way_back_the_forward_noise_is_all_there_is(sampler
     forward, secret = answers(model, "forward")
     assert all(torch.equal(one, secret) for one in forward)  # DW-Fwd is DW-box
     reverse, _ = answers(model, "reverse")
-    plain = [model_at(model, turn) for turn in range(6)]
+    plain = [model_at(model, query_index) for query_index in range(6)]
     assert all(torch.equal(one, two) for one, two in zip(reverse, plain, strict=True))
 
 
-def model_at(model, turn: int):
+def model_at(model, query_index: int):
     """What an attacker sees who knows nothing, and draws from the same noise of his own."""
     x = pictures()
-    return model(x, Noise.of(1, range(IMAGES)).for_query(turn))
+    return model(x, Noise.of(1, range(IMAGES)).for_query(query_index))
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "heun, eta: 1"])
@@ -114,12 +116,16 @@ def test_of_every_purifier_each_kind_of_knowledge_leaves_the_rest(purifier: str,
 
 
 def test_the_verdict_on_a_pool_does_not_begin_where_the_search_does():
-    many = Knowledge("semi-128").turns(8)
+    many = Knowledge("semi-128").query_indices(8)
     assert len(set(many)) == 8
     assert max(many) > 40  # where PGD-10 + EOT-4 has never been
-    assert sorted(Knowledge("semi-3").turns(6)) == [0, 0, 1, 1, 2, 2]
-    assert Knowledge("both").turns(8) == [0]
-    assert Knowledge("semi-4-steps").turns(3) == Knowledge("forward").turns(3) == [0, 1, 2]
+    assert sorted(Knowledge("semi-3").query_indices(6)) == [0, 0, 1, 1, 2, 2]
+    assert Knowledge("both").query_indices(8) == [0]
+    assert (
+        Knowledge("semi-4-steps").query_indices(3)
+        == Knowledge("forward").query_indices(3)
+        == [0, 1, 2]
+    )
 
 
 def test_a_pool_for_each_draw_mixes_what_is_known():
@@ -205,7 +211,7 @@ def test_the_report_sets_them_beside_the_white_box(folder):
     assert "all noise is fixed and known (DW-box)" in told["threat_model"]["with the noise known"]
     for name in ("report.md", "report.html"):
         assert "With the noise known" in (folder / name).read_text()
-    body = knowing(told).rows
+    body = known_noise(told).rows
     assert body[0] == [
         "white box",
         "none of the noise is known",

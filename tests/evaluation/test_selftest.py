@@ -109,9 +109,9 @@ def test_a_wrong_interval_is_told(monkeypatch):
     monkeypatch.setattr(selftest, "RUNS", 100)
     assert oks(selftest.images_cover()) == [True]
     assert oks(selftest.coin_covers(0.7)) == [True, True, True]
-    monkeypatch.setattr(summary, "mean_of", as_coins)
+    monkeypatch.setattr(summary, "mean_rate_interval", as_coins)
     assert oks(selftest.images_cover()) == [False]
-    monkeypatch.setattr(summary, "mean_of", wide)
+    monkeypatch.setattr(summary, "mean_rate_interval", wide)
     assert oks(selftest.coin_covers(0.7)) == [False, True, True]
 
 

@@ -83,7 +83,7 @@ def test_cards_that_lead_back_to_themselves_are_told(elsewhere, cards, trust):
     with pytest.raises(ValueError, match="refers to itself"):
         card.trained_classifier("a", trust=trust)
     with pytest.raises(ValueError, match="refers to itself"):
-        card.described({"name": "trained", "weights": "a"})
+        card.resolve_part({"name": "trained", "weights": "a"})
 
 
 def test_a_trusted_card_may_name_a_network_of_one_s_own(elsewhere, monkeypatch):

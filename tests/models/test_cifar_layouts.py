@@ -186,9 +186,9 @@ def test_robustbench_by_name_knows_input_activation_and_shortcuts(tmp_path, name
     told, state = published(fixture)
     model = robustbench(name, saved(tmp_path, state))
     assert answers_as_published(model, told)
-    assert model.stated is not None
-    assert model.stated.accuracy == ACCURACY["cifar10", "Linf"][name] / 100
-    assert model.stated.data == "cifar10"
+    assert model.reported is not None
+    assert model.reported.accuracy == ACCURACY["cifar10", "Linf"][name] / 100
+    assert model.reported.data == "cifar10"
 
 
 def test_robustbench_tells_a_wrong_name(tmp_path):

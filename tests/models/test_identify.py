@@ -224,4 +224,4 @@ def test_a_file_with_a_name_of_robustbench_is_told_with_its_line(tmp_path, place
     assert known.part == {"name": "robustbench", "weights": str(path), **said}
     assert not known.advice
     model = specs.build("classifier", specs.check("classifier", known.part))
-    assert model.stated is not None
+    assert model.reported is not None

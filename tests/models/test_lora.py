@@ -102,7 +102,9 @@ def test_the_layers_are_those_that_are_asked():
     assert {name.rsplit(".", 1)[1] for name in names} == {"to_q", "to_k", "to_v", "to_out"}
     assert len(names) == 16, "a way down, the middle, two on the way up"
     without = made(attention=())
-    found = [n for n, m in lora.host_of(without).named_modules() if isinstance(m, nn.Conv2d)]
+    found = [
+        n for n, m in lora.adapted_network(without).named_modules() if isinstance(m, nn.Conv2d)
+    ]
     assert lora.add(without) == found
     assert lora.add(made(), layers=["conv_in", "attention.to_q"])[0] == "conv_in"
     with pytest.raises(ValueError, match=r"'to_z'.* conv_in"):
@@ -243,8 +245,8 @@ def test_an_adapter_of_a_transformer_is_named_as_one(elsewhere):
 def test_an_adapter_for_another_model_is_refused(elsewhere):
     model = made()
     names = lora.add(model)
-    told = lora.base_of(model)
-    assert told == lora.base_of(made(), names)
+    told = lora.base_weights_hash(model)
+    assert told == lora.base_weights_hash(made(), names)
     Path(ADAPTER).write_bytes(lora.save(learned(model)))
     lora.load(made(), Path(ADAPTER), told)
     with pytest.raises(ValueError, match="another model: the base weights"):
@@ -374,7 +376,7 @@ def test_an_adapter_beside_half_precision_is_added_before_it_is_rounded(elsewher
     part = specs.check("denoiser", asked)
     model = specs.build("denoiser", part)
     layers = lora.add(model, rank=1, layers=["conv1"])
-    host = lora.host_of(model)
+    host = lora.adapted_network(model)
     for name in layers:
         layer: Any = host.get_submodule(name)
         ways = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
@@ -387,12 +389,12 @@ def test_an_adapter_beside_half_precision_is_added_before_it_is_rounded(elsewher
     network: Any = loaded.network
     assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
     assert network.texts.dtype == torch.bfloat16
-    whole = lora.host_of(specs.build("denoiser", {**part, "precision": "float32"}))
+    whole = lora.adapted_network(specs.build("denoiser", {**part, "precision": "float32"}))
 
     def weight(host: nn.Module, name: str) -> torch.Tensor:
         return host.get_parameter(f"{name}.weight").float().flatten()
 
-    gained = torch.cat([weight(lora.host_of(loaded), n) - weight(whole, n) for n in layers])
+    gained = torch.cat([weight(lora.adapted_network(loaded), n) - weight(whole, n) for n in layers])
     assert len(gained) > 1000
     assert float(gained.mean()) == pytest.approx(2e-4, rel=0.3)
     other = card.read_card("run")[1] | {"base": "0"}

@@ -128,7 +128,7 @@ def test_score_sde_of_another_sde_is_told(tmp_path: Path):
     assert load("score-sde", file, continuous=False).time == "index"
 
 
-NCSNPP = replace(DDPMPP, fourier=True, pyramid=True, taps=(1, 3, 3, 1))
+NCSNPP = replace(DDPMPP, fourier=True, pyramid=True, resample_filter=(1, 3, 3, 1))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # our network, a
     "no attention below": ({"widths": (64, 32), "layers": 3, "heads": 1}, {"heads": 1}),
     "one level": ({"widths": (32,), "layers": 2, "heads": 4}, {"heads": 4}),
     "labels": ({"widths": (32, 32), "labels": 5, "outputs": 6, "heads": 1}, {"heads": 1}),
-    "embedded": ({"widths": (32, 96), "embedded": 64, "heads": 1}, {"heads": 1}),
+    "embedded": ({"widths": (32, 96), "time_size": 64, "heads": 1}, {"heads": 1}),
     "plain": ({"widths": (32, 64), "layers": 2, "style": PLAIN, "heads": 2}, {"heads": 2}),
     "gray": ({"widths": (32, 64), "channels": 1, "outputs": 2, "heads": 2}, {"heads": 2}),
 }
@@ -257,7 +257,7 @@ WHOLE: dict[str, tuple[str, dict[str, Any], float, int, Discrete, str]] = {
         "guided-diffusion",
         {
             "widths": (128, 256, 256, 512, 512, 1024, 1024),
-            "embedded": 256,
+            "time_size": 256,
             "layers": 2,
             "attention": (4, 5, 6),
             "labels": 1000,

@@ -72,7 +72,7 @@ def test_heads_begin_as_the_one_they_come_from(tmp_path):
     one, many = make(), make(classes=3, multi_head=True)
     part: Part = {"name": "unet", "size": 8, "widths": (8, 16), "groups": 4}
     card.save(tmp_path, "denoiser", part, one)
-    assert card.begin(many, str(tmp_path)) == []
+    assert card.initialize_from(many, str(tmp_path)) == []
     x, t = images(), torch.tensor(0.1)
     for label in (None, torch.tensor([0, 2])):
         assert torch.allclose(many(x, t, label), one(x, t), atol=1e-6)

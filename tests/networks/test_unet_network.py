@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from unfool import spec as specs
 from unfool.models import card
-from unfool.models.checkpoints import fitting
+from unfool.models.checkpoints import weights_that_fit
 from unfool.networks.unet import UNet, rename, timestep_embedding
 from unfool.noise import Noise, seed_torch
 
@@ -116,7 +116,7 @@ def test_its_layers_are_in_the_order_of_diffusers(case):
 def test_old_names_become_ours_and_ours_stay(case, prefix):
     old = {prefix + name: value for name, value in Reference(**case).unet.state_dict().items()}
     ours = nn.ModuleDict({"network": UNet(**case)}) if prefix else UNet(**case)
-    found = fitting(ours, old)
+    found = weights_that_fit(ours, old)
     assert set(found) == set(ours.state_dict())
     ours.load_state_dict(old)
     assert all(torch.equal(value, found[name]) for name, value in ours.state_dict().items())
@@ -154,7 +154,7 @@ def test_a_folder_with_the_old_names_is_loaded_and_begun_with(elsewhere):
     kept.network = old
     card.save(elsewhere / "old", "denoiser", checked, kept)
     begun = specs.build("denoiser", checked)
-    assert card.begin(begun, str(elsewhere / "old")) == []
+    assert card.initialize_from(begun, str(elsewhere / "old")) == []
     for loaded in (card.trained_denoiser(str(elsewhere / "old")), begun):
         network: Any = loaded.network
         assert all(torch.equal(v, wanted[n]) for n, v in network.state_dict().items())

@@ -20,7 +20,7 @@ from unfool import spec as specs
 from unfool.cli.main import run
 from unfool.evaluation import run as running
 from unfool.report import sentences
-from unfool.report.document import EXPLAINED, Document, Paragraph, Table
+from unfool.report.document import DOUBTS_URL, Document, Paragraph, Table
 from unfool.report.evaluation import brief, write_report
 from unfool.report.render_html import to_fragment, to_html
 from unfool.report.render_markdown import quote, to_markdown
@@ -246,7 +246,7 @@ def test_the_page_needs_nothing_beside_it(standard):
     assert len(pictures) == len(sizes) == (8 + 10) * 5
     raw = (folder / "report.html").read_text("utf-8")
     assert raw.count("<svg") == raw.count('role="img" aria-label=') == 4
-    doubts = {f"{EXPLAINED}#{doubt['name']}" for doubt in summary["doubts"]}
+    doubts = {f"{DOUBTS_URL}#{doubt['name']}" for doubt in summary["doubts"]}
     assert {link for link in others if link.startswith("http")} == doubts
     assert "default-src 'none'" in raw
     assert "@import" not in raw

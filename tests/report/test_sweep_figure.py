@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from unfool.report.figures.sweep import MAX_LABELS, Point, drawn, figure, legible
+from unfool.report.figures.sweep import MAX_LABELS, Point, build_figure, figure, legible
 from unfool.results.report_json import share_entry
 from unfool.statistics import wilson
 
@@ -38,7 +38,7 @@ def panels(figure: Figure) -> list[Axes]:
 
 
 def test_every_attack_has_a_line_and_each_point_its_interval():
-    shown = drawn(points(NAMES, HITS), NAMES, ATTACKS)
+    shown = build_figure(points(NAMES, HITS), NAMES, ATTACKS)
     (axes,) = shown.axes
     found = lines(axes)
     assert list(found) == NAMES
@@ -53,7 +53,7 @@ def test_every_attack_has_a_line_and_each_point_its_interval():
 
 
 def test_lines_stand_beside_each_other_so_that_intervals_do_not_hide():
-    (axes,) = drawn(points(NAMES, HITS), NAMES, ATTACKS).axes
+    (axes,) = build_figure(points(NAMES, HITS), NAMES, ATTACKS).axes
     places = sorted(float(np.asarray(line.get_xdata())[1]) for line in axes.lines)
     assert len(set(places)) == len(NAMES)
     assert max(places) - min(places) < 50  # and nearer to their own number than to the next
@@ -62,7 +62,7 @@ def test_lines_stand_beside_each_other_so_that_intervals_do_not_hide():
 
 def test_the_legend_is_beside_the_lines_or_below():
     for others in ([], [{"threat.norm": "linf"}, {"threat.norm": "l2"}]):
-        shown = drawn(points(NAMES, HITS, *others), NAMES, ATTACKS)
+        shown = build_figure(points(NAMES, HITS, *others), NAMES, ATTACKS)
         shown.draw_without_rendering()
         (legend,) = shown.legends
         assert [text.get_text() for text in legend.get_texts()] == NAMES
@@ -72,16 +72,16 @@ def test_the_legend_is_beside_the_lines_or_below():
 
 def test_the_other_paths_are_panels():
     others = [{"threat.norm": norm} for norm in ("linf", "l2")]
-    shown = drawn(points(NAMES, HITS, *others), NAMES, ATTACKS)
+    shown = build_figure(points(NAMES, HITS, *others), NAMES, ATTACKS)
     assert [axes.get_title() for axes in panels(shown)] == ["linf", "l2"]
     assert all(list(lines(axes)) == NAMES for axes in panels(shown))
     five = [{"draws": str(n)} for n in range(5)]
-    assert len(panels(drawn(points(NAMES, HITS, *five), NAMES, ATTACKS))) == 5
+    assert len(panels(build_figure(points(NAMES, HITS, *five), NAMES, ATTACKS))) == 5
 
 
 def test_of_clean_and_robust_alone_the_second_path_are_lines():
     names, others = ["clean", "robust"], [{"weight": "0"}, {"weight": "8"}]
-    shown = drawn(points(names, HITS, *others), names, ["pgd"])
+    shown = build_figure(points(names, HITS, *others), names, ["pgd"])
     assert [axes.get_ylabel() for axes in shown.axes] == ["clean accuracy, %", "robust accuracy, %"]
     assert all(list(lines(axes)) == ["0", "8"] for axes in shown.axes)
 
@@ -99,7 +99,7 @@ def test_of_many_attacks_the_lowest_are_drawn():
     attacks = [f"attack {i}" for i in range(9)]
     names = ["clean", *attacks, "robust", "DW-box"]
     hits = {name: 90 - 7 * i for i, name in enumerate(attacks)} | HITS
-    (axes,) = drawn(points(names, hits), names, attacks).axes
+    (axes,) = build_figure(points(names, hits), names, attacks).axes
     assert list(lines(axes)) == ["clean", *attacks[4:], "robust", "DW-box"]
     assert len(lines(axes)) == MAX_LABELS
     assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == MAX_LABELS
@@ -108,7 +108,9 @@ def test_of_many_attacks_the_lowest_are_drawn():
 def test_a_word_or_a_single_number_is_no_axis():
     for values in (["0.1"], ["DDPM", "DDIM"]):
         shares = points(NAMES, HITS)[0].shares
-        shown = drawn([Point({"purifier": value}, shares) for value in values], NAMES, ATTACKS)
+        shown = build_figure(
+            [Point({"purifier": value}, shares) for value in values], NAMES, ATTACKS
+        )
         ticks = [tick.get_text() for tick in shown.axes[0].get_yticklabels()]
         assert ticks == (["purifier 0.1"] if len(values) == 1 else values)
         assert shown.axes[0].get_xlabel() == "accuracy per draw, %"

@@ -11,7 +11,7 @@ from unfool.results.run_folder import Run
 from unfool.results.summary import judge
 from unfool.results.sweep.cell import Cell
 from unfool.results.sweep.convergence import describe, sweep_doubts, verdicts
-from unfool.statistics import change_of
+from unfool.statistics import paired_difference_interval
 from whole_run import manifest
 
 K = 4
@@ -145,6 +145,6 @@ def test_the_interval_of_a_change_covers_it():
         rate = source.uniform(0, 1, 40)
         shared = source.uniform(0, 1, (40, K))  # the same draws
         gaps = ((shared < rate[:, None] * 0.9).mean(1)) - ((shared < rate[:, None]).mean(1))
-        found = change_of(list(gaps), K)
+        found = paired_difference_interval(list(gaps), K)
         covered += found.low <= -0.05 <= found.high
     assert covered / 400 > 0.93

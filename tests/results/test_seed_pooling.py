@@ -11,7 +11,7 @@ from unfool.results.report_json import share_entry
 from unfool.results.run_folder import Run
 from unfool.results.sweep.cell import Cell
 from unfool.results.sweep.seed_pooling import Pooled, pool
-from unfool.statistics import mean_of
+from unfool.statistics import mean_rate_interval
 from whole_run import manifest
 
 ROWS = [
@@ -73,14 +73,14 @@ def test_an_image_of_two_subsets_counts_once(tmp_path):
 
 def test_the_same_images_again_are_no_news(tmp_path):
     rows = {i: [i % 2, 1] for i in range(8)}
-    once = mean_of([fmean(row) for row in rows.values()], 2)
+    once = mean_rate_interval([fmean(row) for row in rows.values()], 2)
     assert interval(both(tmp_path, SUBSET, rows, rows)) == (once.low, once.high)
 
 
 def test_other_noise_on_the_same_images_is_more_draws(tmp_path):
     found = both(tmp_path, SEED, {5: [1, 1], 6: [1, 0]}, {5: [0, 0], 6: [1, 1]})
     assert found.images == 2
-    assert found.shares["clean"] == share_entry(mean_of([0.5, 0.75], 4))
+    assert found.shares["clean"] == share_entry(mean_rate_interval([0.5, 0.75], 4))
 
 
 def test_a_measurement_that_is_repeated_does_not_outweigh_the_other_noise(tmp_path):

@@ -77,7 +77,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "part", [{"data": {"name": "hub", "path": ""}}, {"denoiser": {"tokenizer": ""}}]
+    "part", [{"data": {"name": "huggingface", "path": ""}}, {"denoiser": {"tokenizer": ""}}]
 )
 def test_a_folder_is_told_by_what_is_in_it_and_not_by_its_place(tmp_path, part):
     ((kind, table),) = part.items()

@@ -17,7 +17,9 @@ THREATS = [Threat("linf", 0.05), Threat("l2", 0.3)]
 
 
 def test_points_lie_at_the_distances_that_they_say():
-    assert torch.allclose(linear_models.leads(X, Y), torch.linspace(0.02, 0.5, SIZE), atol=1e-5)
+    assert torch.allclose(
+        linear_models.signed_distances(X, Y), torch.linspace(0.02, 0.5, SIZE), atol=1e-5
+    )
     assert Y.tolist() == [0, 1] * (SIZE // 2)
     assert fetch(linear_models.Points(4, one_class=True), range(4))[1].tolist() == [0] * 4
     assert ((X > 0.15) & (X < 0.85)).all()
@@ -46,24 +48,27 @@ def test_the_accuracy_of_a_noisy_plane_is_what_draws_say():
 
 @pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm)
 def test_nothing_allowed_is_worse_than_the_worst(threat):
-    worst = linear_models.worst(X, Y, threat)
+    worst = linear_models.worst_case(X, Y, threat)
     assert threat.allows(X, worst).all()
-    least = linear_models.leads(worst, Y)
+    least = linear_models.signed_distances(worst, Y)
     fall = threat.eps * (linear_models.normal_vector().abs().sum() if threat.norm == "linf" else 1)
-    assert torch.allclose(least, linear_models.leads(X, Y) - fall, atol=1e-5)
+    assert torch.allclose(least, linear_models.signed_distances(X, Y) - fall, atol=1e-5)
     for i in range(50):
-        assert (linear_models.leads(threat.edge(X, NOISE.child(i)), Y) > least).all()
+        assert (
+            linear_models.signed_distances(threat.random_at_full_budget(X, NOISE.child(i)), Y)
+            > least
+        ).all()
 
 
 def test_nothing_allowed_is_worse_than_the_worst_rounded():
     threat, model = THREATS[0], linear_models.rounded_plane()
-    least = linear_models.worst_rounded(X, Y, threat.eps)
-    assert (linear_models.worst_rounded(X, Y, 0.0) > least).all()
-    reached = model.purifier(linear_models.worst(X, Y, threat), NOISE)
-    assert torch.allclose(linear_models.leads(reached, Y), least)
+    least = linear_models.worst_case_rounded(X, Y, threat.eps)
+    assert (linear_models.worst_case_rounded(X, Y, 0.0) > least).all()
+    reached = model.purifier(linear_models.worst_case(X, Y, threat), NOISE)
+    assert torch.allclose(linear_models.signed_distances(reached, Y), least)
     for i in range(50):
-        tried = model.purifier(threat.edge(X, NOISE.child(i)), NOISE)
-        assert (linear_models.leads(tried, Y) > least).all()
+        tried = model.purifier(threat.random_at_full_budget(X, NOISE.child(i)), NOISE)
+        assert (linear_models.signed_distances(tried, Y) > least).all()
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm)

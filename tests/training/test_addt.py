@@ -154,7 +154,7 @@ def edm(network, x, level):
 def by_hand(network, predicts, mapping, seeks, rounds=3, schedule=None):
     """ADDT's loss of each image, from the paper's formulas: x in [-1, 1], noise, gradients, ranks."""
     model = NetworkDenoiser(network, schedule=schedule)
-    t = Denoising().at(NOISE.child("time").uniform(X[:, :1, :1, :1]), model)
+    t = Denoising().quantile(NOISE.child("time").uniform(X[:, :1, :1, :1]), model)
     _, alpha, sigma, _ = model.schedule(t)
     z, cgpo = 2 * X - 1, NOISE.child("cgpo")
     gamma = alpha / sigma

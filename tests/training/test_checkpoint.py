@@ -62,13 +62,13 @@ class Mirrored(Blobs):
 def test_other_data_never_resume(elsewhere):
     training.run(started(), elsewhere / "run", quiet=True)
     weights = torch.load(elsewhere / "run" / "latest.pt")["asked"]["weights"]
-    asked = checkpoint.question(started(), Blobs(size=32), weights)
+    asked = checkpoint.run_identity(started(), Blobs(size=32), weights)
     kept = checkpoint.read(elsewhere / "run", asked)
     assert kept is not None
     assert kept["step"] == 4
     for data in (Blobs(size=31), Mirrored(size=32)):
         with pytest.raises(RuntimeError, match=r"belongs to other data"):
-            checkpoint.read(elsewhere / "run", checkpoint.question(started(), data, weights))
+            checkpoint.read(elsewhere / "run", checkpoint.run_identity(started(), data, weights))
 
 
 def test_changed_code_of_one_s_own_never_resumes(elsewhere, mistake):
@@ -244,7 +244,7 @@ def test_a_network_whose_weights_cannot_fit_is_told_before_it_is_built(elsewhere
 def test_a_step_that_cannot_fit_may_be_split(elsewhere, monkeypatch):
     """The batch that is told fits, and so does the one asked for in as many parts as are told."""
     _, each = memory_forecast.forecast(*forecasted())
-    free = memory_forecast.BESIDE * parameters() + 10 * each + 1
+    free = memory_forecast.STATE_PER_WEIGHT * parameters() + 10 * each + 1
     monkeypatch.setattr(memory_forecast, "free_bytes", lambda device: free)
     with pytest.raises(SpecError, match=r"batch_size .*20.*accumulate .* 6 parts"):
         memory_forecast.check_memory(*forecasted()[:3], 60, 2, "cpu", False)

@@ -142,7 +142,7 @@ def test_the_target_of_a_consistency_model_makes_its_function_the_image(t):
     _, alpha, sigma, _ = VP()(time)
     x_t, wanted = alpha * z + sigma * eps, model.target(z, eps, time)
     loss, error = denoising_loss(model, z, time, Y, eps), (model(x_t, time) - z).square()
-    assert torch.allclose(loss, model.sharpness(time) * error.flatten(1).mean(1), rtol=1e-3)
+    assert torch.allclose(loss, model.loss_factor(time) * error.flatten(1).mean(1), rtol=1e-3)
     model.predict = lambda x_t, t, label=None: wanted
     assert torch.allclose(model(x_t, time), z, atol=1e-5)
 

@@ -125,4 +125,4 @@ def test_alone_nothing_is_exchanged():
     loss = torch.tensor(3.0)
     assert Processes().average([weight], loss) is loss
     assert weight.grad.tolist() == [1, 2]
-    assert Processes().agreed(5) == 5
+    assert Processes().broadcast(5) == 5

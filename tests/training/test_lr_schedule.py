@@ -40,8 +40,8 @@ def test_the_rate_falls_in_a_straight_line_from_where_it_is_told():
 def test_the_batch_grows_once():
     plan = Plan(10, batch_size=4, grow={"at": 3, "batch_size": 16})
     assert [plan.size(step) for step in range(5)] == [4, 4, 4, 16, 16]
-    assert [plan.before(step) for step in range(6)] == [0, 4, 8, 12, 28, 44]
-    assert plan.sizes() == [4, 16]
+    assert [plan.images_before(step) for step in range(6)] == [0, 4, 8, 12, 28, 44]
+    assert plan.batch_sizes() == [4, 16]
 
 
 @pytest.mark.parametrize("at", [4, 8, 11])

@@ -51,14 +51,14 @@ def test_the_right_prediction_is_the_image(predicts, t):
 
 @pytest.mark.parametrize("predicts", ["noise", "image", "velocity", "edm"])
 def test_sharpness_is_what_an_error_of_the_image_costs(predicts):
-    """(out - target)^2 = sharpness (x_hat - x_0)^2."""
+    """(out - target)^2 = loss_factor (x_hat - x_0)^2."""
     model, t = perfect(predicts).double(), torch.tensor(0.3, dtype=torch.float64)
     x = X.double()
     z, eps = 2 * x - 1, NOISE.normal(x)
     _, alpha, sigma, _ = VP()(t)
     loss = denoising_loss(model, model.encode(x), t, Y, eps)
     error = (model(alpha * z + sigma * eps, t) - z).square().flatten(1).mean(1)
-    assert torch.allclose(loss, model.sharpness(t) * error)
+    assert torch.allclose(loss, model.loss_factor(t) * error)
 
 
 def test_the_edm_network_sees_and_says_numbers_of_unit_size():
@@ -80,7 +80,7 @@ def test_the_edm_network_sees_and_says_numbers_of_unit_size():
 def test_lognormal_times_are_lognormal():
     objective = Denoising(t_max=0.9, times="lognormal")
     share = (torch.arange(4000) + 0.5).view(-1, 1, 1, 1) / 4000
-    t = objective.at(share, VP()).double()
+    t = objective.quantile(share, VP()).double()
     assert t.min() >= objective.t_min
     assert t.max() <= 0.9
     _, alpha, sigma, _ = VP()(t)
@@ -94,7 +94,7 @@ def test_min_snr_weighs_as_published():
     """Hang et al. (2023): min(SNR, gamma) / SNR times the error of the noise."""
     model = perfect("noise")
     plain, capped = Denoising(t_max=0.9), Denoising(t_max=0.9, min_snr=5.0)
-    t = plain.at(NOISE.child("time").uniform(X[:, :1, :1, :1]), model.schedule)
+    t = plain.quantile(NOISE.child("time").uniform(X[:, :1, :1, :1]), model.schedule)
     _, alpha, sigma, _ = model.schedule(t)
     snr = ((alpha / sigma) ** 2).flatten()
     weight = snr.clamp(max=5) / snr

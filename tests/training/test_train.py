@@ -288,7 +288,7 @@ def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, c
     )
     training.seed_torch(7, "other")
     model = training.specs.build("denoiser", specs.check("denoiser", TINY["denoiser"]))
-    lacking = card.begin(model, str(first))
+    lacking = card.initialize_from(model, str(first))
     assert [name for name in lacking if "label" not in name] == []
     x, t = Noise.of(0, range(4)).normal(torch.zeros(4, 1, 4, 4)), torch.tensor(0.3)
     for label in (0, 1, 2):
@@ -312,7 +312,7 @@ def test_what_a_training_begins_with_is_checked():
             training={"steps": 1, "init_from": "digits-denoiser"},
         )
     with pytest.raises(ValueError, match="no weight of digits-classifier"):
-        card.begin(torch.nn.Linear(2, 2), "digits-classifier")
+        card.initialize_from(torch.nn.Linear(2, 2), "digits-classifier")
 
 
 @pytest.mark.parametrize("harm", ["weights", "card", "kind", "none"])

@@ -20,8 +20,8 @@ from unfool.protocols import Defended, Purifier
 from unfool.ranges import Count, check_arguments
 from unfool.results.report_json import share_entry
 from unfool.runtime.progress import progress
-from unfool.statistics import bounded_mean_interval, mean_of
-from unfool.threat import Threat, images
+from unfool.statistics import bounded_mean_interval, mean_rate_interval
+from unfool.threat import Threat, per_image
 
 RANDOM, ADVERSARIAL = "random", "adversarial"
 KINDS = (RANDOM, ADVERSARIAL)
@@ -44,8 +44,8 @@ class Compression:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all values as arrays; `from_arrays` reverses this."""
-        listed = {"sizes": np.array(self.sizes), "lengths": np.array(self.lengths)}
-        return listed | {f"rates/{kind}": values for kind, values in self.rates.items()}
+        arrays = {"sizes": np.array(self.sizes), "lengths": np.array(self.lengths)}
+        return arrays | {f"rates/{kind}": values for kind, values in self.rates.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Compression":
@@ -58,7 +58,7 @@ class Compression:
         return cls(sizes, lengths, {kind: arrays[f"rates/{kind}"] for kind in KINDS})
 
     @property
-    def main(self) -> int:
+    def budget_index(self) -> int:
         """The index of the size whose ratio to the whole budget is nearest to 1."""
         return int(np.argmin(np.abs(np.log(self.sizes))))
 
@@ -70,16 +70,18 @@ class Compression:
     def summary(self) -> dict[str, Any]:
         """Return means over images with 95 % intervals, and the share of draws that contract."""
         rows = []
-        for place, (size, length) in enumerate(zip(self.sizes, self.lengths, strict=True)):
+        for index, (size, length) in enumerate(zip(self.sizes, self.lengths, strict=True)):
             row: dict[str, Any] = {"size": size, "length": length}
             for kind, rates in self.rates.items():
-                at = rates[:, :, place]
-                share = mean_of((at < 1).mean(1).tolist(), at.shape[1])
-                rate = bounded_mean_interval(at.mean(1), 0)
+                rates_at_size = rates[:, :, index]
+                share = mean_rate_interval(
+                    (rates_at_size < 1).mean(1).tolist(), rates_at_size.shape[1]
+                )
+                rate = bounded_mean_interval(rates_at_size.mean(1), 0)
                 row[kind] = {"rate": rate, "contracts": share_entry(share)}
             rows.append(row)
         count, draws, _ = self.rates[RANDOM].shape
-        return {"images": count, "draws": draws, "main": self.main, "sizes": rows}
+        return {"images": count, "draws": draws, "main": self.budget_index, "sizes": rows}
 
 
 def compression(
@@ -116,24 +118,26 @@ def compression(
     check_arguments(compression, locals())
     if not sizes or not all(0 < size < np.inf for size in sizes):
         raise ValueError(f"sizes must be numbers above 0, not {list(sizes)}")
-    whole = model.model
-    if not isinstance(whole, Defended):
+    defended = model.model
+    if not isinstance(defended, Defended):
         raise ValueError("the model has no purifier to measure: name a spec with one")
     unit = budget_length(threat, x[0].numel())
-    purify = Batched(whole.purifier, model.batch_size)
+    purify = Batched(defended.purifier, model.batch_size)
     lengths = tuple(size * unit for size in sizes)
     rates: dict[str, list[list[Tensor]]] = {kind: [] for kind in KINDS}
     with progress("measuring compression", draws * len(sizes), 0, quiet) as show:
         for draw in range(draws):
             stream = noise.child("held", draw).child("purify")
             with torch.no_grad():
-                base = purify(x, stream)
+                purified = purify(x, stream)
             direction = _unit(noise.child("direction", draw).normal(x))
-            found = []
-            for place, length in enumerate(lengths):
-                found.append(_rates(purify, x, base, stream, direction, length, steps))
-                show(draw * len(lengths) + place + 1, "")
-            for kind, pair in zip(KINDS, zip(*found, strict=True), strict=True):
+            rates_by_length = []
+            for index, length in enumerate(lengths):
+                rates_by_length.append(
+                    _rates(purify, x, purified, stream, direction, length, steps)
+                )
+                show(draw * len(lengths) + index + 1, "")
+            for kind, pair in zip(KINDS, zip(*rates_by_length, strict=True), strict=True):
                 rates[kind].append(list(pair))
     stacked = {
         kind: torch.stack([torch.stack(row, 1) for row in rows], 1).double().cpu().numpy()
@@ -164,38 +168,38 @@ def budget_length(threat: Threat, values: int) -> float:
 def _rates(
     purify: Purifier,
     x: Tensor,
-    base: Tensor,
+    purified: Tensor,
     noise: Noise,
-    start: Tensor,
+    start_direction: Tensor,
     length: float,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return the rate along `start`, and the largest rate that power iteration finds, (B,) each."""
-    direction, tiny = start, torch.finfo(x.dtype).tiny
+    """Return the rate along `start_direction`, and the largest that power iteration finds, (B,) each."""
+    direction, tiny = start_direction, torch.finfo(x.dtype).tiny
     first = highest = torch.zeros_like(x[:, 0, 0, 0])
     for step in range(steps + 1):
-        last = step == steps
-        with torch.set_grad_enabled(not last):
-            at = (x + length * direction).clamp(0, 1).requires_grad_(not last)
-            gap = purify(at, noise) - base
-            size = (at.detach() - x).flatten(1).norm(dim=1).clamp(min=tiny)
+        is_last = step == steps
+        with torch.set_grad_enabled(not is_last):
+            perturbed = (x + length * direction).clamp(0, 1).requires_grad_(not is_last)
+            gap = purify(perturbed, noise) - purified
+            size = (perturbed.detach() - x).flatten(1).norm(dim=1).clamp(min=tiny)
             rate = gap.detach().flatten(1).norm(dim=1) / size
             if step == 0:
                 first = rate
             highest = torch.maximum(highest, rate)
-            if last or not gap.requires_grad:  # without a gradient, stop
+            if is_last or not gap.requires_grad:  # without a gradient, stop
                 break
             (gradient,) = torch.autograd.grad(
-                gap.square().sum() / 2, at, allow_unused=True, materialize_grads=True
+                gap.square().sum() / 2, perturbed, allow_unused=True, materialize_grads=True
             )
-        flat = gradient.flatten(1).abs().amax(1) == 0
-        direction = torch.where(images(flat), direction, _unit(gradient))
+        is_zero = gradient.flatten(1).abs().amax(1) == 0
+        direction = torch.where(per_image(is_zero), direction, _unit(gradient))
     return first, highest
 
 
 def _unit(direction: Tensor) -> Tensor:
     """Scale each direction of a batch (B, C, H, W) to l2 length 1; a zero direction stays zero."""
     peak = direction.flatten(1).abs().amax(1).clamp(min=torch.finfo(direction.dtype).tiny)
-    scaled = direction / images(peak)  # avoids underflow in the squares of the norm
+    scaled = direction / per_image(peak)  # avoids underflow in the squares of the norm
     size = scaled.flatten(1).norm(dim=1).clamp(min=torch.finfo(direction.dtype).tiny)
-    return scaled / images(size)
+    return scaled / per_image(size)

@@ -50,8 +50,8 @@ class CriticalEps:
 
     def summary(self) -> dict[str, Any]:
         """Return the quartiles (None above the largest budget), and shares with 95 % intervals."""
-        found, count = self.estimates, len(self.high)
-        ordered = np.sort(found)
+        estimates, count = self.estimates, len(self.high)
+        ordered = np.sort(estimates)
         quartiles = {
             str(share): None if np.isinf(value) else float(value)
             for share in (25, 50, 75)
@@ -65,7 +65,7 @@ class CriticalEps:
             "quartiles": quartiles,
             "wrong": share_entry(wilson(int((self.high == 0).sum()), count)),
             "unbroken": share_entry(wilson(int(np.isinf(self.high).sum()), count)),
-            "at_eps": share_entry(wilson(int((found > self.eps).sum()), count)),
+            "at_eps": share_entry(wilson(int((estimates > self.eps).sum()), count)),
             "brackets": [
                 {"low": float(low), "high": None if np.isinf(high) else float(high)}
                 for low, high in zip(self.low, self.high, strict=True)
@@ -124,33 +124,33 @@ def critical_eps(
     streams = [noise.child("held", draw) for draw in range(draws)]
     low, high = np.zeros(len(x)), np.full(len(x), np.inf)
 
-    def breaks(which: np.ndarray, eps: float) -> np.ndarray:
-        """Return a mask: which of the images at indices `which` the attack breaks at `eps`."""
-        rows = torch.from_numpy(which).to(x.device)
+    def breaks(indices: np.ndarray, eps: float) -> np.ndarray:
+        """Return a mask: which of the images at `indices` the attack breaks at `eps`."""
+        rows = torch.from_numpy(indices).to(x.device)
         images, labels = x[rows], y[rows]
         if eps > 0:
-            own = noise.take(which.tolist()).child("attack")
-            images = attack(model, images, labels, Threat(threat.norm, eps), own)
-        held = [stream.take(which.tolist()) for stream in streams]
-        return (majority_vote(model, images, held) != labels).cpu().numpy()
+            attack_noise = noise.take(indices.tolist()).child("attack")
+            images = attack(model, images, labels, Threat(threat.norm, eps), attack_noise)
+        held_out = [stream.take(indices.tolist()) for stream in streams]
+        return (majority_vote(model, images, held_out) != labels).cpu().numpy()
 
     with progress("bisecting", rounds + 2, 0, quiet) as show:
-        every = np.arange(len(x))
-        high[breaks(every, 0)] = 0
+        all_indices = np.arange(len(x))
+        high[breaks(all_indices, 0)] = 0
         show(1, "clean")
-        right = every[high > 0]
-        if right.size:
-            broken = breaks(right, largest)
-            high[right[broken]] = largest
-            low[right[~broken]] = largest
+        correct = all_indices[high > 0]
+        if correct.size:
+            broken = breaks(correct, largest)
+            high[correct[broken]] = largest
+            low[correct[~broken]] = largest
         show(2, "largest")
-        for turn in range(rounds):
+        for round_index in range(rounds):
             middle = (low + high) / 2
-            open_ = np.isfinite(high) & (high > 0)
-            for eps in np.unique(middle[open_]):
-                which = every[open_ & (middle == eps)]
-                broken = breaks(which, float(eps))
-                high[which[broken]] = eps
-                low[which[~broken]] = eps
-            show(turn + 3, "halved")
+            is_open = np.isfinite(high) & (high > 0)
+            for eps in np.unique(middle[is_open]):
+                indices = all_indices[is_open & (middle == eps)]
+                broken = breaks(indices, float(eps))
+                high[indices[broken]] = eps
+                low[indices[~broken]] = eps
+            show(round_index + 3, "halved")
     return CriticalEps(threat.norm, threat.eps, low, high, largest)

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from unfool.argument_checks import images_of_any_range
 from unfool.attacks import views
 from unfool.attacks.losses import Loss, query_model
-from unfool.diffusion.gradient import keeping
+from unfool.diffusion.gradient import keep_graphs
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_arguments
 from unfool.runtime.memory import kept_by_graphs
 from unfool.runtime.progress import progress
 from unfool.statistics import bounded_mean_interval
-from unfool.threat import images as per_image
+from unfool.threat import per_image
 
 EXACT = "exact"
 ALL = 10**9  # more steps than any chain has
@@ -39,13 +39,13 @@ class GradientVariant:
         name: The name.
         meaning: A short description.
         view: The view of the model to differentiate.
-        graphs: How many of a chain's last steps keep their graph; the others are replayed.
+        kept_steps: How many of a chain's last steps keep their graph; the others are replayed.
     """
 
     name: str
     meaning: str
     view: Callable[..., Classifier]
-    graphs: int = 0
+    kept_steps: int = 0
 
 
 VARIANTS = (
@@ -73,10 +73,10 @@ class Gradients:
         gradients: Gradients of the mean loss over the draws (V, B, C, H, W).
         directions: Random unit vectors (D, B, C, H, W).
         slopes: Finite-difference slopes of the loss along the directions (B, D).
-        precise: Whether the finite differences are in float64.
+        in_float64: Whether the finite differences are in float64.
         seconds: Time per image and draw (V,), the minimum over repetitions.
-        forward: The same for a forward pass without a gradient.
-        kept: Peak memory of the graphs in bytes, per image and draw (V,).
+        forward_seconds: The same for a forward pass without a gradient.
+        graph_bytes: Peak memory of the graphs in bytes, per image and draw (V,).
     """
 
     variants: tuple[GradientVariant, ...]
@@ -84,10 +84,10 @@ class Gradients:
     gradients: np.ndarray
     directions: np.ndarray
     slopes: np.ndarray
-    precise: bool
+    in_float64: bool
     seconds: np.ndarray
-    forward: float
-    kept: np.ndarray
+    forward_seconds: float
+    graph_bytes: np.ndarray
 
     def cosines(self) -> np.ndarray:
         """Return the cosine between every two gradients (V, V, B); 0 where a gradient is zero."""
@@ -104,12 +104,14 @@ class Gradients:
     def errors(self) -> np.ndarray:
         """Return each gradient's distance to the exact one over the longer of their lengths (V, B)."""
         flat = self._flat()
-        return _apart(flat, flat[:1])
+        return _relative_distances(flat, flat[:1])
 
     def slope_errors(self) -> np.ndarray:
         """Return the relative error of predicted slopes against finite differences (V, B)."""
         vectors = self.directions.reshape(*self.directions.shape[:2], -1)
-        return _apart(np.einsum("wbp,dbp->wbd", self._flat(), vectors), self.slopes[None])
+        return _relative_distances(
+            np.einsum("wbp,dbp->wbd", self._flat(), vectors), self.slopes[None]
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return means over images with 95 % intervals for each variant."""
@@ -126,8 +128,8 @@ class Gradients:
                     "error": bounded_mean_interval(errors[i], 0),
                     "slope_error": bounded_mean_interval(slopes[i], 0),
                     "seconds": float(self.seconds[i]),
-                    "forwards": float(self.seconds[i] / self.forward),
-                    "kept": float(self.kept[i]),
+                    "forwards": float(self.seconds[i] / self.forward_seconds),
+                    "kept": float(self.graph_bytes[i]),
                 }
             )
         return {
@@ -136,15 +138,15 @@ class Gradients:
             "missing": self.missing,
             "cosines": cosines.mean(2).tolist(),
             "directions": len(self.directions),
-            "precise": self.precise,
-            "forward_seconds": self.forward,
+            "precise": self.in_float64,
+            "forward_seconds": self.forward_seconds,
         }
 
     def _flat(self) -> np.ndarray:
         return self.gradients.reshape(*self.gradients.shape[:2], -1)
 
 
-def compare(
+def compare_gradients(
     model: Classifier,
     x: Tensor,
     y: Tensor,
@@ -176,8 +178,8 @@ def compare(
     Raises:
         ValueError: A number is out of range, or no gradient leads through the model.
     """
-    check_arguments(compare, locals())
-    found, missing = [], {}
+    check_arguments(compare_gradients, locals())
+    supported, missing = [], {}
     for variant in variants:
         view = (
             partial(variant.view, steps=coarse)
@@ -185,45 +187,45 @@ def compare(
             else variant.view
         )
         try:
-            found.append((variant, view(model)))
+            supported.append((variant, view(model)))
         except ValueError as error:
             missing[variant.name] = str(error)
-    rounds = repeats * (1 + len(found))
+    rounds = repeats * (1 + len(supported))
     gradients: dict[str, Tensor] = {}
-    seconds: dict[str, list[float]] = {variant.name: [] for variant, _ in found} | {"": []}
+    seconds: dict[str, list[float]] = {variant.name: [] for variant, _ in supported} | {"": []}
     graph_bytes: dict[str, int] = {}
     done = 0
     with progress("comparing gradients", rounds + 1, 0, quiet) as show:
         for _ in range(repeats):
-            _, took = _timed(query_model, model, x, y, loss, noise, 0, draws, gradient=False)
-            seconds[""].append(took)
-            for variant, viewed in found:
+            _, duration = _timed(query_model, model, x, y, loss, noise, 0, draws, gradient=False)
+            seconds[""].append(duration)
+            for variant, viewed in supported:
                 counting: AbstractContextManager[Any] = (
                     nullcontext() if variant.name in graph_bytes else kept_by_graphs(model)
                 )
-                with keeping(variant.graphs), counting as counter:
-                    out, took = _timed(query_model, viewed, x, y, loss, noise, 0, draws)
+                with keep_graphs(variant.kept_steps), counting as counter:
+                    out, duration = _timed(query_model, viewed, x, y, loss, noise, 0, draws)
                 if counter is not None:
                     graph_bytes[variant.name], gradients[variant.name] = counter.peak, out.gradient
                 if counter is None or repeats == 1:
-                    seconds[variant.name].append(took)  # a run that counts memory is slower
+                    seconds[variant.name].append(duration)  # a run that counts memory is slower
                 done += 1
                 show(done, variant.name)
         vectors = torch.stack(
             [_unit(noise.child("direction", i).normal(x)) for i in range(directions)]
         )
-        slopes, precise = _slopes(model, x, y, noise, loss, draws, vectors)
-    each = len(x) * draws
+        slopes, in_float64 = _slopes(model, x, y, noise, loss, draws, vectors)
+    evaluations = len(x) * draws
     return Gradients(
-        tuple(variant for variant, _ in found),
+        tuple(variant for variant, _ in supported),
         missing,
-        torch.stack([gradients[variant.name] for variant, _ in found]).double().cpu().numpy(),
+        torch.stack([gradients[variant.name] for variant, _ in supported]).double().cpu().numpy(),
         vectors.double().cpu().numpy(),
         slopes.double().cpu().numpy(),
-        precise,
-        np.array([min(seconds[variant.name]) / each for variant, _ in found]),
-        min(seconds[""]) / each,
-        np.array([graph_bytes[variant.name] / each for variant, _ in found]),
+        in_float64,
+        np.array([min(seconds[variant.name]) / evaluations for variant, _ in supported]),
+        min(seconds[""]) / evaluations,
+        np.array([graph_bytes[variant.name] / evaluations for variant, _ in supported]),
     )
 
 
@@ -237,7 +239,7 @@ def _slopes(
     directions: Tensor,
 ) -> tuple[Tensor, bool]:
     """Return central differences of the loss along each direction (B, D), and whether in float64."""
-    double = _in_float64(model, x, noise)
+    double = _convert_to_float64(model, x, noise)
     step = 1e-5 if double else 1e-2
     exact, x = (double, x.double()) if double else (model, x)
     slopes = []
@@ -254,12 +256,12 @@ def _slopes(
 
 
 @torch.no_grad()
-def _in_float64(model: Classifier, x: Tensor, noise: Noise) -> Classifier | None:
-    whole = model.model if isinstance(model, views.Batched) else model
-    if not isinstance(whole, nn.Module):
+def _convert_to_float64(model: Classifier, x: Tensor, noise: Noise) -> Classifier | None:
+    inner = model.model if isinstance(model, views.Batched) else model
+    if not isinstance(inner, nn.Module):
         return None
     try:
-        double = views.Batched(deepcopy(whole).double(), getattr(model, "batch_size", None))
+        double = views.Batched(deepcopy(inner).double(), getattr(model, "batch_size", None))
         return double if double(x[:1].double(), noise.take([0])).dtype == torch.float64 else None
     except (RuntimeError, TypeError, ValueError):  # a user's own part may support float32 only
         return None
@@ -276,6 +278,6 @@ def _unit(x: Tensor) -> Tensor:
     return x / per_image(x.flatten(1).norm(dim=1))
 
 
-def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _relative_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     length = np.maximum(np.linalg.norm(one, axis=2), np.linalg.norm(other, axis=2))
     return np.linalg.norm(one - other, axis=2) / np.maximum(length, 1e-30)

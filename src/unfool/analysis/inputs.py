@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unfool import spec as specs
 from unfool.attacks.views import Batched
-from unfool.batching import fitting
+from unfool.batching import estimate_batch_size
 from unfool.compatibility import check_fit
 from unfool.data import fetch
 from unfool.data.subset import choose_indices, labels_of
@@ -60,7 +60,7 @@ def load_inputs(
     images: int | None,
     device: str = "auto",
     *,
-    image: int = 0,
+    position: int = 0,
 ) -> AnalysisInputs:
     """Load the defense of an evaluation spec, with some of the images that it evaluates.
 
@@ -72,7 +72,7 @@ def load_inputs(
         folder: The folder with the data sets.
         images: How many of the spec's first images to take, 2 or more; None takes one image.
         device: The device to compute on.
-        image: Its position among the spec's images, from 0.
+        position: Its position among the spec's images, from 0.
 
     Raises:
         SpecError: The spec is wrong, its engine is Ray, or it has too few images.
@@ -82,33 +82,33 @@ def load_inputs(
     table = specs.load(Run.open(Path(spec)).spec if is_run(spec) else spec, changes)
     table.pop("sweep", None)
     table["attacks"] = []
-    checked = evaluation.check(table, folder)
-    refuse_ray(checked["machine"], "an analysis")
-    options, where = checked["evaluation"], pick_device(device)
-    data = specs.build("data", checked["data"])
-    model = build_model(checked, where)
+    checked_spec = evaluation.check(table, folder)
+    refuse_ray(checked_spec["machine"], "an analysis")
+    options, device = checked_spec["evaluation"], pick_device(device)
+    data = specs.build("data", checked_spec["data"])
+    model = build_model(checked_spec, device)
     indices = choose_indices(
         len(data), options["images"], options["subset_seed"], labels=labels_of(data)
     )
-    if images is None and image >= len(indices):
+    if images is None and position >= len(indices):
         count = len(indices)
         raise SpecError(
             f"--image must be from 0 to {count - 1}, for the spec evaluates {count} images; not "
-            f"{image}"
+            f"{position}"
         )
     if images is not None and len(indices) < images:
         raise SpecError(
             f"--images must be at most {len(indices)}, the number of images that the spec "
             f"evaluates; not {images}"
         )
-    indices = [indices[image]] if images is None else indices[:images]
-    check_fit(model, data, indices, where)
-    x, y = (part.to(where) for part in fetch(data, indices))
+    indices = [indices[position]] if images is None else indices[:images]
+    check_fit(model, data, indices, device)
+    x, y = (part.to(device) for part in fetch(data, indices))
     noise = Noise.of(options["seed"], indices).child("analysis")
-    rows = checked["machine"]["batch_size"]
-    rows = fitting(model, x) if rows == "auto" else rows
-    threat = Threat(**checked["threat"])
-    return AnalysisInputs(checked, Batched(model, rows), x, y, indices, noise, threat)
+    batch_size = checked_spec["machine"]["batch_size"]
+    batch_size = estimate_batch_size(model, x) if batch_size == "auto" else batch_size
+    threat = Threat(**checked_spec["threat"])
+    return AnalysisInputs(checked_spec, Batched(model, batch_size), x, y, indices, noise, threat)
 
 
 def is_run(source: str) -> bool:
@@ -116,7 +116,7 @@ def is_run(source: str) -> bool:
     return (Path(source) / "run.json").is_file()
 
 
-def whole_chain(spec: ModelSpec, device: torch.device) -> Denoiser:
+def load_generative_denoiser(spec: ModelSpec, device: torch.device) -> Denoiser:
     """Build the denoiser of a checked spec, which must be able to start from pure noise.
 
     Raises:
@@ -126,10 +126,10 @@ def whole_chain(spec: ModelSpec, device: torch.device) -> Denoiser:
         raise SpecError("the spec has no denoiser to generate images with: name a spec with one")
     part = spec["denoiser"]
     if part["name"] == "trained":
-        reach = read_card(part["weights"])[1].get("objective", {"name": ""}).get("t_max", 1.0)
-        if reach < 1:
+        t_max = read_card(part["weights"])[1].get("objective", {"name": ""}).get("t_max", 1.0)
+        if t_max < 1:
             raise SpecError(
-                f"{part['weights']} was trained up to t = {reach:g} and cannot start from pure "
+                f"{part['weights']} was trained up to t = {t_max:g} and cannot start from pure "
                 "noise: name a denoiser that was trained up to t = 1"
             )
     return specs.build("denoiser", part).eval().requires_grad_(False).to(device)

@@ -84,13 +84,13 @@ def landscape(
     check_arguments(landscape, locals())
     if len(x) != 1:
         raise ValueError(f"a landscape needs exactly one image, not {len(x)}")
-    known, heldout, deltas = noise.child("defense"), noise.child("held"), {}
+    known, fresh, deltas = noise.child("defense"), noise.child("held"), {}
     with progress("attacking and looking", grid + 2, 0, quiet) as show:
         for done, (name, per_step) in enumerate(((DW, 1), (EOT, eot)), 1):
-            own = noise.child(name)
+            attack_noise = noise.child(name)
             attack = PGD(steps, per_step, step_size, start="zero", loss=loss)
-            own = own.with_known_noise(known) if name == DW else own
-            path = [x_adv - x for x_adv, _ in attack.path(model, x, y, threat, own)]
+            attack_noise = attack_noise.with_known_noise(known) if name == DW else attack_noise
+            path = [x_adv - x for x_adv, _ in attack.path(model, x, y, threat, attack_noise)]
             deltas[name] = torch.cat(path).flatten(1).double()
             show(done, name)
         u = deltas[DW][-1]
@@ -106,12 +106,12 @@ def landscape(
             )
         along = torch.linspace(0, reach, grid, dtype=torch.float64)
         surfaces: dict[str, list[np.ndarray]] = {"known": [], "fresh": []}
-        streams = known.take([0] * grid), heldout.take([0] * grid)
+        streams = known.take([0] * grid), fresh.take([0] * grid)
         for done, b in enumerate(along, 3):
-            moved = (along[:, None].to(u) * u + b.to(u) * r).to(x).view(grid, *x.shape[1:])
-            row = (x + moved).clamp(0, 1) if clip else x + moved
+            offsets = (along[:, None].to(u) * u + b.to(u) * r).to(x).view(grid, *x.shape[1:])
+            points = (x + offsets).clamp(0, 1) if clip else x + offsets
             with images_of_any_range():  # without `clip`, points may leave [0, 1]
-                losses = losses_at(model, row, y.expand(grid), loss, *streams, draws)
+                losses = losses_at(model, points, y.expand(grid), loss, *streams, draws)
             for kind, surface in surfaces.items():
                 surface.append(losses[kind][0])
             show(done, "looking")

@@ -23,7 +23,7 @@ from unfool.protocols import Defended
 from unfool.ranges import Count, check_arguments
 from unfool.results.report_json import share_entry
 from unfool.runtime.progress import progress
-from unfool.statistics import bounded_mean_interval, mean_of, wilson
+from unfool.statistics import bounded_mean_interval, mean_rate_interval, wilson
 from unfool.threat import Threat
 
 CLEAN, ATTACKED = "clean", "attacked"
@@ -39,27 +39,27 @@ class Purification:
     Attributes:
         distances: Row to metric to distances to the clean image (B, D). Rows are `"clean, purified"`,
             `"attacked"`, and so on; metrics are l2, linf, ssim (1 for equal images), and maybe lpips.
-        right: Row to 1 where the classifier is right, else 0 (B, D); on purified images, this is the
+        correct: Row to 1 where the classifier is right, else 0 (B, D); on purified images, this is the
             defense's answer.
-        left: The l2 length of the perturbation after purification over that before, with the same draw
-            (B, D).
-        noise: The standard deviation of the forward noise in [0, 1] pixels; None if there is none.
-        pictures: The first images of each row, for the first draw: row to (N, C, H, W).
+        remaining: The l2 length of the perturbation after purification over that before, with the same
+            draw (B, D).
+        noise_std: The standard deviation of the forward noise in [0, 1] pixels; None if there is none.
+        images: The first images of each row, for the first draw: row to (N, C, H, W).
     """
 
     distances: dict[str, dict[str, np.ndarray]]
-    right: dict[str, np.ndarray]
-    left: np.ndarray
-    noise: float | None
-    pictures: dict[str, np.ndarray]
+    correct: dict[str, np.ndarray]
+    remaining: np.ndarray
+    noise_std: float | None
+    images: dict[str, np.ndarray]
 
     def summary(self) -> dict[str, Any]:
         """Return means over images with 95 % intervals."""
         rows = []
-        for name, right in self.right.items():
+        for name, correct in self.correct.items():
             measured = self.distances.get(name, {})
             means = {m: bounded_mean_interval(v.mean(1), *RANGES[m]) for m, v in measured.items()}
-            share = mean_of(right.mean(1).tolist(), right.shape[1])
+            share = mean_rate_interval(correct.mean(1).tolist(), correct.shape[1])
             rows.append({"row": name, **means, "right": share_entry(share)})
         nearer = {}
         for metric in METRICS:
@@ -71,12 +71,12 @@ class Purification:
                 gain = -gain if metric == "ssim" else gain
                 nearer[metric] = share_entry(wilson(int((gain > 0).sum()), len(gain)))
         return {
-            "images": len(self.left),
-            "draws": self.left.shape[1],
-            "pixel_noise": self.noise,
+            "images": len(self.remaining),
+            "draws": self.remaining.shape[1],
+            "pixel_noise": self.noise_std,
             "rows": rows,
             "nearer": nearer,
-            "left": bounded_mean_interval(self.left.mean(1), 0),
+            "left": bounded_mean_interval(self.remaining.mean(1), 0),
         }
 
 
@@ -116,52 +116,52 @@ def purification(
             does not accept such images.
     """
     check_arguments(purification, locals())
-    whole = model.model
-    if not isinstance(whole, Defended):
+    defended = model.model
+    if not isinstance(defended, Defended):
         raise ValueError("the spec has no purifier to analyze: name a spec with one")
     if lpips:
         check_perceptual(x[0])  # report a missing package before the work starts
-    sigma = getattr(whole.purifier, "pixel_noise", None)
-    purify = Batched(whole.purifier, model.batch_size)
-    classify = Batched(whole.classifier, model.batch_size)
+    sigma = getattr(defended.purifier, "pixel_noise", None)
+    purify = Batched(defended.purifier, model.batch_size)
+    classify = Batched(defended.classifier, model.batch_size)
     with torch.no_grad(), progress("purifying", draws + 1, 0, quiet) as show:
         with torch.enable_grad():
             attack = PGD(steps, eot, loss=loss)
             starts = {CLEAN: x, ATTACKED: attack(model, x, y, threat, noise.child("attack"))}
         show(1, "attacked")
-        pictures: dict[str, list[Tensor]] = {name: [start] for name, start in starts.items()}
-        right = {
+        images: dict[str, list[Tensor]] = {name: [start] for name, start in starts.items()}
+        correct = {
             name: [predict(classify, start, noise.child("classify")) == y]
             for name, start in starts.items()
         }
         for draw in range(draws):
             stream = noise.child("held", draw)
-            forward = stream.child("purify").child("forward").normal(x)
+            forward_noise = stream.child("purify").child("forward").normal(x)
             for name, start in starts.items():
-                versions = {NOISED: start + sigma * forward} if sigma else {}
+                versions = {NOISED: start + sigma * forward_noise} if sigma else {}
                 versions[PURE] = purify(start, stream.child("purify"))
                 for kind, image in versions.items():
                     row = f"{name}, {kind}"
-                    pictures.setdefault(row, []).append(image)
-                    correct = predict(classify, image, stream.child("classify")) == y
-                    right.setdefault(row, []).append(correct)
+                    images.setdefault(row, []).append(image)
+                    is_correct = predict(classify, image, stream.child("classify")) == y
+                    correct.setdefault(row, []).append(is_correct)
             show(draw + 2, "purified")
         distances = {
-            row: _distances(kept, x, lpips) for row, kept in pictures.items() if row != CLEAN
+            row: _distances(by_draw, x, lpips) for row, by_draw in images.items() if row != CLEAN
         }
         gap = [
-            (dirty - clean).flatten(1).norm(dim=1)
-            for dirty, clean in zip(
-                pictures[f"{ATTACKED}, {PURE}"], pictures[f"{CLEAN}, {PURE}"], strict=True
+            (attacked - clean).flatten(1).norm(dim=1)
+            for attacked, clean in zip(
+                images[f"{ATTACKED}, {PURE}"], images[f"{CLEAN}, {PURE}"], strict=True
             )
         ]
     before = (starts[ATTACKED] - x).flatten(1).norm(dim=1).clamp(min=1e-12)
     return Purification(
         distances,
-        {row: torch.stack(found, 1).double().cpu().numpy() for row, found in right.items()},
+        {row: torch.stack(by_draw, 1).double().cpu().numpy() for row, by_draw in correct.items()},
         (torch.stack(gap, 1) / before[:, None]).cpu().numpy(),
         None if sigma is None else float(sigma),
-        {row: kept[0][:shown].cpu().numpy() for row, kept in pictures.items()},
+        {row: by_draw[0][:shown].cpu().numpy() for row, by_draw in images.items()},
     )
 
 

@@ -31,12 +31,12 @@ class Samples:
 
     Attributes:
         distances: `REAL` (other real images) or model to the distance in each set (S,).
-        pictures: Model to its images of the first set (N, C, H, W).
+        images: Model to its images of the first set (N, C, H, W).
         size: Images on each side of a distance.
     """
 
     distances: dict[str, list[float]]
-    pictures: dict[str, Tensor]
+    images: dict[str, Tensor]
     size: int
 
     def summary(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def samples(
     *,
     steps: int = 50,
     sets: AtLeastTwo = 3,
-    rows: int | None = None,
+    batch_size: int | None = None,
     quiet: bool = False,
 ) -> Samples:
     """Generate images with each denoiser from the same noise, and compare them with half of `x`.
@@ -69,7 +69,7 @@ def samples(
         noise: Source of random draws, except for the splits.
         steps: Steps of the chain (DDPM) from noise to an image.
         sets: Repetitions behind an interval, 2 or more.
-        rows: Most images in one call.
+        batch_size: Most images in one call.
         quiet: Show no progress.
 
     Raises:
@@ -80,23 +80,25 @@ def samples(
     if size < 2:
         raise ValueError(f"half of the images must be 2 or more, not {size}")
     _metric(1)  # report a missing package before the work starts
-    found: dict[str, list[float]] = {name: [] for name in (REAL, *denoisers)}
-    kept: dict[str, Tensor] = {}
-    real = features(classifier, x, noise, rows)
+    distances: dict[str, list[float]] = {name: [] for name in (REAL, *denoisers)}
+    first_images: dict[str, Tensor] = {}
+    real = features(classifier, x, noise, batch_size)
     with progress("generating", sets * len(denoisers), 0, quiet) as show:
         done = 0
-        for number in range(sets):
-            order = permutation(len(x), number, "samples")
-            one, other = order[:size], order[size : 2 * size]
-            stream = noise.take(range(size)).child("samples", number)
-            found[REAL].append(frechet(real[one], real[other]))
+        for set_index in range(sets):
+            order = permutation(len(x), set_index, "samples")
+            half, other_half = order[:size], order[size : 2 * size]
+            stream = noise.take(range(size)).child("samples", set_index)
+            distances[REAL].append(frechet(real[half], real[other_half]))
             for name, denoiser in denoisers.items():
-                drawn = _generated(denoiser, x[one], y[one], stream, steps, rows)
-                kept.setdefault(name, drawn)
-                found[name].append(frechet(real[one], features(classifier, drawn, stream, rows)))
+                generated = _generated(denoiser, x[half], y[half], stream, steps, batch_size)
+                first_images.setdefault(name, generated)
+                distances[name].append(
+                    frechet(real[half], features(classifier, generated, stream, batch_size))
+                )
                 done += 1
                 show(done, name)
-    return Samples(found, kept, size)
+    return Samples(distances, first_images, size)
 
 
 def frechet(one: Tensor, other: Tensor) -> float:
@@ -112,7 +114,9 @@ def frechet(one: Tensor, other: Tensor) -> float:
 
 
 @torch.no_grad()
-def features(classifier: Classifier, x: Tensor, noise: Noise, rows: int | None = None) -> Tensor:
+def features(
+    classifier: Classifier, x: Tensor, noise: Noise, batch_size: int | None = None
+) -> Tensor:
     """Return the inputs of a classifier's last linear layer (B, F), or its logits if it has none."""
     linear: Sequence[nn.Module] = (
         [part for part in classifier.modules() if isinstance(part, nn.Linear)]
@@ -121,12 +125,12 @@ def features(classifier: Classifier, x: Tensor, noise: Noise, rows: int | None =
     )
     collected: list[Tensor] = []
 
-    def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        collected.append(given[0].detach().flatten(1))
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        collected.append(inputs[0].detach().flatten(1))
 
     hooks = [linear[-1].register_forward_pre_hook(keep)] if linear else []
     try:
-        logits = Batched(classifier, rows)(x, noise)
+        logits = Batched(classifier, batch_size)(x, noise)
     finally:
         for hook in hooks:
             hook.remove()
@@ -135,7 +139,7 @@ def features(classifier: Classifier, x: Tensor, noise: Noise, rows: int | None =
 
 @torch.no_grad()
 def _generated(
-    denoiser: Denoiser, x: Tensor, y: Tensor, noise: Noise, steps: int, rows: int | None
+    denoiser: Denoiser, x: Tensor, y: Tensor, noise: Noise, steps: int, batch_size: int | None
 ) -> Tensor:
     """Generate images (B, C, H, W) in [0, 1] from noise by the reverse chain."""
     times = strided(1, steps, chain_length(denoiser.schedule))
@@ -143,11 +147,11 @@ def _generated(
     def generate(x: Tensor, noise: Noise, y: Tensor) -> Tensor:
         start = noise.child("start").normal(denoiser.encode(x))
         back = noise.child("reverse")
-        drawn = reverse(denoiser, start, times, back, step=Ancestral(), label=y)
-        return denoiser.decode(drawn).clamp(0, 1)
+        z = reverse(denoiser, start, times, back, step=Ancestral(), label=y)
+        return denoiser.decode(z).clamp(0, 1)
 
-    step = rows or len(x)
-    blocks = (range(i, min(i + step, len(x))) for i in range(0, len(x), step))
+    block_size = batch_size or len(x)
+    blocks = (range(i, min(i + block_size, len(x))) for i in range(0, len(x), block_size))
     return torch.cat(
         [generate(x[b.start : b.stop], noise.take(b), y[b.start : b.stop]) for b in blocks]
     )
@@ -162,6 +166,6 @@ def _metric(size: int) -> Any:
             "the distance of samples needs torchmetrics: pip install 'unfool[metrics]' "
             f"({str(error).splitlines()[0]})"
         ) from error
-    given = nn.Identity()
-    given.num_features = size  # pyright: ignore[reportArgumentType]
-    return FrechetInceptionDistance(feature=given).set_dtype(torch.float64)
+    extractor = nn.Identity()
+    extractor.num_features = size  # pyright: ignore[reportArgumentType]
+    return FrechetInceptionDistance(feature=extractor).set_dtype(torch.float64)

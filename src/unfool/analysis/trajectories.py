@@ -19,7 +19,7 @@ from unfool.protocols import Classifier
 from unfool.ranges import Count, check_arguments
 from unfool.results.report_json import ShareEntry, share_entry
 from unfool.runtime.progress import progress
-from unfool.statistics import bounded_mean_interval, mean_interval, mean_of
+from unfool.statistics import bounded_mean_interval, mean_interval, mean_rate_interval
 from unfool.threat import Threat
 
 DW, WHITE, EOT = "DW-box", "white box", "white box, EOT"
@@ -36,14 +36,14 @@ class Runs:
         heights: The losses along `paths` (shown, R, S + 1): `"known"` on the noise that DW-box knows,
             `"fresh"` averaged over fresh draws.
         losses: The same losses for `ends` (B, R).
-        right: How often the model is right on `ends` (B, R), with the same two keys.
+        accuracies: How often the model is right on `ends` (B, R), with the same two keys.
     """
 
     ends: np.ndarray
     paths: np.ndarray
     heights: dict[str, np.ndarray]
     losses: dict[str, np.ndarray]
-    right: dict[str, np.ndarray]
+    accuracies: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Trajectories:
                     "runs": runs.ends.shape[1],
                     "loss": {key: _mean(loss) for key, loss in runs.losses.items()},
                     "right": {
-                        key: _share(key, rate, self.draws) for key, rate in runs.right.items()
+                        key: _share(key, rate, self.draws) for key, rate in runs.accuracies.items()
                     },
                 }
             )
@@ -124,53 +124,59 @@ def trajectories(
         ValueError: A number is out of range.
     """
     check_arguments(trajectories, locals())
-    secret, found = noise.child("defense"), {}
+    defense_noise, results = noise.child("defense"), {}
     plan = {DW: (1, 1), WHITE: (1, runs), EOT: (eot, runs)}  # draws per step, runs
     total = sum((steps + 1) * copies for _, copies in plan.values())
     with progress("attacking", total, 0, quiet) as show:
         done = 0
         for name, (per_step, copies) in plan.items():
             attack = PGD(steps, per_step, step_size, start="zero", loss=loss)
-            own = noise.child(name).repeat(copies)
-            whose = [i for i in range(len(x)) for _ in range(copies)]
-            known, held = secret.take(whose), noise.child("held").take(whose)
+            attack_noise = noise.child(name).repeat(copies)
+            image_of_run = [i for i in range(len(x)) for _ in range(copies)]
+            known, fresh = defense_noise.take(image_of_run), noise.child("held").take(image_of_run)
             if name == DW:
-                own = own.with_known_noise(known)
-            many, labels = x[whose], y[whose]
-            where = [i for i, image in enumerate(whose) if image < shown]
-            streams = known.take(where), held.take(where)
-            deltas, heights, last = [], [], many
-            for last, _ in attack.path(model, many, labels, threat, own):
-                deltas.append((last - many)[where].flatten(1).cpu())
-                heights.append(losses_at(model, last[where], labels[where], loss, *streams, draws))
+                attack_noise = attack_noise.with_known_noise(known)
+            repeated, labels = x[image_of_run], y[image_of_run]
+            shown_runs = [i for i, image in enumerate(image_of_run) if image < shown]
+            streams = known.take(shown_runs), fresh.take(shown_runs)
+            deltas, heights, last = [], [], repeated
+            for last, _ in attack.path(model, repeated, labels, threat, attack_noise):
+                deltas.append((last - repeated)[shown_runs].flatten(1).cpu())
+                heights.append(
+                    losses_at(model, last[shown_runs], labels[shown_runs], loss, *streams, draws)
+                )
                 done += copies
                 show(done, name)
-            ends = losses_at(model, last, labels, loss, known, held, draws)
+            ends = losses_at(model, last, labels, loss, known, fresh, draws)
             shape = (len(x), copies)
             paths = torch.stack(deltas, 1).view(min(shown, len(x)), copies, steps + 1, -1)
-            found[name] = Runs(
-                (last - many).flatten(1).view(*shape, -1).cpu().numpy(),
+            results[name] = Runs(
+                (last - repeated).flatten(1).view(*shape, -1).cpu().numpy(),
                 paths.numpy(),
                 {
-                    key: np.stack([at[key][0] for at in heights], 1).reshape(-1, copies, steps + 1)
+                    key: np.stack([losses[key][0] for losses in heights], 1).reshape(
+                        -1, copies, steps + 1
+                    )
                     for key in ("known", "fresh")
                 },
                 {key: values[0].reshape(shape) for key, values in ends.items()},
                 {key: values[1].reshape(shape) for key, values in ends.items()},
             )
-    return Trajectories(found, draws)
+    return Trajectories(results, draws)
 
 
-def flat(paths: Mapping[str, Runs], image: int) -> tuple[np.ndarray, list[tuple[str, int, slice]]]:
+def stack_iterates(
+    results: Mapping[str, Runs], image: int
+) -> tuple[np.ndarray, list[tuple[str, int, slice]]]:
     """Return all runs' iterates from one image (N, P), and each run's setting, number, and rows."""
-    rows: list[np.ndarray] = []
-    where: list[tuple[str, int, slice]] = []
-    for name, runs in paths.items():
+    iterates: list[np.ndarray] = []
+    slices: list[tuple[str, int, slice]] = []
+    for name, runs in results.items():
         for number, path in enumerate(runs.paths[image]):
-            begin = sum(map(len, rows))
-            rows.append(path)
-            where.append((name, number, slice(begin, begin + len(path))))
-    return np.concatenate(rows), where
+            begin = sum(map(len, iterates))
+            iterates.append(path)
+            slices.append((name, number, slice(begin, begin + len(path))))
+    return np.concatenate(iterates), slices
 
 
 def losses_at(
@@ -179,15 +185,15 @@ def losses_at(
     y: Tensor,
     loss: Loss,
     known: Noise,
-    held: Noise,
+    fresh: Noise,
     draws: int,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return loss and share of right answers, (B,) each, on the known noise and on fresh draws."""
-    one = query_model(model, x, y, loss, known.with_known_noise(known), 0, 1, gradient=False)
-    many = query_model(model, x, y, loss, held, 0, draws, gradient=False)
+    on_known = query_model(model, x, y, loss, known.with_known_noise(known), 0, 1, gradient=False)
+    on_fresh = query_model(model, x, y, loss, fresh, 0, draws, gradient=False)
     return {
         key: (result.loss.cpu().numpy(), 1 - result.error_rate.cpu().numpy())
-        for key, result in (("known", one), ("fresh", many))
+        for key, result in (("known", on_known), ("fresh", on_fresh))
     }
 
 
@@ -209,5 +215,5 @@ def _mean(values: np.ndarray) -> dict[str, float]:
 
 
 def _share(key: str, rates: np.ndarray, draws: int) -> ShareEntry:
-    each = rates.shape[1] * (draws if key == "fresh" else 1)
-    return share_entry(mean_of(rates.mean(1).tolist(), each))
+    draws_per_image = rates.shape[1] * (draws if key == "fresh" else 1)
+    return share_entry(mean_rate_interval(rates.mean(1).tolist(), draws_per_image))

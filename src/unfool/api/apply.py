@@ -76,23 +76,23 @@ def load_defended(table: RawSpec, folder: str | None, device: str) -> Loaded:
         SpecError: The spec is wrong, or its data set cannot be loaded from the given folder.
     """
     model = build_model(check_model(table), device)
-    names, shape, data = _told_by_data(table, folder)
+    names, shape, data = _load_data(table, folder)
     shape = image_shape(getattr(model, "purifier", None)) or shape
     return Loaded(model, names, shape, data)
 
 
-def noise_to_classify(seed: int | None, place: int, count: int) -> Noise:
-    """Return noise for `count` images, the first at position `place` of all; fresh without a seed."""
+def noise_to_classify(seed: int | None, position: int, count: int) -> Noise:
+    """Return noise for `count` images, the first at position `position` of all; fresh without a seed."""
     if seed is None:
         return Noise.fresh(count)
-    return Noise.of(seed, range(place, place + count)).child("apply")
+    return Noise.of(seed, range(position, position + count)).child("apply")
 
 
-def noise_to_purify(seed: int | None, place: int, count: int) -> Noise:
+def noise_to_purify(seed: int | None, position: int, count: int) -> Noise:
     """Return noise like `noise_to_classify`, for a purifier without its classifier."""
     if seed is None:
         return Noise.fresh(count)
-    return Noise.of(seed, range(place, place + count)).child("apply", "purify")
+    return Noise.of(seed, range(position, position + count)).child("apply", "purify")
 
 
 def tally(chosen: Tensor, classes: int = 0) -> list[Tally]:
@@ -102,18 +102,18 @@ def tally(chosen: Tensor, classes: int = 0) -> list[Tally]:
         chosen: The class that each draw chose, (B, draws).
         classes: The smallest number of classes to count.
     """
-    rows, found = chosen.tolist(), []
+    rows, tallies = chosen.tolist(), []
     classes = max(classes, *(max(row) + 1 for row in rows))
     for row in rows:
         counts = [0] * classes
         for choice in row:
             counts[choice] += 1
         most = max(counts)
-        found.append(Tally(counts.index(most), most, counts.count(most) > 1, counts))
-    return found
+        tallies.append(Tally(counts.index(most), most, counts.count(most) > 1, counts))
+    return tallies
 
 
-def picture_for(
+def read_image_for_model(
     loaded: Loaded, file: Path | BinaryIO, name: str, say: Say, advice: str | None = None
 ) -> Tensor:
     """Read an image file as (1, C, H, W) in the shape that the classifier takes.
@@ -138,13 +138,13 @@ def picture_for(
             return x
         if not isinstance(file, Path):
             file.seek(0)
-    x = read_picture(file, name, shape, say)
+    x = read_image(file, name, shape, say)
     if advice is not None:
         refuse_large(x, shape, name, advice)
-    return stretched(x, shape, say)
+    return resize_for_model(x, shape, say)
 
 
-def read_picture(file: Path | BinaryIO, name: str, shape: Shape | None, say: Say) -> Tensor:
+def read_image(file: Path | BinaryIO, name: str, shape: Shape | None, say: Say) -> Tensor:
     """Read an image file as (1, C, H, W) in its own size, in gray if the model takes gray images.
 
     Raises:
@@ -160,11 +160,11 @@ def read_picture(file: Path | BinaryIO, name: str, shape: Shape | None, say: Say
     return image_files.read(file, gray=True, name=name)[None]
 
 
-def images_of_array(stored: np.ndarray | None, name: str) -> tuple[Tensor, bool]:
+def array_to_images(array: np.ndarray | None, name: str) -> tuple[Tensor, bool]:
     """Convert an array (N, H, W, C), (N, C, H, W), or (N, H, W) to images (N, C, H, W).
 
     Args:
-        stored: uint8, or numbers in [0, 1].
+        array: uint8, or numbers in [0, 1].
         name: Its name in messages.
 
     Returns:
@@ -173,45 +173,45 @@ def images_of_array(stored: np.ndarray | None, name: str) -> tuple[Tensor, bool]
     Raises:
         ValueError: The array does not hold images.
     """
-    number = stored is not None and stored.dtype.kind in "uif"
-    if stored is None or stored.ndim not in (3, 4) or not number or not stored.size:
+    is_numeric = array is not None and array.dtype.kind in "uif"
+    if array is None or array.ndim not in (3, 4) or not is_numeric or not array.size:
         raise ValueError(
             f"{name} must hold an array `images` of shape (N, H, W, C) or (N, C, H, W)"
         )
-    x = torch.from_numpy(stored).float()
-    x = x / 255 if stored.dtype == np.uint8 else x
+    x = torch.from_numpy(array).float()
+    x = x / 255 if array.dtype == np.uint8 else x
     x = x[:, None] if x.ndim == 3 else x
-    last = x.shape[1] not in (1, 3) and x.shape[3] in (1, 3)
-    x = x.permute(0, 3, 1, 2).contiguous() if last else x
+    channels_last = x.shape[1] not in (1, 3) and x.shape[3] in (1, 3)
+    x = x.permute(0, 3, 1, 2).contiguous() if channels_last else x
     if x.shape[1] not in (1, 3):
         raise ValueError(
-            f"{name}: images must have 1 or 3 channels, and these have the shape {stored.shape}"
+            f"{name}: images must have 1 or 3 channels, and these have the shape {array.shape}"
         )
     low, high = (float(end) for end in x.aminmax())  # NaN if any value is NaN
     if not 0 <= low <= high <= 1:
         raise ValueError(f"{name}: images must be uint8, or floating point in [0, 1] without NaN")
-    return x, last
+    return x, channels_last
 
 
-def array_of_images(x: Tensor, like: np.ndarray, last: bool) -> np.ndarray:
+def images_to_array(x: Tensor, like: np.ndarray, channels_last: bool) -> np.ndarray:
     """Convert images (N, C, H, W) to the layout and type of the array `like` they came from."""
-    x = x.permute(0, 2, 3, 1) if last else x[:, 0] if like.ndim == 3 else x
+    x = x.permute(0, 2, 3, 1) if channels_last else x[:, 0] if like.ndim == 3 else x
     return ((x * 255).round().byte() if like.dtype == np.uint8 else x).numpy()
 
 
-def stretched(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
+def resize_for_model(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
     """Resize images to the shape that the model takes; report a change to `say`."""
-    _tell_resized(x, shape, "what the model takes", say)
+    _report_resizing(x, shape, "what the model takes", say)
     return _resized(x, shape)
 
 
-def to_purify(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
+def resize_for_denoiser(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
     """Resize images to the shape that the denoiser takes; report a change to `say`."""
-    _tell_resized(x, shape, "what the denoiser takes, and back", say)
+    _report_resizing(x, shape, "what the denoiser takes, and back", say)
     return _resized(x, shape)
 
 
-def purified_like(pure: Tensor, shape: torch.Size) -> Tensor:
+def resize_purified(pure: Tensor, shape: torch.Size) -> Tensor:
     """Resize purified images to the size and channels of `shape` (B, C, H, W)."""
     size, channels = shape[2:], shape[1]
     if pure.shape[2:] != size:
@@ -235,7 +235,7 @@ def refuse_large(x: Tensor, shape: Shape | None, name: str, advice: str) -> None
         )
 
 
-def _told_by_data(
+def _load_data(
     table: RawSpec, folder: str | None
 ) -> tuple[Sequence[str], Shape | None, Dataset | None]:
     """Return a spec's classes, image shape, and data set; empty values if it cannot be loaded.
@@ -253,10 +253,10 @@ def _told_by_data(
     return data.classes, (channels, height, width), data
 
 
-def _tell_resized(x: Tensor, shape: Shape | None, what: str, say: Say) -> None:
+def _report_resizing(x: Tensor, shape: Shape | None, what: str, say: Say) -> None:
     if shape is not None and x.shape[1:] != shape:
-        given, taken = (" x ".join(map(str, s)) for s in (x.shape[1:], shape))
-        say(f"images are stretched to {what}: {given} to {taken} (channels x height x width)")
+        before, after = (" x ".join(map(str, s)) for s in (x.shape[1:], shape))
+        say(f"images are stretched to {what}: {before} to {after} (channels x height x width)")
 
 
 def _resized(x: Tensor, shape: Shape | None) -> Tensor:

@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from unfool.api.evaluate import data_name
-from unfool.api.inputs import as_classifier, as_dataset, device_of, lent, number_of_classes
-from unfool.api.run_result import RunResult, place_for
-from unfool.api.spec_from_objects import contents, model_parts, modules
+from unfool.api.inputs import as_classifier, as_dataset, device_of, frozen_on, number_of_classes
+from unfool.api.run_result import RunResult, folder_for
+from unfool.api.spec_from_objects import hash_contents, model_parts, modules
 from unfool.certification.certificate import certified_at, summary
 from unfool.certification.certify import certify_model, check_options
 from unfool.protocols import Classifier, Dataset
@@ -127,25 +127,30 @@ def certify(
         RuntimeError: The folder holds another run.
     """
     check_arguments(certify, locals())
-    asked = as_classifier(model)
-    place, trained_sigma = device_of(asked, device), getattr(asked, "sigma", sigma)
-    if getattr(asked, "noised", False) and trained_sigma != sigma:
+    classifier = as_classifier(model)
+    target_device, trained_sigma = (
+        device_of(classifier, device),
+        getattr(classifier, "sigma", sigma),
+    )
+    if getattr(classifier, "noised", False) and trained_sigma != sigma:
         raise ValueError(
             f"the model classifies images with noise of {trained_sigma:g}, not of sigma {sigma:g}: "
             "use the same sigma for both"
         )
     options = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "images": images, "seed": seed}
-    with lent(asked, place):
-        images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
-        code = [{"name": f"{name}:"} for name in modules(asked)]
+    with frozen_on(classifier, target_device):
+        dataset = as_dataset(
+            data, classes, lambda x: number_of_classes(classifier, x.to(target_device))
+        )
+        code = [{"name": f"{name}:"} for name in modules(classifier)]
         spec: CertificationSpec = {
             "python": "unfool.certify",
-            "data": {"name": data_name(images_of)},
-            **model_parts(asked),
-            "contents": {"model": contents(asked), "code": code},
+            "data": {"name": data_name(dataset)},
+            **model_parts(classifier),
+            "contents": {"model": hash_contents(classifier), "code": code},
             "certification": check_options(options),
-            "machine": {"device": place, "batch_size": batch_size},
+            "machine": {"device": target_device, "batch_size": batch_size},
         }
-        folder, home = place_for(out)
-        run = certify_model(spec, asked, images_of, folder, device=place, quiet=quiet)
+        folder, home = folder_for(out)
+        run = certify_model(spec, classifier, dataset, folder, device=target_device, quiet=quiet)
     return CertifyResult(run, home)

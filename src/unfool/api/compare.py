@@ -19,9 +19,9 @@ class Comparison(comparing.Comparison):
         return plain_text(comparison.brief(self))
 
     def __repr__(self) -> str:
-        found = {row.name: row.change.mean for row in self.rows}
-        name = "robust" if "robust" in found else "clean"
-        points = 100 * found[name]
+        changes = {row.name: row.change.mean for row in self.rows}
+        name = "robust" if "robust" in changes else "clean"
+        points = 100 * changes[name]
         return f"<Comparison: {name} {points:+.1f} points from A to B; {self.n} images>"
 
     def _repr_html_(self) -> str:
@@ -48,5 +48,5 @@ def compare(a: Result | Run | str | Path, b: Result | Run | str | Path) -> Compa
         RuntimeError: They cannot be compared, because their images, threats, seeds, or numbers of
             draws differ.
     """
-    found = comparing.compare(run_of(a), run_of(b))
-    return Comparison(**{field.name: getattr(found, field.name) for field in fields(found)})
+    compared = comparing.compare(run_of(a), run_of(b))
+    return Comparison(**{field.name: getattr(compared, field.name) for field in fields(compared)})

@@ -9,12 +9,12 @@ from unfool.api.inputs import (
     as_classifier,
     as_dataset,
     device_of,
-    lent,
+    frozen_on,
     number_of_classes,
 )
 from unfool.api.result import Result
-from unfool.api.run_result import place_for
-from unfool.api.spec_from_objects import attack_entry, contents, model_parts, modules
+from unfool.api.run_result import folder_for
+from unfool.api.spec_from_objects import attack_entry, hash_contents, model_parts, modules
 from unfool.argument_checks import check_threat
 from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.views import exact
@@ -88,22 +88,24 @@ def evaluate(
     """
     check_arguments(evaluate, locals())
     check_threat(threat)
-    asked = as_classifier(model)
-    place = device_of(asked, device)
+    classifier = as_classifier(model)
+    target_device = device_of(classifier, device)
     if not isinstance(attacks, Mapping):
         raise TypeError(f'attacks must be a dictionary such as {{"PGD": PGD()}}, not {attacks!r}')
     viewed = {label: _viewed(label, attack) for label, attack in attacks.items()}
-    with lent(asked, place):
-        images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
-        hashes = {label: contents(attack) for label, attack in viewed.items()}
-        code = [{"name": f"{name}:"} for name in modules([asked, viewed])]
+    with frozen_on(classifier, target_device):
+        dataset = as_dataset(
+            data, classes, lambda x: number_of_classes(classifier, x.to(target_device))
+        )
+        hashes = {label: hash_contents(attack) for label, attack in viewed.items()}
+        code = [{"name": f"{name}:"} for name in modules([classifier, viewed])]
         spec: EvaluationSpec = {
             "python": "unfool.evaluate",
-            "data": {"name": data_name(images_of)},
-            **model_parts(asked),
+            "data": {"name": data_name(dataset)},
+            **model_parts(classifier),
             "threat": {"norm": threat.norm, "eps": float(threat.eps)},
             "attacks": [attack_entry(label, attack) for label, attack in viewed.items()],
-            "contents": {"model": contents(asked), "attacks": hashes, "code": code},
+            "contents": {"model": hash_contents(classifier), "attacks": hashes, "code": code},
             "evaluation": {
                 "subset_seed": 0,
                 "examples": 8,
@@ -118,17 +120,16 @@ def evaluate(
                 "images_per_block": 32,
                 "execution": "plain",
                 "engine": "local",
-                "device": place,
+                "device": target_device,
                 "batch_size": batch_size,
             },
         }
-        made = fit_together(spec, asked, images_of, viewed, place)
-        folder, home = place_for(out)
-        run = Run.begin(folder, made.manifest, made.fingerprint)
-        record_start(run, place)
-        run_blocks(
-            spec, made, run, with_forecast(made.set_up_machine(spec, (0, 1), quiet), spec, made)
-        )
+        prepared = fit_together(spec, classifier, dataset, viewed, target_device)
+        folder, home = folder_for(out)
+        run = Run.begin(folder, prepared.manifest, prepared.fingerprint)
+        record_start(run, target_device)
+        machine = with_forecast(prepared.set_up_machine(spec, (0, 1), quiet), spec, prepared)
+        run_blocks(spec, prepared, run, machine)
     return Result(run, home)
 
 

@@ -18,7 +18,7 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
 from unfool.runtime.device import pick_device
 
-WANTED = (
+ACCEPTED_DATA = (
     "data must be a pair of tensors (images, labels), a torch Dataset of (image, label), or a data "
     "set of unfool"
 )
@@ -61,56 +61,58 @@ def as_classifier(model: Any) -> Classifier:
 def takes_noise(model: nn.Module) -> bool:
     """Whether a module's second argument is noise: it is named `noise`, or has no default."""
     try:
-        taken = list(signature(model.forward).parameters.values())
+        parameters = list(signature(model.forward).parameters.values())
     except (TypeError, ValueError):
         return False
-    if len(taken) < 2 or taken[1].kind in (Parameter.VAR_KEYWORD, Parameter.KEYWORD_ONLY):
+    if len(parameters) < 2 or parameters[1].kind in (Parameter.VAR_KEYWORD, Parameter.KEYWORD_ONLY):
         return False
-    return taken[1].name == "noise" or taken[1].default is Parameter.empty
+    return parameters[1].name == "noise" or parameters[1].default is Parameter.empty
 
 
-def as_dataset(data: Any, classes: Sequence[str] | None, count: Callable[[Tensor], int]) -> Dataset:
+def as_dataset(
+    data: Any, classes: Sequence[str] | None, count_classes: Callable[[Tensor], int]
+) -> Dataset:
     """Convert any kind of data that a user may pass to a data set of unfool.
 
     Args:
         data: A pair (images, labels), a torch data set, or a data set of unfool.
         classes: The name of each class; None takes those of the data set, or numbers.
-        count: A function from one image (1, C, H, W) to the model's number of classes.
+        count_classes: A function from one image (1, C, H, W) to the model's number of classes.
 
     Raises:
         TypeError: The data are of another kind.
         ValueError: The data are empty, or an image or a label is invalid.
     """
     if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
-        return _arrays(data[0], data[1], classes, count)
+        return _arrays(data[0], data[1], classes, count_classes)
     if isinstance(data, DataLoader):
-        raise TypeError(f"{WANTED}; of a DataLoader, pass its `.dataset`")
+        raise TypeError(f"{ACCEPTED_DATA}; of a DataLoader, pass its `.dataset`")
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        raise TypeError(f"{WANTED}, not a {type(data).__name__}")
+        raise TypeError(f"{ACCEPTED_DATA}, not a {type(data).__name__}")
     if not len(data):
         raise ValueError("the data set must hold at least one image")
     names = classes or getattr(data, "classes", None)
     if not isinstance(data, TorchDataset) and names is not None and classes is None:
         return cast(Dataset, data)
-    return TorchImages(data, names or _numbers(count(_image(data[0][0])[None])))
+    return TorchImages(data, names or _numbers(count_classes(_image(data[0][0])[None])))
 
 
 @contextmanager
-def lent(model: Classifier, device: str) -> Iterator[None]:
+def frozen_on(model: Classifier, device: str) -> Iterator[None]:
     """Move a module to `device`, in eval mode and frozen, then restore all but its device."""
     if not isinstance(model, nn.Module):
         yield
         return
     training = {module: module.training for module in model.modules()}
-    learning = {p: p.requires_grad for p in model.parameters()}
+    requires_grad = {p: p.requires_grad for p in model.parameters()}
     model.eval().requires_grad_(False).to(device)
     try:
         yield
     finally:
         for module, mode in training.items():
             module.training = mode
-        for parameter, learns in learning.items():
-            parameter.requires_grad_(learns)
+        for parameter, flag in requires_grad.items():
+            parameter.requires_grad_(flag)
 
 
 def device_of(model: Classifier, name: str | None) -> str:
@@ -129,13 +131,15 @@ def number_of_classes(model: Classifier, x: Tensor) -> int:
     """Count the model's classes, K, from the logits (1, K) of one image (1, C, H, W)."""
     logits = model(x, Noise.of(0, [0]))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must return logits (1, K) of one image, and returned {found}")
+        returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the model must return logits (1, K) of one image, and returned {returned}"
+        )
     return logits.shape[1]
 
 
 def _arrays(
-    images: Any, labels: Any, classes: Sequence[str] | None, count: Callable[[Tensor], int]
+    images: Any, labels: Any, classes: Sequence[str] | None, count_classes: Callable[[Tensor], int]
 ) -> Arrays:
     x, y = torch.as_tensor(images).detach().cpu(), torch.as_tensor(labels).detach().cpu()
     if y.is_floating_point() or y.is_complex():
@@ -144,7 +148,7 @@ def _arrays(
     if x.ndim != 4 or not len(x):
         raise ValueError(f"images must be (N, C, H, W) and at least one, not {tuple(x.shape)}")
     check_channels_first(x.shape)
-    names = classes or _numbers(count(_image(x[0])[None]))
+    names = classes or _numbers(count_classes(_image(x[0])[None]))
     try:
         return Arrays(x, y.long(), names)
     except ValueError as error:

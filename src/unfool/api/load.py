@@ -72,8 +72,8 @@ def load_classifier(
     """
     if weights is None and name == "trained":
         raise SpecError("give the `weights` of a shipped model, or a classifier's `name`")
-    given = {} if weights is None else {"weights": str(weights)}
-    return load({"classifier": {"name": name, **given, **options}}, device=device)
+    weights_option = {} if weights is None else {"weights": str(weights)}
+    return load({"classifier": {"name": name, **weights_option, **options}}, device=device)
 
 
 def load_denoiser(
@@ -103,7 +103,7 @@ def load_denoiser(
     """
     if weights is None and name == "trained":
         raise SpecError("give the `weights` of a shipped model, or a denoiser's `name`")
-    given = {} if weights is None else {"weights": str(weights)}
-    part = specs.check("denoiser", {"name": name, **given, **options})
+    weights_option = {} if weights is None else {"weights": str(weights)}
+    part = specs.check("denoiser", {"name": name, **weights_option, **options})
     denoiser: Denoiser = specs.build("denoiser", part)
     return denoiser.to(pick_device(device)).eval().requires_grad_(False)

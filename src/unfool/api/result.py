@@ -69,8 +69,8 @@ class Result(RunResult[Summary]):
     @cached_property
     def doubts(self) -> list[Doubt]:
         """Reasons not to believe the numbers, the red ones first; docs/doubts.md explains each."""
-        found = [Doubt(**doubt) for doubt in self._summary["doubts"]]
-        return sorted(found, key=lambda doubt: doubt.severity != "red")
+        entries = [Doubt(**doubt) for doubt in self._summary["doubts"]]
+        return sorted(entries, key=lambda doubt: doubt.severity != "red")
 
     def to_records(self) -> list[dict[str, Any]]:
         """Return every answer, with a row for each image, condition, and draw.
@@ -103,11 +103,11 @@ class Result(RunResult[Summary]):
         return write_export(self.run, to, Path(folder), model, by)
 
     def __repr__(self) -> str:
-        said = f"clean {percent(self.clean.per_draw.value)}"
+        text = f"clean {percent(self.clean.per_draw.value)}"
         if self._summary["attacks"]:
-            said += f", robust {percent(self.robust.per_draw.value)}"
+            text += f", robust {percent(self.robust.per_draw.value)}"
         counts = f"{_count(self.n, 'image')}, {_count(len(self.doubts), 'doubt')}"
-        return f"<Result: {said} per draw; {counts}>"
+        return f"<Result: {text} per draw; {counts}>"
 
 
 def load_run(folder: str | Path) -> Result:
@@ -132,11 +132,11 @@ def judged(name: str, readings: Readings) -> Judged:
     )
 
 
-def run_of(given: "Result | Run | str | Path") -> Run:
+def run_of(source: "Result | Run | str | Path") -> Run:
     """Return the run of a result, or the run in a folder."""
-    if isinstance(given, Result):
-        return given.run
-    return given if isinstance(given, Run) else Run.open(Path(given))
+    if isinstance(source, Result):
+        return source.run
+    return source if isinstance(source, Run) else Run.open(Path(source))
 
 
 def _count(number: int, what: str) -> str:

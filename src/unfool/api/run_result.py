@@ -113,7 +113,7 @@ def _run_in(run: Run, temporary: bool, folder: str | Path | None) -> Run:
     return merge([run.folder], Path(folder))
 
 
-def place_for(
+def folder_for(
     out: str | Path | None,
 ) -> tuple[Path, "TemporaryDirectory[str] | None"]:
     """Return the folder for a run, and the temporary folder to keep alive if `out` is None."""

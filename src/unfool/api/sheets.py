@@ -13,7 +13,7 @@ from unfool.evaluation.keep_attacked_images import kept_images
 from unfool.evaluation.prepare import build_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended, Purifier
-from unfool.report.sheet import MOST, SheetRow, write_sheet
+from unfool.report.sheet import MAX_IMAGES, SheetRow, write_sheet
 from unfool.results.run_folder import Run
 from unfool.runtime.device import pick_device
 
@@ -27,7 +27,7 @@ ATTACKED = (
 
 
 @torch.no_grad()
-def noised(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor | None:
+def add_purifier_noise(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor | None:
     """Add a purifier's noise to images (B, C, H, W); None if it adds none or has no method `walk`.
 
     Args:
@@ -42,7 +42,7 @@ def noised(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor | None:
 
 
 def purified_rows(
-    names: Sequence[str], x: Tensor, purifier: Purifier, pure: Tensor, given: Tensor, noise: Noise
+    names: Sequence[str], x: Tensor, purifier: Purifier, pure: Tensor, resized: Tensor, noise: Noise
 ) -> list[SheetRow]:
     """Make rows that show each image before, noised, and purified.
 
@@ -51,14 +51,14 @@ def purified_rows(
         x: The images (B, C, H, W) in their own size.
         purifier: The purifier that was used.
         pure: The purified images, in the same size.
-        given: The images in the purifier's size, on its device.
+        resized: The images in the purifier's size, on its device.
         noise: The noise of the purification.
     """
-    seen = noised(purifier, given, noise)
+    noised = add_purifier_noise(purifier, resized, noise)
     rows = []
     for i, name in enumerate(names):
         versions = {"before": _array(x[i])}
-        versions |= {} if seen is None else {"noised": _array(seen[i])}
+        versions |= {} if noised is None else {"noised": _array(noised[i])}
         change = _array(pure[i] - x[i])
         size = f"{np.abs(change).mean():.3f} on average"
         rows.append(SheetRow([name], versions | {"purified": _array(pure[i])}, change, size=size))
@@ -92,24 +92,24 @@ def classified_rows(
     """
     steps = {"before": x} | ({} if attacked is None else {"attacked": attacked})
     last = steps["before"] if attacked is None else attacked
-    shown, answers = dict(steps), dict[str, list[str]]()
+    versions, answers = dict(steps), dict[str, list[str]]()
     if isinstance(model, Defended):
-        bare, purify = model.classifier, noise.child("purify")
-        for title, version in steps.items():
-            answers[title] = _words(predict(bare, version, noise), classes)
-        seen = noised(model.purifier, last, purify)
-        shown |= {} if seen is None else {"noised": seen}
-        shown["purified"] = model.purifier(last, purify)
+        undefended, purify = model.classifier, noise.child("purify")
+        for title, images in steps.items():
+            answers[title] = _class_names(predict(undefended, images, noise), classes)
+        noised = add_purifier_noise(model.purifier, last, purify)
+        versions |= {} if noised is None else {"noised": noised}
+        versions["purified"] = model.purifier(last, purify)
     elif attacked is not None:
-        answers["before"] = _words(predict(model, x, noise), classes)
-    answers[list(shown)[-1]] = list(votes)
-    change = shown["purified"] - x if attacked is None and "purified" in shown else last - x
+        answers["before"] = _class_names(predict(model, x, noise), classes)
+    answers[list(versions)[-1]] = list(votes)
+    change = versions["purified"] - x if attacked is None and "purified" in versions else last - x
     return [
         SheetRow(
             [name, *([] if truth is None else [f"true: {truth[i]}"])],
-            {title: _array(version[i]) for title, version in shown.items()},
+            {title: _array(images[i]) for title, images in versions.items()},
             _array(change[i]),
-            {title: said[i] for title, said in answers.items()},
+            {title: labels[i] for title, labels in answers.items()},
             None if truth is None else truth[i],
             "" if sizes is None else sizes[i],
         )
@@ -135,22 +135,25 @@ def write_attack_sheets(run: Run, command: str) -> list[Path]:
     device = pick_device(spec["machine"]["device"])
     model = build_model(spec, device)
     written = []
-    for kept in kept_images(run, MOST):
-        x, x_adv = (torch.from_numpy(each).to(device) for each in (kept.clean, kept.attacked))
-        noise = Noise.of(spec["evaluation"]["seed"], kept.indices).child("verdict", "vote", 0)
-        votes = _words(predict(Batched(model, MOST), x_adv, noise), classes)
-        truth = [classes[label] for label in kept.labels]
-        sizes = [f"size {size:.3g}" for size in kept.sizes]
-        names = [f"no. {index}" for index in kept.indices]
+    for collection in kept_images(run, MAX_IMAGES):
+        x, x_adv = (
+            torch.from_numpy(images).to(device)
+            for images in (collection.clean, collection.attacked)
+        )
+        noise = Noise.of(spec["evaluation"]["seed"], collection.indices).child("verdict", "vote", 0)
+        votes = _class_names(predict(Batched(model, MAX_IMAGES), x_adv, noise), classes)
+        truth = [classes[label] for label in collection.labels]
+        sizes = [f"size {size:.3g}" for size in collection.sizes]
+        names = [f"no. {index}" for index in collection.indices]
         rows = classified_rows(names, model, x, noise, classes, votes, truth, x_adv, sizes)
-        path = run.folder / f"{kept.stem}-sheet.html"
-        written.append(write_sheet(path, rows, f"The attack {kept.name}", ATTACKED, command))
+        path = run.folder / f"{collection.stem}-sheet.html"
+        written.append(write_sheet(path, rows, f"The attack {collection.name}", ATTACKED, command))
     return written
 
 
-def _words(chosen: Tensor, classes: Sequence[str]) -> list[str]:
-    found: list[int] = chosen.tolist()
-    return [classes[i] if i < len(classes) else f"class {i}" for i in found]
+def _class_names(chosen: Tensor, classes: Sequence[str]) -> list[str]:
+    indices: list[int] = chosen.tolist()
+    return [classes[i] if i < len(classes) else f"class {i}" for i in indices]
 
 
 def _array(image: Tensor) -> np.ndarray:

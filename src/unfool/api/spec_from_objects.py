@@ -21,7 +21,7 @@ from unfool.results.spec import AttackEntry, ModelSpec
 from unfool.runtime.text import kept_options
 from unfool.spec import Part, menu
 
-SPEED = ("batch_size", "chunk", "training")  # attributes that do not change answers
+SPEED = ("batch_size", "row_limit", "training")  # attributes that do not change answers
 MODULE = frozenset(vars(nn.Module())) | set(SPEED)  # attributes to skip in modules
 
 
@@ -29,11 +29,11 @@ def model_parts(model: Classifier) -> ModelSpec:
     """Return the part `classifier` and, for a defended model, `purifier` and maybe `paths`."""
     if not isinstance(model, Defended):
         return {"classifier": part("classifier", model)}
-    found: ModelSpec = {"classifier": part("classifier", model.classifier)}
-    found["purifier"] = part("purifier", model.purifier)
+    parts: ModelSpec = {"classifier": part("classifier", model.classifier)}
+    parts["purifier"] = part("purifier", model.purifier)
     if hasattr(model, "paths"):
-        found["paths"] = {"count": model.paths, "by": getattr(model, "by", "its own rule")}  # pyright: ignore
-    return found
+        parts["paths"] = {"count": model.paths, "by": getattr(model, "by", "its own rule")}  # pyright: ignore
+    return parts
 
 
 def attack_entry(label: str, viewed: AttackOnView) -> AttackEntry:
@@ -53,14 +53,14 @@ def attack_entry(label: str, viewed: AttackOnView) -> AttackEntry:
 def part(kind: str, thing: Any) -> Part:
     """Describe an object as a part of a spec: its name, and the options that a spec can hold."""
     if isinstance(thing, partial):
-        made: dict[str, Any] = dict(part(kind, thing.func))
-        given = {key: _plain(value) for key, value in thing.keywords.items()}
-        return cast(Part, made | {key: told for key, told in given.items() if told != ()})
+        base: dict[str, Any] = dict(part(kind, thing.func))
+        plain = {key: _plain(value) for key, value in thing.keywords.items()}
+        return cast(Part, base | {key: entry for key, entry in plain.items() if entry != ()})
     if isinstance(thing, NormalizedClassifier):
-        told: dict[str, Any] = {"name": type(thing.network).__name__}
+        entry: dict[str, Any] = {"name": type(thing.network).__name__}
     else:
-        told = {"name": name_of(kind, thing)} | options(thing)
-    return cast(Part, told | _precision(thing))
+        entry = {"name": name_of(kind, thing)} | options(thing)
+    return cast(Part, entry | _precision(thing))
 
 
 def name_of(kind: str, thing: Any) -> str:
@@ -68,33 +68,33 @@ def name_of(kind: str, thing: Any) -> str:
 
     If it belongs to unfool but is not in the menu, return its name alone.
     """
-    made = thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)
-    target = f"{made.__module__}:{made.__qualname__}"
+    named = thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)
+    target = f"{named.__module__}:{named.__qualname__}"
     short = {address: name for name, address in menu.MENU[kind].items()}
     if target in short:
         return short[target]
-    return made.__qualname__ if made.__module__.startswith("unfool.") else target
+    return named.__qualname__ if named.__module__.startswith("unfool.") else target
 
 
 def options(thing: Any) -> dict[str, Any]:
     """Return the options of an object that a spec can hold: numbers, words, and inner parts."""
     if inspect.isroutine(thing) or inspect.isclass(thing):
         return {}
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in kept_options(thing, defaults=True).items():
         if name in SPEED:
             continue
-        if (told := _plain(value)) != ():
-            found[name] = told
+        if (plain := _plain(value)) != ():
+            result[name] = plain
         elif name in menu.KIND_OF_OPTION:
-            found[name] = part(menu.KIND_OF_OPTION[name], value)
+            result[name] = part(menu.KIND_OF_OPTION[name], value)
     rule = getattr(thing, "rule", None)
     if hasattr(thing, "without_elimination") and rule is not None:
-        found["elimination"] = type(rule).__name__.lower()
-    return found
+        result["elimination"] = type(rule).__name__.lower()
+    return result
 
 
-def contents(thing: Any) -> str:
+def hash_contents(thing: Any) -> str:
     """Hash the contents of an object: weights, buffers, options, and inner parts.
 
     Of its class, only the name counts, unless the class is defined in a notebook or in the main script;
@@ -108,7 +108,7 @@ def contents(thing: Any) -> str:
 
 def modules(thing: Any) -> list[str]:
     """List the modules of an object's classes and functions, without torch, numpy, unfool, and stdlib."""
-    found: set[str] = set()
+    names: set[str] = set()
     seen, todo = {}, [thing]
     while todo:
         thing = todo.pop()
@@ -117,11 +117,11 @@ def modules(thing: Any) -> list[str]:
         seen[id(thing)] = thing  # kept alive, so that no other object gets its id
         if inspect.ismodule(thing):
             continue
-        named = inspect.isroutine(thing) or inspect.isclass(thing)
-        found.add(str((thing if named else type(thing)).__module__))
-        todo += [] if named else [value for _, value in _pairs(thing)]
+        has_module = inspect.isroutine(thing) or inspect.isclass(thing)
+        names.add(str((thing if has_module else type(thing)).__module__))
+        todo += [] if has_module else [value for _, value in _pairs(thing)]
     skipped = (*sys.stdlib_module_names, "torch", "numpy", "unfool")
-    return sorted(name for name in found if name.partition(".")[0] not in skipped)
+    return sorted(name for name in names if name.partition(".")[0] not in skipped)
 
 
 def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
@@ -167,10 +167,10 @@ def _code(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     """
     if inspect.isclass(thing):
         for name, value in sorted(vars(thing).items()):
-            made = getattr(value, "__func__", getattr(value, "fget", value))
-            if inspect.isfunction(made) or isinstance(value, bool | int | float | str):
+            member = getattr(value, "__func__", getattr(value, "fget", value))
+            if inspect.isfunction(member) or isinstance(value, bool | int | float | str):
                 yield f"{name}=".encode()
-                yield from _pieces(made, seen)
+                yield from _pieces(member, seen)
         for base in thing.__bases__:
             if base.__module__ == "__main__":
                 yield from _pieces(base, seen)
@@ -181,16 +181,16 @@ def _code(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     yield from _pieces((function.__defaults__, function.__kwdefaults__), seen)
     for code in _nested(function.__code__):
         constants = [
-            sorted(map(repr, each)) if isinstance(each, frozenset) else repr(each)
-            for each in code.co_consts
-            if not inspect.iscode(each)
+            sorted(map(repr, constant)) if isinstance(constant, frozenset) else repr(constant)
+            for constant in code.co_consts
+            if not inspect.iscode(constant)
         ]
         yield code.co_code + repr((code.co_names, constants)).encode()
         for name in code.co_names:
-            used = function.__globals__.get(name)
-            own = getattr(used, "__module__", None) == "__main__"
-            if own or isinstance(used, bool | int | float | str | Tensor):
-                yield from _pieces(used, seen)
+            value = function.__globals__.get(name)
+            own = getattr(value, "__module__", None) == "__main__"
+            if own or isinstance(value, bool | int | float | str | Tensor):
+                yield from _pieces(value, seen)
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
@@ -205,7 +205,7 @@ def _pairs(thing: Any) -> list[tuple[str, Any]]:
     if isinstance(thing, Mapping):
         return [(str(key), value) for key, value in thing.items()]
     if isinstance(thing, list | tuple):
-        return [(str(place), value) for place, value in enumerate(thing)]
+        return [(str(index), value) for index, value in enumerate(thing)]
     if isinstance(thing, partial):
         return [("", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
     return _attributes(thing)
@@ -213,10 +213,10 @@ def _pairs(thing: Any) -> list[tuple[str, Any]]:
 
 def _attributes(thing: Any) -> list[tuple[str, Any]]:
     if isinstance(thing, nn.Module):
-        found: list[tuple[str, Any]] = list(thing.named_parameters(recurse=False))
-        found += thing.named_buffers(recurse=False)
-        found += thing.named_children()
-        return found + [(k, v) for k, v in sorted(vars(thing).items()) if k not in MODULE]
+        pairs: list[tuple[str, Any]] = list(thing.named_parameters(recurse=False))
+        pairs += thing.named_buffers(recurse=False)
+        pairs += thing.named_children()
+        return pairs + [(k, v) for k, v in sorted(vars(thing).items()) if k not in MODULE]
     own = vars(thing) if hasattr(thing, "__dict__") else {}
     return [(k, v) for k, v in sorted(own.items()) if k not in SPEED]
 
@@ -228,8 +228,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, list | tuple) and value:
-        told = [_plain(each) for each in value]
-        return told if () not in told else ()
+        items = [_plain(item) for item in value]
+        return items if () not in items else ()
     return ()
 
 
@@ -237,5 +237,5 @@ def _precision(thing: Any) -> dict[str, str]:
     """Return the half-precision type of a model's weights, if any, which raises a doubt."""
     halves = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
     weights = thing.parameters() if isinstance(thing, nn.Module) else ()
-    found = sorted({halves[weight.dtype] for weight in weights if weight.dtype in halves})
-    return {"precision": found[0]} if found else {}
+    types = sorted({halves[weight.dtype] for weight in weights if weight.dtype in halves})
+    return {"precision": types[0]} if types else {}

@@ -8,7 +8,7 @@ from typing import Any
 from unfool import spec as specs
 from unfool.api.data_frame import to_frame
 from unfool.api.result import READINGS, Result
-from unfool.api.run_result import place_for
+from unfool.api.run_result import folder_for
 from unfool.evaluation import sweep as sweeps
 from unfool.report import sweep as sweep_report
 from unfool.report.render_html import to_fragment
@@ -45,9 +45,10 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
             `accuracy`, `low`, and `high`.
         """
         return [
-            {**values, "condition": name, "reading": reading} | share_entry(getattr(found, reading))
+            {**values, "condition": name, "reading": reading}
+            | share_entry(getattr(condition, reading))
             for values, result in self
-            for name, found in _conditions(result).items()
+            for name, condition in _conditions(result).items()
             for reading in READINGS
         ]
 
@@ -65,14 +66,14 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
         Returns:
             The folder.
         """
-        whole = Path(folder)
+        target = Path(folder)
         for cell, result in self._cells:
-            place = sweeps.run_folder_of(whole, cell)
-            if place.resolve() != result.run.folder.resolve():
-                merge([result.run.folder], place)
-        of = len(self) + len(self.failed)
-        sweep_report.write_report(whole, self._done(), of, "unfool.sweep(...)", self.failed)
-        return whole
+            cell_folder = sweeps.run_folder_of(target, cell)
+            if cell_folder.resolve() != result.run.folder.resolve():
+                merge([result.run.folder], cell_folder)
+        total = len(self) + len(self.failed)
+        sweep_report.write_report(target, self._done(), total, "unfool.sweep(...)", self.failed)
+        return target
 
     def _done(self) -> list[tuple[Cell, Summary]]:
         return [(cell, result.to_dict()) for cell, result in self._cells]
@@ -109,7 +110,7 @@ def sweep(
         RuntimeError: The folder holds another run.
     """
     cells = sweeps.check(specs.load(spec, changes), data)
-    folder, home = place_for(out)
+    folder, home = folder_for(out)
     done: list[tuple[Cell, Result]] = []
     failed: list[str] = []
     for cell, run in sweeps.run(cells, folder, quiet):
@@ -121,5 +122,7 @@ def sweep(
 
 
 def _conditions(result: Result) -> dict[str, Any]:
-    found = {"clean": result.clean, "random": result.random, **result.attacks}
-    return {name: judged for name, judged in found.items() if judged} | {"robust": result.robust}
+    conditions = {"clean": result.clean, "random": result.random, **result.attacks}
+    return {name: condition for name, condition in conditions.items() if condition} | {
+        "robust": result.robust
+    }

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from unfool.lazy import lazily
+from unfool.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from unfool.attacks.apgd import APGD as APGD
@@ -35,4 +35,4 @@ if TYPE_CHECKING:
     from unfool.attacks.views import surrogate as surrogate
     from unfool.attacks.views import surrogate_same_noise as surrogate_same_noise
 else:  # at run time only, so that a type checker rejects names that do not exist
-    __getattr__, __dir__, __all__ = lazily(__name__)
+    __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -6,19 +6,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unfool.argument_checks import checked
-from unfool.attacks.batch_queue import AttackSteps, serve_apart
-from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_norm
+from unfool.argument_checks import checked_attack
+from unfool.attacks.batch_queue import AttackSteps, serve_images
+from unfool.attacks.candidates import EarlyStop, Selection, rank_score, require_norm
 from unfool.attacks.draw_weights import Weights, require_boundary, weigh_draws
 from unfool.attacks.losses import Loss, Query, runner_up_classes
 from unfool.attacks.noise_free import split_by_noise
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, MostOf, checked_dataclass
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
 MOMENTUM = 0.75  # the weight of the gradient step; the rest is momentum
-RISES = 0.75  # the step size is halved unless more than this share of steps raised the loss
+MIN_RISING_SHARE = 0.75  # the step size is halved unless more of the steps raised the loss
 
 
 @checked_dataclass
@@ -67,7 +67,7 @@ class APGD:
     def __post_init__(self) -> None:
         require_boundary(self.weights, self.loss)
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -85,116 +85,125 @@ class APGD:
             early_stop=min(self.early_stop, 1),
         )
 
-        def attack(x: Tensor, y: Tensor, noise: Noise, sure: bool) -> Tensor:
-            return (single if sure else self)._attack(model, x, y, threat, noise, sure)
+        def attack(x: Tensor, y: Tensor, noise: Noise, noise_free: bool) -> Tensor:
+            return (single if noise_free else self)._attack(model, x, y, threat, noise, noise_free)
 
         return split_by_noise(model, x, y, noise, attack)
 
     def _attack(
-        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, sure: bool
+        self,
+        model: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        noise: Noise,
+        noise_free: bool,
     ) -> Tensor:
-        toward: Sequence[Tensor | None] = [None]
+        targets: Sequence[Tensor | None] = [None]
         if self.targets:
-            found = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
-            toward = found.unbind(1)
+            classes = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
+            targets = classes.unbind(1)
 
         def search(which: list[int]) -> AttackSteps[Tensor]:
-            aims = [None if aim is None else aim[which] for aim in toward]
-            return self.search(x[which], y[which], sure, aims, threat, noise.take(which))
+            chosen = [None if target is None else target[which] for target in targets]
+            return self.search(x[which], y[which], noise_free, chosen, threat, noise.take(which))
 
-        return serve_apart(model, search, len(x), apart=self.early_stop > 0)
+        return serve_images(model, search, len(x), separately=self.early_stop > 0)
 
     def search(
         self,
         x: Tensor,
         y: Tensor,
-        sure: bool,
-        aims: Sequence[Tensor | None],
+        noise_free: bool,
+        targets: Sequence[Tensor | None],
         threat: Threat,
         noise: Noise,
     ) -> AttackSteps[Tensor]:
         """Attack a batch as a generator: yield queries to the model, return adversarial images.
 
-        With `sure`, images that are misclassified when candidates are compared are left alone.
+        With `noise_free`, images that are misclassified when candidates are compared are left alone.
         """
-        contest = Selection(y, "margin", noise.child("compare"), self.selection_draws or self.eot)
-        left = torch.arange(len(x), device=x.device)  # positions of images still attacked
-        for i, aim in enumerate(aims):
+        selection = Selection(y, "margin", noise.child("compare"), self.selection_draws or self.eot)
+        remaining = torch.arange(len(x), device=x.device)  # positions of images still attacked
+        for i, target in enumerate(targets):
             for restart in range(self.restarts):
-                below = noise.child("run", i, restart).take(left)
-                toward = None if aim is None else aim[left]
-                fell, found = yield from self._run(x[left], y[left], toward, threat, below)
-                if fell:
-                    return found[0]
-                yield from contest.meet(*found, which=left)
-                if sure:
-                    left = (~contest.wrong).nonzero()[:, 0]
-                if not len(left):
-                    return contest.best
-        yield from contest.meet(x[left], which=left)
-        return contest.best
+                run_noise = noise.child("run", i, restart).take(remaining)
+                run_target = None if target is None else target[remaining]
+                is_over, candidates = yield from self._run(
+                    x[remaining], y[remaining], run_target, threat, run_noise
+                )
+                if is_over:
+                    return candidates[0]
+                yield from selection.compare(*candidates, which=remaining)
+                if noise_free:
+                    remaining = (~selection.wrong).nonzero()[:, 0]
+                if not len(remaining):
+                    return selection.best
+        yield from selection.compare(x[remaining], which=remaining)
+        return selection.best
 
     def _run(
-        self, x: Tensor, y: Tensor, aim: Tensor | None, threat: Threat, noise: Noise
+        self, x: Tensor, y: Tensor, target: Tensor | None, threat: Threat, noise: Noise
     ) -> AttackSteps[tuple[bool, list[Tensor]]]:
         """Run once; return whether the search is over, and the final image or the candidates."""
-        stop = EarlyStop(self.early_stop, self.early_stop_share)
+        early_stop = EarlyStop(self.early_stop, self.early_stop_share)
         weigh = weigh_draws(self.weights, threat)
 
-        def ask(at: Tensor, i: int, gradient: bool = True) -> Query:
-            turn = i // self.steps_per_draw
-            return Query(at, y, self.loss, noise, turn, self.eot, gradient, aim, weigh)
+        def query_at(point: Tensor, i: int, gradient: bool = True) -> Query:
+            query_index = i // self.steps_per_draw
+            return Query(point, y, self.loss, noise, query_index, self.eot, gradient, target, weigh)
 
-        x_adv = previous = threat.start(x, noise.child("start"))
-        result = yield ask(x_adv, 0)
-        if (yield from stop.here(ask(x_adv, 0), result)):
+        x_adv = previous_x_adv = threat.start(x, noise.child("start"))
+        result = yield query_at(x_adv, 0)
+        if (yield from early_stop.check(query_at(x_adv, 0), result)):
             return True, [x_adv]
         gradient = result.gradient
-        best, highest, slope = x_adv, result.loss, gradient
-        wrongest, most = x_adv, rank_value(result)
-        behind = torch.zeros_like(highest)  # how far the loss of x_adv is below the highest
-        stride = torch.full_like(highest, 2 * threat.eps)
-        rises = torch.zeros_like(highest)
-        improved, halved = highest > highest, highest == highest  # all False, all True
-        since, checks = 0, checkpoints(self.steps)
+        best, best_loss, best_gradient = x_adv, result.loss, gradient
+        most_wrong, highest_rank = x_adv, rank_score(result)
+        deficit = torch.zeros_like(best_loss)  # how far the loss of x_adv is below the highest
+        step_size = torch.full_like(best_loss, 2 * threat.eps)
+        rise_count = torch.zeros_like(best_loss)
+        improved, halved = best_loss > best_loss, best_loss == best_loss  # all False, all True
+        last_checkpoint, review_steps = 0, checkpoints(self.steps)
         for i in range(1, self.steps + 1):
-            direction = images(stride) * threat.steepest(gradient, x_adv)
+            direction = per_image(step_size) * threat.steepest(gradient, x_adv)
             step = threat.project(x, x_adv + direction) - x_adv
             if i > 1:
-                step = MOMENTUM * step + (1 - MOMENTUM) * (x_adv - previous)
-            previous, x_adv = x_adv, threat.project(x, x_adv + step)
-            result = yield ask(x_adv, i)
-            if (yield from stop.here(ask(x_adv, i), result)):
+                step = MOMENTUM * step + (1 - MOMENTUM) * (x_adv - previous_x_adv)
+            previous_x_adv, x_adv = x_adv, threat.project(x, x_adv + step)
+            result = yield query_at(x_adv, i)
+            if (yield from early_stop.check(query_at(x_adv, i), result)):
                 return True, [x_adv]
             gradient = result.gradient
             if i % self.steps_per_draw == 0:  # new draws, on which the best image is evaluated, too
-                highest = (yield ask(best, i, gradient=False)).loss
-            lead = result.loss - highest
-            rises += lead > -behind
-            behind = (-lead).clamp(min=0)
-            better = lead > 0
-            improved = improved | better
-            best = torch.where(images(better), x_adv, best)
-            slope = torch.where(images(better), gradient, slope)
-            highest = torch.where(better, result.loss, highest)
-            more = rank_value(result) > most
-            wrongest = torch.where(images(more), x_adv, wrongest)
-            most = torch.where(more, rank_value(result), most)
-            if i in checks:
-                halved = (rises <= RISES * (i - since)) | ~(halved | improved)
-                stride = torch.where(halved, stride / 2, stride)
-                x_adv = torch.where(images(halved), best, x_adv)
-                gradient = torch.where(images(halved), slope, gradient)
-                rises, improved = torch.zeros_like(rises), torch.zeros_like(improved)
-                since = i
-        return False, [x_adv, best, wrongest]
+                best_loss = (yield query_at(best, i, gradient=False)).loss
+            advantage = result.loss - best_loss
+            rise_count += advantage > -deficit
+            deficit = (-advantage).clamp(min=0)
+            is_better = advantage > 0
+            improved = improved | is_better
+            best = torch.where(per_image(is_better), x_adv, best)
+            best_gradient = torch.where(per_image(is_better), gradient, best_gradient)
+            best_loss = torch.where(is_better, result.loss, best_loss)
+            is_more_wrong = rank_score(result) > highest_rank
+            most_wrong = torch.where(per_image(is_more_wrong), x_adv, most_wrong)
+            highest_rank = torch.where(is_more_wrong, rank_score(result), highest_rank)
+            if i in review_steps:
+                rose_rarely = rise_count <= MIN_RISING_SHARE * (i - last_checkpoint)
+                halved = rose_rarely | ~(halved | improved)
+                step_size = torch.where(halved, step_size / 2, step_size)
+                x_adv = torch.where(per_image(halved), best, x_adv)
+                gradient = torch.where(per_image(halved), best_gradient, gradient)
+                rise_count, improved = torch.zeros_like(rise_count), torch.zeros_like(improved)
+                last_checkpoint = i
+        return False, [x_adv, best, most_wrong]
 
 
 def checkpoints(steps: int) -> list[int]:
     """Return the steps after which the step size is reviewed: 22 %, then in periods down to 6 %."""
-    period, least, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
-    found = [period]
-    while found[-1] < steps:
-        period = max(period - less, least)
-        found.append(found[-1] + period)
-    return found[:-1] if found[-1] > steps else found
+    period, shortest, decrement = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+    steps_reviewed = [period]
+    while steps_reviewed[-1] < steps:
+        period = max(period - decrement, shortest)
+        steps_reviewed.append(steps_reviewed[-1] + period)
+    return steps_reviewed[:-1] if steps_reviewed[-1] > steps else steps_reviewed

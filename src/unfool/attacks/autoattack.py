@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfool.argument_checks import check_labels, checked
+from unfool.argument_checks import check_labels, checked_attack
 from unfool.attacks.apgd import APGD
 from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.fab import FAB
@@ -77,7 +77,7 @@ class AutoAttack:
     targets: Count = 9
     early_stop: CountFromZero = 0
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -89,9 +89,9 @@ class AutoAttack:
         """
         require_norm("AutoAttack", threat, "linf", "l2")
 
-        def attack(x: Tensor, y: Tensor, noise: Noise, sure: bool) -> Tensor:
-            own, draws = (replace(self, eot=1), 1) if sure else (self, self.draws)
-            return own._cascade(model, x, y, threat, noise, draws)
+        def attack(x: Tensor, y: Tensor, noise: Noise, noise_free: bool) -> Tensor:
+            cascade, draws = (replace(self, eot=1), 1) if noise_free else (self, self.draws)
+            return cascade._cascade(model, x, y, threat, noise, draws)
 
         return split_by_noise(model, x, y, noise, attack)
 
@@ -105,9 +105,9 @@ class AutoAttack:
             if attack is not None:
                 # Hide the losses: searches on fewer and fewer images do not form one loss curve.
                 with recording_losses():
-                    found = attack(model, x[alive], y[alive], threat, stage.child("search"))
-                pair, compare = (best[alive], found), stage.child("compare")
-                best[alive] = choose(model, y[alive], pair, "margin", compare, draws)
+                    x_adv = attack(model, x[alive], y[alive], threat, stage.child("search"))
+                candidates, compare = (best[alive], x_adv), stage.child("compare")
+                best[alive] = choose(model, y[alive], candidates, "margin", compare, draws)
             logits = query_logits(model, best[alive], stage.child("survive"), 0, draws)
             check_labels(y[alive], len(alive), logits.shape[2])
             needed = {"unfool": 2, "rand": 3}.get(self.version, 4)
@@ -116,13 +116,13 @@ class AutoAttack:
                     f"AutoAttack's version {self.version} needs {needed} classes for its loss DLR, "
                     f"and the model has {logits.shape[2]}: set version: unfool"
                 )
-            others, place = competing_logits(
+            others, label = competing_logits(
                 logits.flatten(0, 1),
                 y[alive].repeat_interleave(draws),
                 getattr(model, "classes_kept", 1),
             )
-            left = others.view(len(alive), draws, -1).expand(-1, self.draws, -1)
-            alive = alive[~self.broken(left, place[::draws])]
+            competing = others.view(len(alive), draws, -1).expand(-1, self.draws, -1)
+            alive = alive[~self.broken(competing, label[::draws])]
             if not len(alive):
                 break
         return best
@@ -130,12 +130,12 @@ class AutoAttack:
     def broken(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return which images count as broken, (B,) of bool, given logits (B, draws, K)."""
         counts = F.one_hot(logits.argmax(2), logits.shape[2]).sum(1)  # (B, K)
-        right = counts.gather(1, y[:, None])[:, 0]
+        correct = counts.gather(1, y[:, None])[:, 0]
         criterion = self.criterion or ("majority" if self.version == "unfool" else "mean")
         if criterion == "mean":
-            return (self.draws - right) >= self.threshold * self.draws
-        ahead = counts.masked_fill(F.one_hot(y, logits.shape[2]).bool(), 0).amax(1) - right
-        return ahead >= 2 * self.draws**0.5
+            return (self.draws - correct) >= self.threshold * self.draws
+        lead = counts.masked_fill(F.one_hot(y, logits.shape[2]).bool(), 0).amax(1) - correct
+        return lead >= 2 * self.draws**0.5
 
     def stages(self, draws: int | None = None) -> list[Attack]:
         """Return the attacks of the version, in order.
@@ -145,35 +145,35 @@ class AutoAttack:
         """
         eot, draws = self.eot or EOT[self.version], draws or self.draws
         steps, queries, targets = self.steps, self.queries, self.targets
-        own: dict[str, Any] = {"selection_draws": draws, "early_stop": self.early_stop}
+        options: dict[str, Any] = {"selection_draws": draws, "early_stop": self.early_stop}
         if self.version == "unfool":
             few, fewer = max(eot // 5, 1), max(eot // 2, 1)
             return [
-                PGD(max(steps // 5, 1), few, loss="margin", **own),
-                APGD(max(steps // 2, 1), few, "margin", **own),
+                PGD(max(steps // 5, 1), few, loss="margin", **options),
+                APGD(max(steps // 2, 1), few, "margin", **options),
                 Square(max(queries // 10, 1), few, selection_draws=draws),
-                APGD(max(steps // 2, 1), fewer, "margin", min(targets, 3), **own),
-                APGD(steps, eot, "ce", **own),
-                APGD(steps, eot, "margin", restarts=2, **own),
+                APGD(max(steps // 2, 1), fewer, "margin", min(targets, 3), **options),
+                APGD(steps, eot, "ce", **options),
+                APGD(steps, eot, "margin", restarts=2, **options),
             ]
         # As published: the same draws in all steps if the model has no noise, otherwise fresh ones.
-        own |= {"steps_per_draw": steps + 1 if eot == 1 else 1}
+        options |= {"steps_per_draw": steps + 1 if eot == 1 else 1}
         if self.version == "rand":
-            return [APGD(steps, eot, "ce", **own), APGD(steps, eot, "dlr", **own)]
+            return [APGD(steps, eot, "ce", **options), APGD(steps, eot, "dlr", **options)]
         restarts = 5 if self.version == "plus" else 1
         square = Square(
             queries, eot, selection_draws=draws, steps_per_draw=queries if eot == 1 else 1
         )
-        toward = APGD(steps, eot, "dlr", targets, **own)
+        targeted_dlr = APGD(steps, eot, "dlr", targets, **options)
         fab = FAB(steps, eot, targets, selection_draws=draws)
-        first = APGD(steps, eot, "ce", restarts=restarts, **own)
+        untargeted_ce = APGD(steps, eot, "ce", restarts=restarts, **options)
         if self.version == "standard":
-            return [first, toward, fab, square]
+            return [untargeted_ce, targeted_dlr, fab, square]
         return [
-            first,
-            APGD(steps, eot, "dlr", restarts=restarts, **own),
+            untargeted_ce,
+            APGD(steps, eot, "dlr", restarts=restarts, **options),
             FAB(steps, eot, targets, restarts, selection_draws=draws),
             square,
-            toward,
+            targeted_dlr,
             fab,
         ]

@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from unfool.attacks.losses import LossRecord, Query, QueryResult, gradient_run, query_batch
+from unfool.attacks.losses import LossRecord, Query, QueryResult, query_batch, record_gradient_step
 from unfool.protocols import Classifier
 
-Found = TypeVar("Found")
-AttackSteps = Generator[Query, QueryResult, Found]
+Outcome = TypeVar("Outcome")
+AttackSteps = Generator[Query, QueryResult, Outcome]
 
 
-def serve(model: Classifier, searches: Iterable[AttackSteps[Found]]) -> list[Found]:
+def serve(model: Classifier, searches: Iterable[AttackSteps[Outcome]]) -> list[Outcome]:
     """Run the searches and return their results, in order.
 
     `recording_losses` records their steps as those of one batch, with NaN for the steps that a
@@ -33,46 +33,49 @@ def serve(model: Classifier, searches: Iterable[AttackSteps[Found]]) -> list[Fou
         searches: The searches; each is started when there is room for it.
     """
     waiting = iter(enumerate(searches))
-    asked: dict[tuple[Any, ...], deque[tuple[int, AttackSteps[Found], Query]]] = {}
-    found: dict[int, Found] = {}
+    pending: dict[tuple[Any, ...], deque[tuple[int, AttackSteps[Outcome], Query]]] = {}
+    outcomes: dict[int, Outcome] = {}
     steps: dict[int, list[LossRecord]] = {}
-    rows = getattr(model, "batch_size", None) or math.inf
+    max_rows = getattr(model, "batch_size", None) or math.inf
 
-    def go_on(number: int, search: AttackSteps[Found], result: Any) -> None:
+    def resume(number: int, search: AttackSteps[Outcome], result: Any) -> None:
         try:
             query = search.send(result)
         except StopIteration as end:
-            found[number] = end.value
+            outcomes[number] = end.value
             return
         kind = (query.loss, query.gradient, query.target is None)
-        asked.setdefault(kind, deque()).append((number, search, query))
+        pending.setdefault(kind, deque()).append((number, search, query))
 
-    def most() -> deque[tuple[int, AttackSteps[Found], Query]]:
-        return max(asked.values(), key=_size, default=deque())
+    def longest_line() -> deque[tuple[int, AttackSteps[Outcome], Query]]:
+        return max(pending.values(), key=_rows_of, default=deque())
 
     while True:
-        while _size(most()) < rows and (fresh := next(waiting, None)):
-            steps[fresh[0]] = []
-            go_on(*fresh, None)
-        line = most()
-        if not line:
+        while _rows_of(longest_line()) < max_rows and (started := next(waiting, None)):
+            steps[started[0]] = []
+            resume(*started, None)
+        queue = longest_line()
+        if not queue:
             break
-        batch = [line.popleft()]
+        batch = [queue.popleft()]
         size = _rows(batch[0][2])
-        while line and size + _rows(line[0][2]) <= rows:
-            size += _rows(line[0][2])
-            batch.append(line.popleft())
-        answers = query_batch(model, [query for _, _, query in batch])
-        for (number, search, query), result in zip(batch, answers, strict=True):
+        while queue and size + _rows(queue[0][2]) <= max_rows:
+            size += _rows(queue[0][2])
+            batch.append(queue.popleft())
+        results = query_batch(model, [query for _, _, query in batch])
+        for (number, search, query), result in zip(batch, results, strict=True):
             if query.gradient:
                 steps[number].append(LossRecord((query.noise.keys, query.loss), result.loss))
-            go_on(number, search, result)
-    _tell(list(steps.values()))
-    return [found[number] for number in sorted(found)]
+            resume(number, search, result)
+    _record_losses(list(steps.values()))
+    return [outcomes[number] for number in sorted(outcomes)]
 
 
-def serve_apart(
-    model: Classifier, search: Callable[[list[int]], AttackSteps[Tensor]], size: int, apart: bool
+def serve_images(
+    model: Classifier,
+    search: Callable[[list[int]], AttackSteps[Tensor]],
+    size: int,
+    separately: bool,
 ) -> Tensor:
     """Run one search for each of `size` images, or one for all of them together.
 
@@ -80,9 +83,9 @@ def serve_apart(
         model: The model, as the attacker sees it.
         search: Starts the search for the images at the given positions.
         size: Number of images.
-        apart: Whether each image gets its own search, so that it may end early.
+        separately: Whether each image gets its own search, so that it may end early.
     """
-    groups = [[i] for i in range(size)] if apart else [list(range(size))]
+    groups = [[i] for i in range(size)] if separately else [list(range(size))]
     return torch.cat(serve(model, (search(group) for group in groups)))
 
 
@@ -90,11 +93,11 @@ def _rows(query: Query) -> int:
     return len(query.x) * query.draws
 
 
-def _size(line: Iterable[tuple[int, Any, Query]]) -> int:
-    return sum(_rows(query) for _, _, query in line)
+def _rows_of(queue: Iterable[tuple[int, Any, Query]]) -> int:
+    return sum(_rows(query) for _, _, query in queue)
 
 
-def _tell(searches: Sequence[Sequence[LossRecord]]) -> None:
+def _record_losses(searches: Sequence[Sequence[LossRecord]]) -> None:
     """Record the steps of several searches as those of one batch."""
     longest = max(searches, key=len, default=[])
     for i, step in enumerate(longest):
@@ -103,4 +106,4 @@ def _tell(searches: Sequence[Sequence[LossRecord]]) -> None:
             for steps in searches
             if steps
         ]
-        gradient_run(LossRecord(step.run, torch.cat(losses)))
+        record_gradient_step(LossRecord(step.run, torch.cat(losses)))

@@ -11,16 +11,16 @@ from unfool.attacks.losses import Loss, Query, QueryResult
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import CountFromZero, MostOf, checked_dataclass
-from unfool.threat import Norm, Threat, images
+from unfool.threat import Norm, Threat, per_image
 
 
-def rank_value(result: QueryResult) -> Tensor:
+def rank_score(result: QueryResult) -> Tensor:
     """Return the value that ranks candidates, (B,): the share of wrong draws, then the loss.
 
     A candidate whose loss is NaN ranks below all others, whatever class its logits suggest.
     """
-    found = result.error_rate + 1e-3 * torch.tanh(result.loss / 10)
-    return found.nan_to_num(nan=-torch.inf)
+    score = result.error_rate + 1e-3 * torch.tanh(result.loss / 10)
+    return score.nan_to_num(nan=-torch.inf)
 
 
 def choose(
@@ -44,10 +44,10 @@ def choose(
         noise: The noise of these draws, used for nothing else.
         draws: Draws per candidate and image.
     """
-    contest = Selection(y, loss, noise, draws)
+    selection = Selection(y, loss, noise, draws)
     for candidate in candidates:
-        serve(model, [contest.meet(candidate)])
-    return contest.best
+        serve(model, [selection.compare(candidate)])
+    return selection.best
 
 
 class Selection:
@@ -62,29 +62,31 @@ class Selection:
     wrong: Tensor
 
     def __init__(self, y: Tensor, loss: Loss, noise: Noise, draws: int):
-        self._asked = Query(y, y, loss, noise, 0, draws, gradient=False)
-        self._highest: Tensor | None = None
+        self._query = Query(y, y, loss, noise, 0, draws, gradient=False)
+        self._best_rank: Tensor | None = None
 
-    def meet(self, *candidates: Tensor, which: Tensor | None = None) -> AttackSteps[None]:
+    def compare(self, *candidates: Tensor, which: Tensor | None = None) -> AttackSteps[None]:
         """Compare candidates with the best one so far.
 
         Args:
             candidates: Images.
             which: Their positions in the batch; None for all. (The first candidate must have all.)
         """
-        asked, some = self._asked, slice(None) if which is None else which
+        query, positions = self._query, slice(None) if which is None else which
         if which is not None:
-            asked = asked._replace(y=asked.y[which], noise=asked.noise.take(which))
+            query = query._replace(y=query.y[which], noise=query.noise.take(which))
         for candidate in candidates:
-            seen = yield asked._replace(x=candidate)
-            found, wrong = rank_value(seen), seen.error_rate == 1
-            if self._highest is None:
-                self.best, self._highest, self.wrong = candidate.clone(), found, wrong
+            result = yield query._replace(x=candidate)
+            score, is_wrong = rank_score(result), result.error_rate == 1
+            if self._best_rank is None:
+                self.best, self._best_rank, self.wrong = candidate.clone(), score, is_wrong
                 continue
-            better = found > self._highest[some]
-            self.best[some] = torch.where(images(better), candidate, self.best[some])
-            self.wrong[some] = torch.where(better, wrong, self.wrong[some])
-            self._highest[some] = torch.where(better, found, self._highest[some])
+            is_better = score > self._best_rank[positions]
+            self.best[positions] = torch.where(
+                per_image(is_better), candidate, self.best[positions]
+            )
+            self.wrong[positions] = torch.where(is_better, is_wrong, self.wrong[positions])
+            self._best_rank[positions] = torch.where(is_better, score, self._best_rank[positions])
 
 
 @checked_dataclass
@@ -103,18 +105,21 @@ class EarlyStop:
     draws: CountFromZero = 0
     share: MostOf = 1.0
 
-    def here(self, query: Query, at_query: QueryResult) -> AttackSteps[bool]:
+    def check(self, query: Query, at_query: QueryResult) -> AttackSteps[bool]:
         """Return whether the search for one image may end at its last query, given the result."""
-        noise = query.noise.child("stop", query.turn)
+        noise = query.noise.child("stop", query.query_index)
         if not self.draws or float(at_query.error_rate) < self.share - 1e-6:
             return False
         needed = math.ceil(self.share * self.draws - 1e-6)
-        wrong = asked = 0
-        while wrong < needed <= wrong + self.draws - asked:
-            few = min(max(self.draws // 5, 1), self.draws - asked)
-            result = yield query._replace(noise=noise, turn=asked, draws=few, gradient=False)
-            asked, wrong = asked + few, wrong + round(few * float(result.error_rate))
-        return wrong >= needed
+        wrong_draws = draws_so_far = 0
+        while wrong_draws < needed <= wrong_draws + self.draws - draws_so_far:
+            draws = min(max(self.draws // 5, 1), self.draws - draws_so_far)
+            result = yield query._replace(
+                noise=noise, query_index=draws_so_far, draws=draws, gradient=False
+            )
+            draws_so_far += draws
+            wrong_draws += round(draws * float(result.error_rate))
+        return wrong_draws >= needed
 
 
 def require_norm(attack: str, threat: Threat, *norms: Norm) -> None:

@@ -5,17 +5,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.fab import stretched
 from unfool.attacks.losses import query_model, runner_up_classes
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, NotNegative, Positive, checked_dataclass
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
-INSIDE = 1 - 1e-6  # scales the box, so that the tanh has a slope at its edges, too
-HIGHEST = 1e10  # the largest weight of the margin, as in the published search
+BOX_SCALE = 1 - 1e-6  # scales the box, so that the tanh has a slope at its edges, too
+MAX_WEIGHT = 1e10  # the largest weight of the margin, as in the published search
 
 
 @checked_dataclass
@@ -52,7 +52,7 @@ class CarliniWagner:
     weight: Positive = 0.01
     selection_draws: Count | None = None
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -64,8 +64,12 @@ class CarliniWagner:
         require_norm("Carlini-Wagner", threat, "l2")
         runs = list(self._runs(model, x, y, noise))
         nearest = runs[-1][0]
-        near = threat.size(nearest - x) <= threat.eps
-        candidates = [x, torch.where(images(near), nearest, x), stretched(x, nearest, threat)]
+        is_allowed = threat.size(nearest - x) <= threat.eps
+        candidates = [
+            x,
+            torch.where(per_image(is_allowed), nearest, x),
+            stretched(x, nearest, threat),
+        ]
         candidates += [stretched(x, last, threat) for _, last in runs]
         draws = self.selection_draws or self.eot
         return choose(model, y, candidates, "margin", noise.child("compare"), draws)
@@ -86,24 +90,26 @@ class CarliniWagner:
         self, model: Classifier, x: Tensor, y: Tensor, noise: Noise
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield after each search the nearest misclassified images so far and its last images."""
-        nearest, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
-        toward: Sequence[Tensor | None] = [None]
+        nearest, least_distance = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
+        targets: Sequence[Tensor | None] = [None]
         if self.targets:
             rivals = noise.child("rivals")
-            toward = runner_up_classes(model, x, y, rivals, self.eot, self.targets).unbind(1)
-        for number, aim in enumerate(toward):
-            weight = torch.full_like(least, self.weight)
-            low, high = torch.zeros_like(weight), torch.full_like(weight, HIGHEST)
+            targets = runner_up_classes(model, x, y, rivals, self.eot, self.targets).unbind(1)
+        for number, target in enumerate(targets):
+            weight = torch.full_like(least_distance, self.weight)
+            low, high = torch.zeros_like(weight), torch.full_like(weight, MAX_WEIGHT)
             for search in range(self.searches):
-                below = noise.child("search", number, search)
-                found, last, far = self._search(model, x, y, aim, weight, below)
-                closer, across = far < least, far.isfinite()
-                nearest = torch.where(images(closer), found, nearest)
-                least = torch.where(closer, far, least)
-                high = torch.where(across, torch.minimum(high, weight), high)
-                low = torch.where(across, low, torch.maximum(low, weight))
-                known = high < HIGHEST
-                weight = torch.where(known, (low + high) / 2, (weight * 10).clamp(max=HIGHEST))
+                search_noise = noise.child("search", number, search)
+                x_adv, last, distance = self._search(model, x, y, target, weight, search_noise)
+                is_closer, is_broken = distance < least_distance, distance.isfinite()
+                nearest = torch.where(per_image(is_closer), x_adv, nearest)
+                least_distance = torch.where(is_closer, distance, least_distance)
+                high = torch.where(is_broken, torch.minimum(high, weight), high)
+                low = torch.where(is_broken, low, torch.maximum(low, weight))
+                has_upper_bound = high < MAX_WEIGHT
+                weight = torch.where(
+                    has_upper_bound, (low + high) / 2, (weight * 10).clamp(max=MAX_WEIGHT)
+                )
                 yield nearest, last
 
     def _search(
@@ -111,26 +117,30 @@ class CarliniWagner:
         model: Classifier,
         x: Tensor,
         y: Tensor,
-        aim: Tensor | None,
+        target: Tensor | None,
         weight: Tensor,
         noise: Noise,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the nearest misclassified images, the last ones, and the former's distances."""
-        free = torch.atanh((2 * x - 1) * INSIDE).requires_grad_()
-        adam = torch.optim.Adam([free], lr=self.learning_rate)
-        nearest, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
+        latent = torch.atanh((2 * x - 1) * BOX_SCALE).requires_grad_()
+        adam = torch.optim.Adam([latent], lr=self.learning_rate)
+        nearest, least_distance = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         x_adv = x
         for i in range(self.steps):
             with torch.enable_grad():
-                x_adv = (torch.tanh(free) / INSIDE + 1).clamp(0, 2) / 2
-            at = x_adv.detach()
-            result = query_model(model, at, y, "margin", noise, i, self.eot, target=aim)
-            far = (at - x).flatten(1).norm(dim=1)
-            closer = (result.error_rate > 0.5) & (result.loss >= self.confidence) & (far < least)
-            nearest = torch.where(images(closer), at, nearest)
-            least = torch.where(closer, far, least)
-            missing = images(weight * (result.loss < self.confidence))
-            slope = 2 * (at - x) - missing * result.gradient.nan_to_num(0, 0, 0)
-            (free.grad,) = torch.autograd.grad(x_adv, free, slope)
+                x_adv = (torch.tanh(latent) / BOX_SCALE + 1).clamp(0, 2) / 2
+            point = x_adv.detach()
+            result = query_model(model, point, y, "margin", noise, i, self.eot, target=target)
+            distance = (point - x).flatten(1).norm(dim=1)
+            is_closer = (
+                (result.error_rate > 0.5)
+                & (result.loss >= self.confidence)
+                & (distance < least_distance)
+            )
+            nearest = torch.where(per_image(is_closer), point, nearest)
+            least_distance = torch.where(is_closer, distance, least_distance)
+            margin_weight = per_image(weight * (result.loss < self.confidence))
+            slope = 2 * (point - x) - margin_weight * result.gradient.nan_to_num(0, 0, 0)
+            (latent.grad,) = torch.autograd.grad(x_adv, latent, slope)
             adam.step()
-        return nearest, x_adv.detach(), least
+        return nearest, x_adv.detach(), least_distance

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage, stats
 from torch import Tensor
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.data.cifar_c import SEVERITIES, Kind, Severity
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -43,7 +43,7 @@ class Corruption:
     bounded: ClassVar[bool] = False
     adversarial: ClassVar[bool] = False
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -73,7 +73,7 @@ def corrupt(x: Tensor, kind: Kind, severity: Severity | None, noise: Noise) -> T
         level = severity
         if level is None:
             level = 1 + int(SEVERITIES * float(_uniform(draws.child("severity"), 1)[0]))
-        result = np.clip(_MAKE[kind](array, level - 1, draws), 0, 1)
+        result = np.clip(_CORRUPTIONS[kind](array, level - 1, draws), 0, 1)
         out[i] = (result * 255).round().transpose(2, 0, 1) / 255
     return torch.from_numpy(out).to(x)
 
@@ -134,7 +134,7 @@ def _zoom_blur(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
 
 
 def _snow(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
-    mean, spread, zoom, least, radius, sigma, kept = (
+    mean, spread, zoom, threshold, radius, sigma, image_share = (
         (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
         (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
         (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
@@ -142,21 +142,21 @@ def _snow(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
         (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
     )[level]
     flakes = _zoomed(mean + spread * _normal(noise.child("flakes"), *x.shape[:2], 1), zoom)
-    flakes = np.clip(np.where(flakes < least, 0, flakes), 0, 1)
+    flakes = np.clip(np.where(flakes < threshold, 0, flakes), 0, 1)
     angle = -135 + 90 * float(_uniform(noise.child("angle"), 1)[0])
     flakes = _streaked(flakes, radius, sigma, angle)
     gray = (x @ np.array([0.299, 0.587, 0.114]))[..., None] if x.shape[2] == 3 else x
-    paler = kept * x + (1 - kept) * np.maximum(x, 1.5 * gray + 0.5)
+    paler = image_share * x + (1 - image_share) * np.maximum(x, 1.5 * gray + 0.5)
     return paler + flakes + flakes[::-1, ::-1]
 
 
 def _frost(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
-    kept, share = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))[level]
+    image_share, ice_share = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))[level]
     height, width = x.shape[:2]
     grains = _plasma(_power(max(height, width)), 1.5, noise)[:height, :width]
     ice = ((1 - np.abs(2 * grains - 1)) ** 1.5)[..., None]  # ridges, like those of crystals
     tint = np.array([0.85, 0.95, 1.0]) if x.shape[2] == 3 else np.ones(1)
-    return kept * x + share * ice * tint
+    return image_share * x + ice_share * ice * tint
 
 
 def _fog(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
@@ -168,9 +168,9 @@ def _fog(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
 
 
 def _brightness(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
-    more = (0.05, 0.1, 0.15, 0.2, 0.3)[level]
+    added = (0.05, 0.1, 0.15, 0.2, 0.3)[level]
     value = x.max(2, keepdims=True)  # the V of HSV; hue and saturation are kept
-    brighter = np.minimum(value + more, 1)
+    brighter = np.minimum(value + added, 1)
     return np.where(value > 0, x * brighter / np.where(value > 0, value, 1), brighter)
 
 
@@ -181,7 +181,7 @@ def _contrast(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
 
 def _elastic_transform(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     side = min(x.shape[:2])
-    far, smooth, tilt = (
+    amplitude, smooth, tilt = (
         (0, 0, 0.08),
         (0.05, 0.2, 0.07),
         (0.08, 0.06, 0.06),
@@ -191,18 +191,18 @@ def _elastic_transform(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     center, arm = np.array(x.shape[:2]) // 2, side // 3
     corners = center + arm * np.array([[1, 1], [1, -1], [-1, -1]])
     moved = corners + tilt * side * (2 * _uniform(noise.child("tilt"), 3, 2) - 1)
-    # `back` maps a pixel of the result to its source: the affine map from `moved` to `corners`.
+    # It maps a pixel of the result to its source: the affine map from `moved` to `corners`.
     # Both deformations share one interpolation; the release interpolates twice, which blurs more.
-    back = np.linalg.solve(np.c_[moved, np.ones(3)], corners.astype(float))
-    places = np.mgrid[: x.shape[0], : x.shape[1]].astype(float)
-    shift = far * side * (2 * _uniform(noise.child("shift"), 2, *x.shape[:2]) - 1)
-    places += [ndimage.gaussian_filter(s, smooth * side, truncate=3) for s in shift]
-    rows, columns = np.tensordot(back[:2].T, places, 1) + back[2][:, None, None]
-    each = [
+    inverse_map = np.linalg.solve(np.c_[moved, np.ones(3)], corners.astype(float))
+    coordinates = np.mgrid[: x.shape[0], : x.shape[1]].astype(float)
+    shift = amplitude * side * (2 * _uniform(noise.child("shift"), 2, *x.shape[:2]) - 1)
+    coordinates += [ndimage.gaussian_filter(s, smooth * side, truncate=3) for s in shift]
+    rows, columns = np.tensordot(inverse_map[:2].T, coordinates, 1) + inverse_map[2][:, None, None]
+    channels = [
         ndimage.map_coordinates(channel, (rows, columns), order=1, mode="mirror")
         for channel in x.transpose(2, 0, 1)
     ]
-    return np.stack(each, 2)
+    return np.stack(channels, 2)
 
 
 def _pixelate(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
@@ -220,7 +220,7 @@ def _jpeg_compression(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
         return _from_pil(picture, x.shape)
 
 
-_MAKE: dict[Kind, Callable[[np.ndarray, int, Noise], np.ndarray]] = {
+_CORRUPTIONS: dict[Kind, Callable[[np.ndarray, int, Noise], np.ndarray]] = {
     "gaussian_noise": _gaussian_noise,
     "shot_noise": _shot_noise,
     "impulse_noise": _impulse_noise,

@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.fab import stretched
 from unfool.attacks.losses import Query, QueryResult, query_batch, runner_up_classes
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, checked_dataclass
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
-LEAST = 1e-6  # the least overshoot, so that rounding cannot keep an image on a plane
+MIN_OVERSHOOT = 1e-6  # the least overshoot, so that rounding cannot keep an image on a plane
 
 
 @checked_dataclass
@@ -40,7 +40,7 @@ class DeepFool:
     overshoot: NotNegative = 0.02
     selection_draws: Count | None = None
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -49,8 +49,8 @@ class DeepFool:
         Raises:
             ValueError: The threat's norm is l1 or l0.
         """
-        found = self.nearest(model, x, y, threat, noise)
-        candidates = (x, threat.project(x, found), stretched(x, found, threat))
+        nearest = self.nearest(model, x, y, threat, noise)
+        candidates = (x, threat.project(x, nearest), stretched(x, nearest, threat))
         draws = self.selection_draws or self.eot
         return choose(model, y, candidates, "margin", noise.child("compare"), draws)
 
@@ -65,34 +65,37 @@ class DeepFool:
             ValueError: The threat's norm is l1 or l0.
         """
         require_norm("DeepFool", threat, "linf", "l2")
-        aims = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
-        x_adv, going = x.clone(), torch.arange(len(x), device=x.device)
+        targets = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
+        x_adv, active = x.clone(), torch.arange(len(x), device=x.device)
         for i in range(self.steps):
-            asked = [
-                Query(x_adv[going], y[going], "margin", noise.take(going), i, self.eot, True, aim)
-                for aim in aims[going].unbind(1)
+            points, labels, active_noise = x_adv[active], y[active], noise.take(active)
+            queries = [
+                Query(points, labels, "margin", active_noise, i, self.eot, True, target)
+                for target in targets[active].unbind(1)
             ]
-            results = query_batch(model, asked)
-            short = results[0].error_rate <= 0.5
-            going, results = going[short], [_part(each, short) for each in results]
-            if not len(going):
+            results = query_batch(model, queries)
+            is_correct = results[0].error_rate <= 0.5
+            active, results = active[is_correct], [_take(result, is_correct) for result in results]
+            if not len(active):
                 break
-            x_adv[going] = self._over(x_adv[going], results, threat)
+            x_adv[active] = self._step_over_plane(x_adv[active], results, threat)
         return x_adv
 
-    def _over(self, x: Tensor, results: list[QueryResult], threat: Threat) -> Tensor:
+    def _step_over_plane(self, x: Tensor, results: list[QueryResult], threat: Threat) -> Tensor:
         """Move images just beyond the nearest plane, of one plane per class."""
-        way, least = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], torch.inf)
+        direction, least_distance = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], torch.inf)
         for margin, _, gradient in results:
             steepest = threat.steepest(gradient)
             slope = (steepest * gradient.nan_to_num(0, 0, 0)).flatten(1).sum(1)
-            far = (-margin).clamp(min=0) / slope  # NaN or infinite where the slope is 0
-            nearer = far < least
-            way = torch.where(images(nearer), steepest, way)
-            least = torch.where(nearer, far, least)
-        reach = torch.where(least.isfinite(), least * (1 + self.overshoot) + LEAST, 0)
-        return (x + images(reach) * way).clamp(0, 1)
+            distance = (-margin).clamp(min=0) / slope  # NaN or infinite where the slope is 0
+            is_nearer = distance < least_distance
+            direction = torch.where(per_image(is_nearer), steepest, direction)
+            least_distance = torch.where(is_nearer, distance, least_distance)
+        length = torch.where(
+            least_distance.isfinite(), least_distance * (1 + self.overshoot) + MIN_OVERSHOOT, 0
+        )
+        return (x + per_image(length) * direction).clamp(0, 1)
 
 
-def _part(result: QueryResult, which: Tensor) -> QueryResult:
+def _take(result: QueryResult, which: Tensor) -> QueryResult:
     return QueryResult(*(values[which] for values in result))

@@ -10,7 +10,7 @@ from unfool.attacks.losses import Loss, Weigh
 from unfool.threat import Threat
 
 Weights = Literal["mean", "em"]
-STEPS = 5  # iterations of expectation and maximization
+ITERATIONS = 5  # iterations of expectation and maximization
 SHARPNESS = 5.0  # how fast a weight falls from 1 to 0 around the boundary
 
 
@@ -50,20 +50,20 @@ def em_weights(threat: Threat, losses: Tensor, gradients: Tensor) -> Tensor:
         gradients: Gradients of the losses (B, draws, C, H, W).
     """
     losses, gradients = losses.nan_to_num(), gradients.nan_to_num(0, 0, 0)
-    size, draws = losses.shape
-    steps = threat.steepest(gradients.flatten(0, 1)).view(size, draws, -1)
+    batch_size, draws = losses.shape
+    steps = threat.steepest(gradients.flatten(0, 1)).view(batch_size, draws, -1)
     flat = gradients.flatten(2)
     gains = torch.einsum("bid,bjd->bij", steps, flat)  # of draw j's loss by draw i's step
-    lifted = torch.nn.functional.elu(losses[:, None] + threat.eps * gains).sum(2)
-    first = lifted.argmax(1)
-    common = gradients[torch.arange(size, device=losses.device), first]
+    potential = torch.nn.functional.elu(losses[:, None] + threat.eps * gains).sum(2)
+    best_draw = potential.argmax(1)
+    direction = gradients[torch.arange(batch_size, device=losses.device), best_draw]
     weights = torch.ones_like(losses)
-    for _ in range(STEPS):
-        gain = torch.einsum("bd,bjd->bj", threat.steepest(common).flatten(1), flat)
-        reached = losses + threat.eps * gain
-        scale = reached.abs().mean(1, keepdim=True).clamp(min=torch.finfo(losses.dtype).tiny)
-        weights = torch.sigmoid(SHARPNESS * reached / scale)
-        common = (
+    for _ in range(ITERATIONS):
+        gain = torch.einsum("bd,bjd->bj", threat.steepest(direction).flatten(1), flat)
+        predicted = losses + threat.eps * gain
+        scale = predicted.abs().mean(1, keepdim=True).clamp(min=torch.finfo(losses.dtype).tiny)
+        weights = torch.sigmoid(SHARPNESS * predicted / scale)
+        direction = (
             torch.einsum("bj,bjchw->bchw", weights, gradients) / weights.sum(1)[:, None, None, None]
         )
     return weights

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.attacks.batch_queue import serve
 from unfool.attacks.candidates import Selection, require_norm
 from unfool.attacks.losses import query_model, runner_up_classes
@@ -14,11 +14,11 @@ from unfool.attacks.noise_free import split_by_noise
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, checked_dataclass
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
-BEYOND = 1.05  # the length of a step, in distances to the plane
-PULL = 0.1  # the largest weight of the step that starts at the original image
-BACK = 0.9  # the share of the perturbation that is kept once an image is misclassified
+STEP_LENGTH = 1.05  # the length of a step, in distances to the plane
+MAX_BIAS = 0.1  # the largest weight of the step that starts at the original image
+KEPT_SHARE = 0.9  # the share of the perturbation that is kept once an image is misclassified
 
 
 @checked_dataclass
@@ -52,7 +52,7 @@ class FAB:
     restarts: Count = 1
     selection_draws: Count | None = None
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -64,26 +64,36 @@ class FAB:
         require_norm("FAB", threat, "linf", "l2")
         single = replace(self, eot=1, selection_draws=1)
 
-        def attack(x: Tensor, y: Tensor, noise: Noise, sure: bool) -> Tensor:
-            return (single if sure else self)._attack(model, x, y, threat, noise, sure)
+        def attack(x: Tensor, y: Tensor, noise: Noise, noise_free: bool) -> Tensor:
+            return (single if noise_free else self)._attack(model, x, y, threat, noise, noise_free)
 
         return split_by_noise(model, x, y, noise, attack)
 
     def _attack(
-        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, sure: bool
+        self,
+        model: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        noise: Noise,
+        noise_free: bool,
     ) -> Tensor:
         draws = self.selection_draws or self.eot
-        contest = Selection(y, "margin", noise.child("compare"), draws)
-        serve(model, [contest.meet(x)])
-        for left, nearest, last in self._runs(model, x, y, threat, noise, sure):
-            still = x[left]
-            near = threat.size(nearest - still) <= threat.eps
-            within = torch.where(images(near), nearest, still)
-            further = stretched(still, nearest, threat), stretched(still, last, threat)
-            serve(model, [contest.meet(within, *further, which=left)])
-        return contest.best
+        selection = Selection(y, "margin", noise.child("compare"), draws)
+        serve(model, [selection.compare(x)])
+        for indices, nearest, last in self._runs(model, x, y, threat, noise, noise_free):
+            originals = x[indices]
+            is_allowed = threat.size(nearest - originals) <= threat.eps
+            nearest_allowed = torch.where(per_image(is_allowed), nearest, originals)
+            candidates = (
+                nearest_allowed,
+                stretched(originals, nearest, threat),
+                stretched(originals, last, threat),
+            )
+            serve(model, [selection.compare(*candidates, which=indices)])
+        return selection.best
 
-    @checked
+    @checked_attack
     def nearest(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -95,12 +105,12 @@ class FAB:
             ValueError: The threat's norm is l1 or l0.
         """
         require_norm("FAB", threat, "linf", "l2")
-        best, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
-        for _, found, _ in self._runs(model, x, y, threat, noise):
-            way = threat.size(found - x)
-            closer = (way > 0) & (way < least)
-            best = torch.where(images(closer), found, best)
-            least = torch.where(closer, way, least)
+        best, least_distance = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
+        for _, x_adv, _ in self._runs(model, x, y, threat, noise):
+            distance = threat.size(x_adv - x)
+            is_closer = (distance > 0) & (distance < least_distance)
+            best = torch.where(per_image(is_closer), x_adv, best)
+            least_distance = torch.where(is_closer, distance, least_distance)
         return best
 
     def _runs(
@@ -110,65 +120,73 @@ class FAB:
         y: Tensor,
         threat: Threat,
         noise: Noise,
-        leave: bool = False,
+        skip_broken: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield each run's image positions, nearest misclassified images, and last images.
 
-        With `leave`, later runs skip the images that a run broke within eps.
+        With `skip_broken`, later runs skip the images that a run broke within eps.
         """
-        aims = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
-        left = torch.arange(len(x), device=x.device)
-        for i, aim in enumerate(aims.unbind(1)):
+        targets = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
+        remaining = torch.arange(len(x), device=x.device)
+        for i, target in enumerate(targets.unbind(1)):
             for restart in range(self.restarts):
-                below = noise.child("run", i, restart)
-                if not len(left):
+                run_noise = noise.child("run", i, restart)
+                if not len(remaining):
                     return
-                below, still = below.take(left), x[left]
-                start = threat.start(still, below.child("start")) if restart else still
-                nearest, last = self._run(model, still, y[left], aim[left], start, threat, below)
-                yield left, nearest, last
-                if leave:
-                    way = threat.size(nearest - still)
-                    left = left[~((way > 0) & (way <= threat.eps))]
+                run_noise, originals = run_noise.take(remaining), x[remaining]
+                start = threat.start(originals, run_noise.child("start")) if restart else originals
+                nearest, last = self._run(
+                    model, originals, y[remaining], target[remaining], start, threat, run_noise
+                )
+                yield remaining, nearest, last
+                if skip_broken:
+                    distance = threat.size(nearest - originals)
+                    remaining = remaining[~((distance > 0) & (distance <= threat.eps))]
 
     def _run(
         self,
         model: Classifier,
         x: Tensor,
         y: Tensor,
-        aim: Tensor,
+        target: Tensor,
         x_adv: Tensor,
         threat: Threat,
         noise: Noise,
     ) -> tuple[Tensor, Tensor]:
         """Return the nearest misclassified images, and ones away from the true class, or `x`."""
-        nearest, last, least = x, x, torch.full_like(x[:, 0, 0, 0], torch.inf)
+        nearest, last, least_distance = x, x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         for i in range(self.steps):
-            result = query_model(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
-            slope = result.gradient.nan_to_num(0, 0, 0)
-            missing = -result.loss.nan_to_num(0, 0, 0)  # gain from x_adv to the plane,
-            since = missing + (slope * (x_adv - x)).flatten(1).sum(1)  # and from x to it
-            here = to_plane(x_adv, slope, missing, threat)
-            there = to_plane(x, slope, since, threat)
-            one, two = threat.size(here), threat.size(there)
-            share = images((one / (one + two).clamp(min=1e-12)).clamp(max=PULL))
-            x_adv = (1 - share) * (x_adv + BEYOND * here) + share * (x + BEYOND * there)
-            x_adv = x_adv.clamp(0, 1)
-            judged = query_model(model, x_adv, y, "margin", noise, i + 1, self.eot, gradient=False)
-            across, way = judged.error_rate > 0.5, threat.size(x_adv - x)
-            closer = across & (way < least)
-            nearest = torch.where(images(closer), x_adv, nearest)
-            least = torch.where(closer, way, least)
-            away = images(since.sign()) * there  # from the true class, on either side
-            last = torch.where(images(across | (since < 0)), x + away, last)
-            x_adv = torch.where(images(across), x + BACK * (x_adv - x), x_adv)
+            result = query_model(model, x_adv, y, "margin", noise, i, self.eot, target=target)
+            gradient = result.gradient.nan_to_num(0, 0, 0)
+            # the gains of the loss from x_adv, and from x, to the plane
+            gap_from_iterate = -result.loss.nan_to_num(0, 0, 0)
+            gap_from_original = gap_from_iterate + (gradient * (x_adv - x)).flatten(1).sum(1)
+            step_from_iterate = to_plane(x_adv, gradient, gap_from_iterate, threat)
+            step_from_original = to_plane(x, gradient, gap_from_original, threat)
+            length = threat.size(step_from_iterate)
+            total_length = length + threat.size(step_from_original)
+            bias = per_image((length / total_length.clamp(min=1e-12)).clamp(max=MAX_BIAS))
+            from_iterate = x_adv + STEP_LENGTH * step_from_iterate
+            from_original = x + STEP_LENGTH * step_from_original
+            x_adv = ((1 - bias) * from_iterate + bias * from_original).clamp(0, 1)
+            next_result = query_model(
+                model, x_adv, y, "margin", noise, i + 1, self.eot, gradient=False
+            )
+            is_broken, distance = next_result.error_rate > 0.5, threat.size(x_adv - x)
+            is_closer = is_broken & (distance < least_distance)
+            nearest = torch.where(per_image(is_closer), x_adv, nearest)
+            least_distance = torch.where(is_closer, distance, least_distance)
+            # away from the true class, on either side of the plane
+            step_away = per_image(gap_from_original.sign()) * step_from_original
+            last = torch.where(per_image(is_broken | (gap_from_original < 0)), x + step_away, last)
+            x_adv = torch.where(per_image(is_broken), x + KEPT_SHARE * (x_adv - x), x_adv)
         return nearest, last
 
 
 def stretched(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
     """Return the allowed image at distance eps from `x` in the direction of `x_adv`."""
     size = threat.size(x_adv - x).clamp(min=1e-12)
-    return threat.project(x, x + images(threat.eps / size) * (x_adv - x))
+    return threat.project(x, x + per_image(threat.eps / size) * (x_adv - x))
 
 
 def to_plane(x: Tensor, normal: Tensor, gain: Tensor, threat: Threat) -> Tensor:
@@ -185,21 +203,24 @@ def to_plane(x: Tensor, normal: Tensor, gain: Tensor, threat: Threat) -> Tensor:
         gain: Wanted changes (B,), of any sign.
         threat: A threat with norm linf or l2.
     """
-    pull = normal.flatten(1)
-    scale = pull.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-    pull, wanted = pull / scale, gain[:, None] / scale
-    way = wanted.sign() * pull.sign()
-    room = torch.where(way > 0, 1 - x.flatten(1), x.flatten(1)) * way.abs()
-    speed = pull.abs() if threat.norm == "l2" else (pull != 0).to(x)
-    meets = torch.where(speed > 0, room / speed.clamp(min=torch.finfo(x.dtype).tiny), 0)
-    meets, order = meets.sort(1)
-    gained = (pull.abs() * room).gather(1, order).cumsum(1)  # by pixels at the edge of the box
-    slopes = (pull.abs() * speed).gather(1, order).flip(1).cumsum(1).flip(1)  # of the other pixels
-    zero = torch.zeros_like(wanted)
-    before = torch.cat([zero, gained], 1)
-    slopes = torch.cat([slopes, zero], 1)
-    met = (before[:, 1:] + slopes[:, 1:] * meets < wanted.abs()).sum(1, keepdim=True)
-    rest = wanted.abs() - before.gather(1, met)
-    time = rest / slopes.gather(1, met).clamp(min=torch.finfo(x.dtype).tiny)
-    time = torch.where(met == meets.shape[1], meets[:, -1:], time)
-    return (way * torch.minimum(time * speed, room)).view_as(x)
+    slopes = normal.flatten(1)
+    scale = slopes.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    slopes, total_gain = slopes / scale, gain[:, None] / scale
+    direction = total_gain.sign() * slopes.sign()
+    room = torch.where(direction > 0, 1 - x.flatten(1), x.flatten(1)) * direction.abs()
+    speed = slopes.abs() if threat.norm == "l2" else (slopes != 0).to(x)
+    edge_times = torch.where(speed > 0, room / speed.clamp(min=torch.finfo(x.dtype).tiny), 0)
+    edge_times, order = edge_times.sort(1)
+    # the gain of the pixels at the edge of the box, and that of the others per unit of time
+    gain_at_edge = (slopes.abs() * room).gather(1, order).cumsum(1)
+    gain_rates = (slopes.abs() * speed).gather(1, order).flip(1).cumsum(1).flip(1)
+    zero = torch.zeros_like(total_gain)
+    gain_before = torch.cat([zero, gain_at_edge], 1)
+    gain_rates = torch.cat([gain_rates, zero], 1)
+    edges_reached = (gain_before[:, 1:] + gain_rates[:, 1:] * edge_times < total_gain.abs()).sum(
+        1, keepdim=True
+    )
+    missing_gain = total_gain.abs() - gain_before.gather(1, edges_reached)
+    time = missing_gain / gain_rates.gather(1, edges_reached).clamp(min=torch.finfo(x.dtype).tiny)
+    time = torch.where(edges_reached == edge_times.shape[1], edge_times[:, -1:], time)
+    return (direction * torch.minimum(time * speed, room)).view_as(x)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from unfool.argument_checks import check_evaluating, check_finite, checked
+from unfool.argument_checks import check_evaluating, check_finite, checked_attack
 from unfool.attacks.views import Batched
 from unfool.noise import Noise, seeded
 from unfool.protocols import Classifier
@@ -46,7 +46,7 @@ def as_module(
     check_arguments(as_module, {"votes": votes})
     check_evaluating(model)
     if isinstance(noise, Noise):
-        return Module(model, lambda size: _at(noise, size), votes, finite=True)
+        return Module(model, lambda size: _check_size(noise, size), votes, finite=True)
     if isinstance(noise, str) and noise == "fresh":
         return Module(model, Noise.fresh, votes, finite=True)
     try:
@@ -83,13 +83,13 @@ class Module(nn.Module):
         """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
         noise = self.draw(len(x))
         if self.votes == 1:
-            return self._told(self.model(x, noise))
+            return self._check_finite(self.model(x, noise))
         copies = self.model(x.repeat_interleave(self.votes, 0), noise.repeat(self.votes))
-        logits = self._told(copies)
-        chances = logits.view(len(x), self.votes, -1).log_softmax(2)
-        return chances.logsumexp(1) - math.log(self.votes)
+        logits = self._check_finite(copies)
+        log_probabilities = logits.view(len(x), self.votes, -1).log_softmax(2)
+        return log_probabilities.logsumexp(1) - math.log(self.votes)
 
-    def _told(self, logits: Tensor) -> Tensor:
+    def _check_finite(self, logits: Tensor) -> Tensor:
         if self.finite:
             check_finite(logits)
         return logits
@@ -111,7 +111,7 @@ class ExternalAttack:
 
     function: Callable[..., Any]
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -120,28 +120,30 @@ class ExternalAttack:
         Raises:
             ValueError: The function returned neither a tensor nor an array.
         """
-        turns = count()
+        query_indices = count()
 
         def draw(size: int) -> Noise:
-            if noise.given is not None:
-                _at(noise, size)  # the known noise belongs to these images, in this order
+            if noise.known_noise is not None:
+                _check_size(noise, size)  # the known noise belongs to these images, in this order
             copies = -(-size // len(noise))
-            return noise.for_query(next(turns), copies).take(range(size))
+            return noise.for_query(next(query_indices), copies).take(range(size))
 
-        named = signature(self.function).parameters
-        asked = {k: v for k, v in (("threat", threat), ("noise", noise)) if k in named}
+        parameters = signature(self.function).parameters
+        extra_arguments = {
+            k: v for k, v in (("threat", threat), ("noise", noise)) if k in parameters
+        }
         with seeded(noise):
-            made = self.function(Module(model, draw), x.clone(), y.clone(), **asked)
+            x_adv = self.function(Module(model, draw), x.clone(), y.clone(), **extra_arguments)
         try:
-            return torch.as_tensor(made).detach().to(x)
+            return torch.as_tensor(x_adv).detach().to(x)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"an attack returned a {type(made).__name__} instead of images: return one tensor "
+                f"an attack returned a {type(x_adv).__name__} instead of images: return one tensor "
                 "or array of the same shape as x, and nothing else"
             ) from error
 
 
-def _at(noise: Noise, size: int) -> Noise:
+def _check_size(noise: Noise, size: int) -> Noise:
     """Return the noise of a call after a check that it is for `size` images."""
     if size != len(noise):
         raise ValueError(

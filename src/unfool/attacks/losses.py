@@ -104,7 +104,7 @@ class LossRecord(NamedTuple):
     loss: Tensor
 
 
-_WATCHED: ContextVar[list[LossRecord] | None] = ContextVar("watched", default=None)
+_RECORDING: ContextVar[list[LossRecord] | None] = ContextVar("watched", default=None)
 
 
 @contextmanager
@@ -114,11 +114,11 @@ def recording_losses() -> Iterator[list[LossRecord]]:
     A search need not know that it is recorded. In nested blocks, only the innermost one records.
     """
     steps: list[LossRecord] = []
-    token = _WATCHED.set(steps)
+    token = _RECORDING.set(steps)
     try:
         yield steps
     finally:
-        _WATCHED.reset(token)
+        _RECORDING.reset(token)
 
 
 class Query(NamedTuple):
@@ -134,7 +134,7 @@ class Query(NamedTuple):
     y: Tensor
     loss: Loss
     noise: Noise
-    turn: int
+    query_index: int
     draws: int
     gradient: bool = True
     target: Tensor | None = None
@@ -147,7 +147,7 @@ def query_model(
     y: Tensor,
     loss: Loss,
     noise: Noise,
-    turn: int,
+    query_index: int,
     draws: int,
     gradient: bool = True,
     target: Tensor | None = None,
@@ -163,23 +163,23 @@ def query_model(
         y: Labels (B,).
         loss: The loss to average.
         noise: The attacker's noise.
-        turn: The number of this query; the same turn has the same draws.
+        query_index: The number of this query; queries with the same number have the same draws.
         draws: Draws per image.
         gradient: Whether to compute the gradient.
         target: A class per image (B,) to move toward; None moves away from the true class. (In both
             cases, a draw is wrong if its answer is not the true class.)
         weigh: The weights of the draws in the gradient (see `Query`).
     """
-    asked = Query(x, y, loss, noise, turn, draws, gradient, target, weigh)
-    (result,) = query_batch(model, [asked])
+    query = Query(x, y, loss, noise, query_index, draws, gradient, target, weigh)
+    (result,) = query_batch(model, [query])
     if gradient:
-        gradient_run(LossRecord((noise.keys, loss), result.loss))
+        record_gradient_step(LossRecord((noise.keys, loss), result.loss))
     return result
 
 
-def gradient_run(step: LossRecord) -> None:
+def record_gradient_step(step: LossRecord) -> None:
     """Add a step to the innermost `recording_losses`, if there is one."""
-    if (steps := _WATCHED.get()) is not None:
+    if (steps := _RECORDING.get()) is not None:
         steps.append(step)
 
 
@@ -191,26 +191,26 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
     logits, which may stay above the true one, are left out: the loss and the error rate depend only
     on the others. (A loss toward a target uses all logits.)
     """
-    first, keeps = queries[0], getattr(model, "classes_kept", 1)
+    first, classes_kept = queries[0], getattr(model, "classes_kept", 1)
     images, labels = (
-        torch.cat([each(q).repeat_interleave(q.draws, 0) for q in queries])
-        for each in (lambda q: q.x.detach(), lambda q: q.y)
+        torch.cat([field(q).repeat_interleave(q.draws, 0) for q in queries])
+        for field in (lambda q: q.x.detach(), lambda q: q.y)
     )
-    aims = [q.target.repeat_interleave(q.draws) for q in queries if q.target is not None]
-    toward = torch.cat(aims) if aims else None
-    copies = Noise.join([q.noise.for_query(q.turn, q.draws) for q in queries])
+    targets = [q.target.repeat_interleave(q.draws) for q in queries if q.target is not None]
+    target_classes = torch.cat(targets) if targets else None
+    copies = Noise.join([q.noise.for_query(q.query_index, q.draws) for q in queries])
 
-    def see(part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-        batch = images[part].requires_grad_(first.gradient)
+    def run_part(rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        batch = images[rows].requires_grad_(first.gradient)
         with torch.set_grad_enabled(first.gradient):
-            logits, y = model(batch, copies.take(range(part.start, part.stop))), labels[part]
+            logits, y = model(batch, copies.take(range(rows.start, rows.stop))), labels[rows]
             check_logits(logits, len(batch))
             check_labels(y, len(batch), logits.shape[1])
-            others, place = competing_logits(logits, y, keeps)
-            if toward is None:
-                value = LOSSES[first.loss](others, place)
+            competing, true_index = competing_logits(logits, y, classes_kept)
+            if target_classes is None:
+                value = LOSSES[first.loss](competing, true_index)
             else:
-                value = TARGETED[first.loss](logits, y, toward[part])
+                value = TARGETED[first.loss](logits, y, target_classes[rows])
             total = value.sum()
         if first.gradient and not value.requires_grad:
             raise RuntimeError(
@@ -218,50 +218,53 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
                 "detach, or rounding in the model, or use an attack without gradients or the view "
                 "`bpda`"
             )
-        slope = torch.autograd.grad(total, batch)[0] if first.gradient else None
-        return value.detach(), others.detach().argmax(1) != place, slope
+        gradient = torch.autograd.grad(total, batch)[0] if first.gradient else None
+        return value.detach(), competing.detach().argmax(1) != true_index, gradient
 
-    losses, wrongs, gradients = zip(*in_parts(see, len(images), model), strict=True)
-    rows = [len(q.x) * q.draws for q in queries]
-    means = [torch.cat(values).to(first.x.dtype).split(rows) for values in (losses, wrongs)]
-    slopes = torch.cat(gradients).split(rows) if first.gradient else [None] * len(queries)
+    losses, wrongs, gradients = zip(*in_parts(run_part, len(images), model), strict=True)
+    counts = [len(q.x) * q.draws for q in queries]
+    means = [torch.cat(values).to(first.x.dtype).split(counts) for values in (losses, wrongs)]
+    by_query = torch.cat(gradients).split(counts) if first.gradient else [None] * len(queries)
 
-    def apart(values: Tensor, query: Query) -> Tensor:
+    def by_draw(values: Tensor, query: Query) -> Tensor:
         return values.view(len(query.x), query.draws, *values.shape[1:])
 
     def mean(values: Tensor, query: Query) -> Tensor:
-        return apart(values, query).mean(1)
+        return by_draw(values, query).mean(1)
 
-    def slope_of(loss: Tensor, slope: Tensor | None, query: Query) -> Tensor:
-        if slope is None:
+    def gradient_of(loss: Tensor, gradient: Tensor | None, query: Query) -> Tensor:
+        if gradient is None:
             return torch.zeros_like(query.x)
         if query.weigh is None:
-            return mean(slope, query)
-        each = apart(slope, query)
-        weights = query.weigh(apart(loss, query), each)
-        return (weights[:, :, None, None, None] * each).sum(1) / weights.sum(1)[:, None, None, None]
+            return mean(gradient, query)
+        gradients = by_draw(gradient, query)
+        weights = query.weigh(by_draw(loss, query), gradients)
+        total = (weights[:, :, None, None, None] * gradients).sum(1)
+        return total / weights.sum(1)[:, None, None, None]
 
     return [
         QueryResult(
             mean(loss, q),
             mean(wrong, q),
-            slope_of(loss, slope, q),
+            gradient_of(loss, gradient, q),
         )
-        for q, loss, wrong, slope in zip(queries, *means, slopes, strict=True)
+        for q, loss, wrong, gradient in zip(queries, *means, by_query, strict=True)
     ]
 
 
 @torch.no_grad()
-def query_logits(model: Classifier, x: Tensor, noise: Noise, turn: int, draws: int) -> Tensor:
+def query_logits(
+    model: Classifier, x: Tensor, noise: Noise, query_index: int, draws: int
+) -> Tensor:
     """Logits (B, draws, K) of `draws` draws of the model's noise per image."""
-    copies, images = noise.for_query(turn, draws), x.repeat_interleave(draws, 0)
+    copies, images = noise.for_query(query_index, draws), x.repeat_interleave(draws, 0)
 
-    def tell(part: slice) -> Tensor:
-        logits = model(images[part], copies.take(range(part.start, part.stop)))
-        check_logits(logits, len(images[part]))
+    def run_part(rows: slice) -> Tensor:
+        logits = model(images[rows], copies.take(range(rows.start, rows.stop)))
+        check_logits(logits, len(images[rows]))
         return logits
 
-    joined = torch.cat(in_parts(tell, len(images), model))
+    joined = torch.cat(in_parts(run_part, len(images), model))
     return joined.view(len(x), draws, joined.shape[1])
 
 
@@ -272,16 +275,16 @@ def without_noise(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
     Agreement alone is not enough, since votes may agree by luck. If the model did draw noise, it is
     called again with each image whose logits agree, since the noise may have been for other images.
     """
-    before = drawn_so_far()
-    one, other = query_logits(model, x, noise, 0, 2).unbind(1)
-    alike = torch.isclose(one, other, rtol=1e-4, atol=1e-5).all(1)
-    if drawn_so_far() == before:
-        return alike
-    for i in alike.nonzero()[:, 0].tolist():
-        before = drawn_so_far()
+    draws_before = drawn_so_far()
+    first, second = query_logits(model, x, noise, 0, 2).unbind(1)
+    agrees = torch.isclose(first, second, rtol=1e-4, atol=1e-5).all(1)
+    if drawn_so_far() == draws_before:
+        return agrees
+    for i in agrees.nonzero()[:, 0].tolist():
+        draws_before = drawn_so_far()
         query_logits(model, x[i : i + 1], noise.take([i]), 0, 1)
-        alike[i] = drawn_so_far() == before
-    return alike
+        agrees[i] = drawn_so_far() == draws_before
+    return agrees
 
 
 def runner_up_classes(
@@ -294,18 +297,18 @@ def runner_up_classes(
     return wrong.topk(min(n, mean.shape[1] - 1), dim=1).indices
 
 
-def competing_logits(logits: Tensor, y: Tensor, keeps: int) -> tuple[Tensor, Tensor]:
-    """Return the true logit and the wrong ones from the `keeps`-th highest on, and the label 0.
+def competing_logits(logits: Tensor, y: Tensor, classes_kept: int) -> tuple[Tensor, Tensor]:
+    """Return the true logit and the wrong ones from rank `classes_kept` on, and the label 0.
 
-    If `keeps` is 1, the logits (B, K) and labels are returned unchanged.
+    If `classes_kept` is 1, the logits (B, K) and labels are returned unchanged.
     """
     classes = logits.shape[1]
-    if keeps == 1:
+    if classes_kept == 1:
         return logits, y
     true = F.one_hot(y, classes).bool()
     wrong = logits.masked_fill(true, -torch.inf).sort(1, descending=True).values
-    left = wrong[:, min(keeps, classes - 1) - 1 : -1]
-    return torch.cat([logits.gather(1, y[:, None]), left], 1), torch.zeros_like(y)
+    competing = wrong[:, min(classes_kept, classes - 1) - 1 : -1]
+    return torch.cat([logits.gather(1, y[:, None]), competing], 1), torch.zeros_like(y)
 
 
 def _top(logits: Tensor, n: int, loss: str) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.attacks.candidates import choose
 from unfool.attacks.losses import query_model
 from unfool.attacks.perceptual import within
@@ -14,9 +14,9 @@ from unfool.distances import INPUT, Input
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, Positive, checked_dataclass
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
-STILL = 6.0  # the initial logit of a kernel's center; the others are 0
+INITIAL_CENTER_LOGIT = 6.0  # the initial logit of a kernel's center; the others are 0
 
 
 @checked_dataclass
@@ -71,7 +71,7 @@ class LowFrequency:
                 f"width must be odd, so that the kernel has a center, not {self.width}"
             )
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -82,27 +82,27 @@ class LowFrequency:
         """
         distance, size = INPUT[self.distance], self.width**2
         kernels = x.new_zeros(len(x), self.filters, size, *x.shape[2:])
-        kernels[:, :, size // 2] = STILL
+        kernels[:, :, size // 2] = INITIAL_CENTER_LOGIT
         kernels.requires_grad_()
         adam = torch.optim.Adam([kernels], lr=self.learning_rate, maximize=True)
-        peak, highest = x, torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        best, best_value = x, torch.full_like(x[:, 0, 0, 0], -torch.inf)
         for i in range(self.steps):
             with torch.enable_grad():
                 x_adv = filtered(x, kernels, self.color)
-                beyond = (distance(x, x_adv) - self.bound).clamp(min=0)
-                cost = self.penalty * beyond
+                excess = (distance(x, x_adv) - self.bound).clamp(min=0)
+                cost = self.penalty * excess
             result = query_model(model, x_adv, y, "margin", noise, i, self.eot)
-            short = result.loss < self.confidence
+            is_short = result.loss < self.confidence
             value = result.loss.clamp(max=self.confidence) - cost.detach()
-            higher = value > highest
-            peak = torch.where(images(higher), x_adv.detach(), peak)
-            highest = torch.where(higher, value, highest)
-            slope = images(short) * result.gradient.nan_to_num(0, 0, 0)
-            along = (slope, -torch.ones_like(cost))
-            (kernels.grad,) = torch.autograd.grad((x_adv, cost), kernels, along)
+            is_better = value > best_value
+            best = torch.where(per_image(is_better), x_adv.detach(), best)
+            best_value = torch.where(is_better, value, best_value)
+            slope = per_image(is_short) * result.gradient.nan_to_num(0, 0, 0)
+            output_gradients = (slope, -torch.ones_like(cost))
+            (kernels.grad,) = torch.autograd.grad((x_adv, cost), kernels, output_gradients)
             adam.step()
         last = filtered(x, kernels.detach(), self.color)
-        allowed = [within(distance, x, found, self.bound) for found in (last, peak)]
+        allowed = [within(distance, x, x_adv, self.bound) for x_adv in (last, best)]
         draws = self.selection_draws or self.eot
         return choose(model, y, [x, *allowed], "margin", noise.child("compare"), draws)
 
@@ -118,9 +118,9 @@ def filtered(x: Tensor, kernels: Tensor, color: float) -> Tensor:
     """
     side = round(kernels.shape[2] ** 0.5)
     for logits in kernels.unbind(1):
-        around = F.unfold(F.pad(x, [side // 2] * 4, mode="replicate"), side)
-        around = around.view(len(x), x.shape[1], side * side, *x.shape[2:])
-        apart = (around - x[:, :, None]).square().mean(1)
-        weights = (logits - apart / (2 * color**2)).softmax(1)
-        x = (around * weights[:, None]).sum(2)
+        neighbors = F.unfold(F.pad(x, [side // 2] * 4, mode="replicate"), side)
+        neighbors = neighbors.view(len(x), x.shape[1], side * side, *x.shape[2:])
+        color_distance = (neighbors - x[:, :, None]).square().mean(1)
+        weights = (logits - color_distance / (2 * color**2)).softmax(1)
+        x = (neighbors * weights[:, None]).sum(2)
     return x.clamp(0, 1)  # undoes rounding errors

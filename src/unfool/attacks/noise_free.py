@@ -35,8 +35,8 @@ def split_by_noise(
     """
     if not len(x):
         return attack(x, y, noise, False)
-    free, found = without_noise(model, x, noise.child("sure")), torch.empty_like(x)
-    for sure in (True, False):
-        if which := (free == sure).nonzero()[:, 0].tolist():
-            found[which] = attack(x[which], y[which], noise.take(which), sure).to(x)
-    return found
+    is_noise_free, x_adv = without_noise(model, x, noise.child("sure")), torch.empty_like(x)
+    for noise_free in (True, False):
+        if which := (is_noise_free == noise_free).nonzero()[:, 0].tolist():
+            x_adv[which] = attack(x[which], y[which], noise.take(which), noise_free).to(x)
+    return x_adv

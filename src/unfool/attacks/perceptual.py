@@ -5,17 +5,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.attacks.candidates import choose
 from unfool.attacks.losses import Loss, query_model
 from unfool.distances import INPUT, Distance, Input
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, Positive, checked_dataclass
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
-BOUND = 0.99  # the share of the bound beyond which steps follow its surface
-FIND = 12  # bisection steps to find a point on the bound
+NEAR_BOUND = 0.99  # the share of the bound beyond which steps follow its surface
+BISECTIONS = 12  # bisection steps to find a point on the bound
 
 
 @checked_dataclass
@@ -49,7 +49,7 @@ class PerceptualPGD:
     selection_draws: Count | None = None
     bounded: ClassVar[bool] = False
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -58,34 +58,34 @@ class PerceptualPGD:
         Raises:
             ValueError: The distance is lpips, whose package or weights are not available.
         """
-        distance, stride = INPUT[self.distance], torch.zeros_like(x[:, 0, 0, 0])
-        x_adv, peak, highest = x, x, torch.full_like(stride, -torch.inf)
+        distance, step_length = INPUT[self.distance], torch.zeros_like(x[:, 0, 0, 0])
+        x_adv, best, best_loss = x, x, torch.full_like(step_length, -torch.inf)
         for i in range(self.steps):
             result = query_model(model, x_adv, y, self.loss, noise, i, self.eot)
-            higher = result.loss > highest
-            peak = torch.where(images(higher), x_adv, peak)
-            highest = torch.where(higher, result.loss, highest)
-            way = unit(result.gradient.nan_to_num(0, 0, 0))
+            is_better = result.loss > best_loss
+            best = torch.where(per_image(is_better), x_adv, best)
+            best_loss = torch.where(is_better, result.loss, best_loss)
+            direction = unit(result.gradient.nan_to_num(0, 0, 0))
             if not i:
-                far = x + x[0].numel() ** 0.5 * way
-                reach = (within(distance, x, far, self.bound) - x).flatten(1).norm(dim=1)
-                stride = self.step_size * reach
-            step = images(stride) * self._along(distance, x, x_adv, way)
+                far_point = x + x[0].numel() ** 0.5 * direction
+                length = (within(distance, x, far_point, self.bound) - x).flatten(1).norm(dim=1)
+                step_length = self.step_size * length
+            step = per_image(step_length) * self._tangent(distance, x, x_adv, direction)
             x_adv = within(distance, x, x_adv + step, self.bound)
-        candidates = (x, x_adv, peak)
+        candidates = (x, x_adv, best)
         draws = self.selection_draws or self.eot
         return choose(model, y, candidates, self.loss, noise.child("compare"), draws)
 
-    def _along(self, distance: Distance, x: Tensor, x_adv: Tensor, way: Tensor) -> Tensor:
-        """The direction `way`, without its outward part where the image is at the bound."""
+    def _tangent(self, distance: Distance, x: Tensor, x_adv: Tensor, direction: Tensor) -> Tensor:
+        """The `direction` without its outward part where the image is at the bound."""
         with torch.enable_grad():
             at = x_adv.detach().requires_grad_()
-            far = distance(x, at)
-            (out,) = torch.autograd.grad(far.sum(), at)
-        out = unit(out)
-        leads = images((way * out).flatten(1).sum(1).clamp(min=0))
-        there = images(far.detach() > BOUND * self.bound)
-        return torch.where(there, way - leads * out, way)
+            current_distance = distance(x, at)
+            (outward,) = torch.autograd.grad(current_distance.sum(), at)
+        outward = unit(outward)
+        outward_part = per_image((direction * outward).flatten(1).sum(1).clamp(min=0))
+        is_at_bound = per_image(current_distance.detach() > NEAR_BOUND * self.bound)
+        return torch.where(is_at_bound, direction - outward_part * outward, direction)
 
 
 def within(distance: Distance, x: Tensor, x_adv: Tensor, bound: float) -> Tensor:
@@ -93,20 +93,24 @@ def within(distance: Distance, x: Tensor, x_adv: Tensor, bound: float) -> Tensor
     inside = torch.zeros_like(x[:, 0, 0, 0])
     outside = torch.ones_like(inside)
 
-    def at(share: Tensor) -> Tensor:
-        return (x + images(share) * (x_adv - x)).clamp(0, 1)
+    def point(share: Tensor) -> Tensor:
+        return (x + per_image(share) * (x_adv - x)).clamp(0, 1)
 
-    inside = torch.where(distance(x, at(outside)) <= bound, outside, inside)
-    for _ in range(FIND):
+    inside = torch.where(distance(x, point(outside)) <= bound, outside, inside)
+    for _ in range(BISECTIONS):
         middle = (inside + outside) / 2
-        fits = distance(x, at(middle)) <= bound
-        inside = torch.where(fits, middle, inside)
-        outside = torch.where(fits, outside, middle)
-    return torch.where(images(inside > 0), at(inside), x)
+        is_within = distance(x, point(middle)) <= bound
+        inside = torch.where(is_within, middle, inside)
+        outside = torch.where(is_within, outside, middle)
+    return torch.where(per_image(inside > 0), point(inside), x)
 
 
-def unit(way: Tensor) -> Tensor:
+def unit(direction: Tensor) -> Tensor:
     """Scale the direction of each image to Euclidean length 1; 0 stays 0."""
-    peak = images(way.flatten(1).abs().amax(1)).clamp(min=torch.finfo(way.dtype).tiny)
-    way = way / peak
-    return way / images(way.flatten(1).norm(dim=1)).clamp(min=torch.finfo(way.dtype).tiny)
+    largest = per_image(direction.flatten(1).abs().amax(1)).clamp(
+        min=torch.finfo(direction.dtype).tiny
+    )
+    direction = direction / largest
+    return direction / per_image(direction.flatten(1).norm(dim=1)).clamp(
+        min=torch.finfo(direction.dtype).tiny
+    )

@@ -8,15 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unfool.argument_checks import check_attack, checked
-from unfool.attacks.batch_queue import AttackSteps, serve_apart
+from unfool.argument_checks import check_attack, checked_attack
+from unfool.attacks.batch_queue import AttackSteps, serve_images
 from unfool.attacks.candidates import EarlyStop, Selection
 from unfool.attacks.draw_weights import Weights, require_boundary, weigh_draws
 from unfool.attacks.losses import Loss, Query, QueryResult, query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, InEps, MostOf, checked_dataclass
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
 Start = Literal["random", "zero"]
 StepSchedule = Literal["constant", "cosine"]
@@ -67,7 +67,7 @@ class PGD:
     def __post_init__(self) -> None:
         require_boundary(self.weights, self.loss)
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -76,7 +76,7 @@ class PGD:
         def search(which: list[int]) -> AttackSteps[Tensor]:
             return self.search(x[which], y[which], threat, noise.take(which))
 
-        return serve_apart(model, search, len(x), apart=self.early_stop > 0)
+        return serve_images(model, search, len(x), separately=self.early_stop > 0)
 
     def search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> AttackSteps[Tensor]:
         """Attack as a generator, for callers that show progress or answer the queries elsewhere.
@@ -84,23 +84,25 @@ class PGD:
         It yields queries, is sent their results (`losses.query_batch`), and returns what `__call__`
         returns. With `early_stop`, it takes one image at a time.
         """
-        stop = EarlyStop(self.early_stop, self.early_stop_share)
-        contest = Selection(y, self.loss, noise.child("compare"), self.selection_draws or self.eot)
+        early_stop = EarlyStop(self.early_stop, self.early_stop_share)
+        selection = Selection(
+            y, self.loss, noise.child("compare"), self.selection_draws or self.eot
+        )
         for restart in range(self.restarts):
             steps, result = self._path(x, y, threat, noise.child("restart", restart)), None
-            peak, highest = x, torch.full((len(x),), -math.inf, device=x.device)
+            best, best_loss = x, torch.full((len(x),), -math.inf, device=x.device)
             while True:
                 x_adv, query = steps.send(result)
                 if query is None:
                     break
                 result = yield query
-                if (yield from stop.here(query, result)):
+                if (yield from early_stop.check(query, result)):
                     return x_adv
-                higher = result.loss > highest
-                peak = torch.where(images(higher), x_adv, peak)
-                highest = torch.where(higher, result.loss, highest)
-            yield from contest.meet(x_adv, peak, *([] if restart else [x]))
-        return contest.best
+                is_better = result.loss > best_loss
+                best = torch.where(per_image(is_better), x_adv, best)
+                best_loss = torch.where(is_better, result.loss, best_loss)
+            yield from selection.compare(x_adv, best, *([] if restart else [x]))
+        return selection.best
 
     def path(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise

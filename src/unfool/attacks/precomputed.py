@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.data import fetch, image_files
 from unfool.data.arrays import channels_first, check_images, read
 from unfool.noise import Noise
@@ -40,12 +40,12 @@ class PrecomputedAttack:
         self.path = Path(path)
         self._of: dict[tuple[bytes, int], Tensor] = {}
         if self.path.is_dir():
-            ends = image_files.ENDINGS
-            inside = (p for p in self.path.iterdir() if image_files.is_picture(p))
-            self.image_files = sorted(inside, key=lambda p: p.name)
+            endings = image_files.ENDINGS
+            files = (p for p in self.path.iterdir() if image_files.is_image_file(p))
+            self.image_files = sorted(files, key=lambda p: p.name)
             if not self.image_files:
                 raise ValueError(
-                    f"the folder {path} holds no images ({', '.join(ends)}): name a folder that "
+                    f"the folder {path} holds no images ({', '.join(endings)}): name a folder that "
                     "does, or the file of one attack in it"
                 )
             return
@@ -57,19 +57,19 @@ class PrecomputedAttack:
         Raises:
             ValueError: The file lacks some of these images, or was made from others.
         """
-        x_adv, places = self._images(len(data[indices[0]][0]) == 1), self._array("indices")
-        if places is None and len(x_adv) != len(indices):
+        x_adv, stored_indices = self._images(len(data[indices[0]][0]) == 1), self._array("indices")
+        if stored_indices is None and len(x_adv) != len(indices):
             raise ValueError(
                 f"{self.path} has {len(x_adv)} images, and the run has {len(indices)}: without an "
                 "array `indices` (a folder has none), the file must hold exactly the images of the "
                 "run, in the same order"
             )
-        places = list(indices) if places is None else [int(place) for place in places]
-        row = {place: i for i, place in enumerate(places)}
-        if lacking := [index for index in indices if index not in row]:
+        order = list(indices) if stored_indices is None else [int(i) for i in stored_indices]
+        row = {index: i for i, index in enumerate(order)}
+        if missing := [index for index in indices if index not in row]:
             raise ValueError(
-                f"{self.path} lacks {len(lacking)} of the run's {len(indices)} images (the first: "
-                f"{lacking[0]}): make them with the same evaluation.images and subset_seed"
+                f"{self.path} lacks {len(missing)} of the run's {len(indices)} images (the first: "
+                f"{missing[0]}): make them with the same evaluation.images and subset_seed"
             )
         labels, clean = self._array("labels"), self._array("clean_blake2b")
         bound = copy(self)
@@ -77,8 +77,8 @@ class PrecomputedAttack:
         for index in indices:
             x, y = fetch(data, [index])
             i, clean_digest = row[index], digest(x[0])
-            other = labels is not None and int(labels[i]) != int(y)
-            if other or (clean is not None and clean[i].tobytes() != clean_digest):
+            has_other_label = labels is not None and int(labels[i]) != int(y)
+            if has_other_label or (clean is not None and clean[i].tobytes() != clean_digest):
                 raise ValueError(
                     f"{self.path} was made from other images: its image {index} does not belong to "
                     f"image {index} of this data set, or has another label; name images of this "
@@ -95,7 +95,7 @@ class PrecomputedAttack:
             hashed.update(clean + x_adv.numpy().tobytes())
         return hashed.hexdigest()
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -105,42 +105,42 @@ class PrecomputedAttack:
             ValueError: `over` was not called, or not with all images of `x`.
         """
         try:
-            found = [self._of[digest(image), int(label)] for image, label in zip(x, y, strict=True)]
+            x_adv = [self._of[digest(image), int(label)] for image, label in zip(x, y, strict=True)]
         except KeyError:
             raise ValueError(
                 f"{self.path} has no adversarial image for one of the images: say which images it "
                 "covers with `over(data, indices)`"
             ) from None
-        return torch.stack(found).to(x)
+        return torch.stack(x_adv).to(x)
 
     def _array(self, name: str) -> np.ndarray | None:
         """Return an array of the file with one entry per image, or None if the file lacks it."""
-        found = None if self.image_files else self.arrays.get(name)
-        if found is None:
+        array = None if self.image_files else self.arrays.get(name)
+        if array is None:
             return None
-        if len(found) != self._size():
-            raise ValueError(f"{self.path} has {self._size()} images but {len(found)} `{name}`")
-        wanted = (self._size(), 16) if name == "clean_blake2b" else (self._size(),)
-        if found.shape != wanted:
+        if len(array) != self._size():
+            raise ValueError(f"{self.path} has {self._size()} images but {len(array)} `{name}`")
+        shape = (self._size(), 16) if name == "clean_blake2b" else (self._size(),)
+        if array.shape != shape:
             raise ValueError(
-                f"{self.path}: `{name}` must be of the shape {wanted}, not {found.shape}"
+                f"{self.path}: `{name}` must be of the shape {shape}, not {array.shape}"
             )
-        if not np.issubdtype(found.dtype, np.integer):
-            raise ValueError(f"{self.path}: `{name}` must be whole numbers, not {found.dtype}")
-        return found
+        if not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"{self.path}: `{name}` must be whole numbers, not {array.dtype}")
+        return array
 
     def _size(self) -> int:
         return len(self.arrays["images"])
 
     def _images(self, gray: bool) -> Tensor:
         if self.image_files:
-            read_in = [image_files.read(picture, gray) for picture in self.image_files]
-            if len({picture.shape for picture in read_in}) > 1:
+            images = [image_files.read(picture, gray) for picture in self.image_files]
+            if len({picture.shape for picture in images}) > 1:
                 raise ValueError(
                     f"the images in {self.path} differ in size: all must have the size of the data "
                     "set's images"
                 )
-            return torch.stack(read_in)
+            return torch.stack(images)
         try:
             check_images(x_adv := channels_first(self.arrays["images"]).contiguous())
         except ValueError as error:
@@ -159,33 +159,34 @@ def digests(images: Tensor) -> np.ndarray:
     return np.stack([np.frombuffer(digest(image), dtype=np.uint8) for image in images])
 
 
-def toward(x: Tensor, x_adv: Tensor) -> Tensor:
+def round_toward_clean(x: Tensor, x_adv: Tensor) -> Tensor:
     """Round `x_adv` to 8 bits (multiples of 1/255), each value toward that of `x`.
 
     Where `x` is itself a multiple of 1/255, no value moves farther away from it.
     """
-    level, near = x_adv.double() * 255, 1e-4  # a value this close to a level counts as that level
-    down, up = (level + near).floor(), (level - near).ceil()
+    level = x_adv.double() * 255
+    tolerance = 1e-4  # a value this close to a level counts as that level
+    down, up = (level + tolerance).floor(), (level - tolerance).ceil()
     rounded = torch.where(x_adv > x, down, torch.where(x_adv < x, up, level.round()))
     return (rounded / 255).clamp(0, 1).to(x_adv)
 
 
 def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     if path.suffix.lower() != ".safetensors":
-        found = read(path, NAMES)
+        arrays = read(path, NAMES)
     elif not path.is_file():
         raise FileNotFoundError(
             f"there is no file {path}: name a file or folder of adversarial images"
         )
     else:
         try:
-            found = load_file(path)
+            arrays = load_file(path)
         except (OSError, SafetensorError) as error:
             raise_system_error(error)
             raise ValueError(f"{path} cannot be read as safetensors ({error})") from error
-    if "images" not in found and "x_adv" not in found:
+    if "images" not in arrays and "x_adv" not in arrays:
         raise ValueError(
             f"{path} has neither an array `images` nor `x_adv`: save the adversarial images under "
             "one of these names"
         )
-    return {**found, "images": found.get("images", found.get("x_adv"))}  # pyright: ignore
+    return {**arrays, "images": arrays.get("images", arrays.get("x_adv"))}  # pyright: ignore

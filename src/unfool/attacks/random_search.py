@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.attacks.candidates import choose
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -22,12 +22,13 @@ class RandomSearch:
     tries: Count = 100
     eot: Count = 1
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
         """Adversarial images, shaped like `x`."""
-        points = (
-            x if not i else threat.edge(x, noise.child("try", i)) for i in range(self.tries + 1)
+        candidates = (
+            x if not i else threat.random_at_full_budget(x, noise.child("try", i))
+            for i in range(self.tries + 1)
         )
-        return choose(model, y, points, "margin", noise.child("compare"), self.eot)
+        return choose(model, y, candidates, "margin", noise.child("compare"), self.eot)

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unfool.argument_checks import checked
-from unfool.attacks.candidates import rank_value
+from unfool.argument_checks import checked_attack
+from unfool.attacks.candidates import rank_score
 from unfool.attacks.losses import query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, checked_dataclass
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
 
 @checked_dataclass
@@ -33,7 +33,7 @@ class SaltAndPepper:
     shares: Count = 5
     eot: Count = 1
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -48,20 +48,22 @@ class SaltAndPepper:
                 f"threat.norm to l0 instead of {threat.norm}, and eps to the share of pixels (such "
                 "as 0.1)"
             )
-        best, highest = x, torch.full((len(x),), -math.inf, device=x.device)
+        best, best_score = x, torch.full((len(x),), -math.inf, device=x.device)
         for candidate in self._candidates(x, threat, noise):
             result = query_model(model, candidate, y, "margin", noise, 0, self.eot, gradient=False)
-            score = rank_value(result)
-            better = score > highest
-            best = torch.where(images(better), candidate, best)
-            highest = torch.where(better, score, highest)
+            score = rank_score(result)
+            is_better = score > best_score
+            best = torch.where(per_image(is_better), candidate, best)
+            best_score = torch.where(is_better, score, best_score)
         return best
 
     def _candidates(self, x: Tensor, threat: Threat, noise: Noise) -> list[Tensor]:
-        grown = [
+        threats = [
             replace(threat, eps=threat.eps * share / self.shares)
             for share in range(1, self.shares + 1)
         ]
         return [x] + [
-            smaller.edge(x, noise.child("try", i)) for i in range(self.tries) for smaller in grown
+            smaller.random_at_full_budget(x, noise.child("try", i))
+            for i in range(self.tries)
+            for smaller in threats
         ]

@@ -5,14 +5,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.losses import query_model
 from unfool.attacks.noise_free import split_by_noise
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, ShareAboveZero, checked_dataclass
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
 # After each of these proposals, of 10 000, the squares have half the area.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -44,7 +44,7 @@ class Square:
     steps_per_draw: Count = 1
     selection_draws: Count | None = None
 
-    @checked
+    @checked_attack
     @torch.no_grad()
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -57,17 +57,23 @@ class Square:
         require_norm("Square", threat, "linf", "l2")
         single = replace(self, eot=1, steps_per_draw=self.queries, selection_draws=1)
 
-        def attack(x: Tensor, y: Tensor, noise: Noise, sure: bool) -> Tensor:
-            return (single if sure else self)._attack(model, x, y, threat, noise, sure)
+        def attack(x: Tensor, y: Tensor, noise: Noise, noise_free: bool) -> Tensor:
+            return (single if noise_free else self)._attack(model, x, y, threat, noise, noise_free)
 
         return split_by_noise(model, x, y, noise, attack)
 
     def _attack(
-        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, sure: bool
+        self,
+        model: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        noise: Noise,
+        noise_free: bool,
     ) -> Tensor:
         propose = _stripes if threat.norm == "linf" else _tiles
         best = propose(x, threat, noise.child("start"))
-        self._climb(model, x, y, best, sure, threat, noise)
+        self._climb(model, x, y, best, noise_free, threat, noise)
         draws = self.selection_draws or self.eot
         return choose(model, y, [best, x], "margin", noise.child("compare"), draws)
 
@@ -77,41 +83,43 @@ class Square:
         x: Tensor,
         y: Tensor,
         best: Tensor,
-        sure: bool,
+        noise_free: bool,
         threat: Threat,
         noise: Noise,
     ) -> None:
-        """Improve `best` in place; with `sure`, skip images that are misclassified already."""
-        left = torch.arange(len(x), device=x.device)
+        """Improve `best` in place; with `noise_free`, skip images that are misclassified already."""
+        remaining = torch.arange(len(x), device=x.device)
 
-        def loss(at: Tensor, i: int) -> Tensor:
-            turn = i // self.steps_per_draw
-            return query_model(model, at, y, "margin", noise, turn, self.eot, gradient=False).loss
+        def loss(images: Tensor, i: int) -> Tensor:
+            query_index = i // self.steps_per_draw
+            return query_model(
+                model, images, y, "margin", noise, query_index, self.eot, gradient=False
+            ).loss
 
-        highest = loss(best, 0)
+        best_loss = loss(best, 0)
         for i in range(1, self.queries):
-            if sure and bool((beaten := highest > 0).any()):
-                keep = (~beaten).nonzero()[:, 0]
-                left, noise, highest = left[keep], noise.take(keep), highest[keep]
+            if noise_free and bool((is_broken := best_loss > 0).any()):
+                keep = (~is_broken).nonzero()[:, 0]
+                remaining, noise, best_loss = remaining[keep], noise.take(keep), best_loss[keep]
                 x, y = x[keep], y[keep]
             if not len(x):
                 return
-            fresh, here = noise.child("square", i), best[left]
+            step_noise, current = noise.child("square", i), best[remaining]
             if threat.norm == "linf":
-                proposal = _square(x, here, self.side(x, i, 1), threat, fresh)
+                proposal = _square(x, current, self.side(x, i, 1), threat, step_noise)
             else:
-                proposal = _two_squares(x, here, self.side(x, i, 3), threat, fresh)
+                proposal = _two_squares(x, current, self.side(x, i, 3), threat, step_noise)
             if i % self.steps_per_draw == 0:  # new draws, on which the best image is evaluated, too
-                highest = loss(here, i)
-            found = loss(proposal, i)
-            better = found > highest
-            best[left] = torch.where(images(better), proposal, here)
-            highest = torch.where(better, found, highest)
+                best_loss = loss(current, i)
+            proposal_loss = loss(proposal, i)
+            is_better = proposal_loss > best_loss
+            best[remaining] = torch.where(per_image(is_better), proposal, current)
+            best_loss = torch.where(is_better, proposal_loss, best_loss)
 
     def side(self, x: Tensor, i: int, least: int) -> int:
         """Return the side of square `i` in pixels: at least `least`, if that fits into `x`."""
-        done = 10_000 * i / self.queries
-        share = self.share / 2 ** sum(done > after for after in HALVINGS)
+        progress = 10_000 * i / self.queries
+        share = self.share / 2 ** sum(progress > after for after in HALVINGS)
         height, width = x.shape[2:]
         side = max(round((share * height * width) ** 0.5), least)
         return min(side, height, width)
@@ -134,7 +142,7 @@ def _tiles(x: Tensor, threat: Threat, noise: Noise) -> Tensor:
     signs = _signs(x.new_empty(len(x), x.shape[1], rows, columns), noise)
     signs = signs.repeat_interleave(side, 2).repeat_interleave(side, 3)
     delta = signs * bumps(side).to(x).repeat(rows, columns)
-    return _at_edge(x, delta[:, :, :height, :width], threat)
+    return _at_full_budget(x, delta[:, :, :height, :width], threat)
 
 
 def _two_squares(x: Tensor, best: Tensor, side: int, threat: Threat, noise: Noise) -> Tensor:
@@ -142,17 +150,22 @@ def _two_squares(x: Tensor, best: Tensor, side: int, threat: Threat, noise: Nois
     side -= 1 - side % 2  # make it odd
     delta = best - x
     corner = _corner(x, side, noise.child("corner"))
-    one, two = _inside(corner, side, x), _inside(_corner(x, side, noise.child("other")), side, x)
-    both = _channel(torch.where(one | two, delta, 0)).square()
-    slack = (threat.eps**2 - threat.size(delta).square()).clamp(min=0) / x.shape[1]
-    kept = torch.where(one, delta, 0)
-    kept = kept / images(threat.size(kept)).clamp(min=1e-12)
-    turned = noise.child("turn").uniform(x[:, :1, :1, :1]) < 0.5
+    in_first, in_second = (
+        _inside(corner, side, x),
+        _inside(_corner(x, side, noise.child("other")), side, x),
+    )
+    both = _channel(torch.where(in_first | in_second, delta, 0)).square()
+    unused = (threat.eps**2 - threat.size(delta).square()).clamp(min=0) / x.shape[1]
+    first_delta = torch.where(in_first, delta, 0)
+    first_delta = first_delta / per_image(threat.size(first_delta)).clamp(min=1e-12)
+    is_transposed = noise.child("turn").uniform(x[:, :1, :1, :1]) < 0.5
     pattern = bumps(side).to(x)
-    bump = torch.where(turned, _placed(pattern.T, corner, x), _placed(pattern, corner, x))
-    fresh = kept + bump * _signs(x[:, :, :1, :1], noise.child("signs"))
-    fresh = fresh / _channel(fresh).clamp(min=1e-12) * (images(slack) + both).sqrt()
-    return _at_edge(x, torch.where(one, fresh, torch.where(two, 0, delta)), threat)
+    bump = torch.where(is_transposed, _placed(pattern.T, corner, x), _placed(pattern, corner, x))
+    new_delta = first_delta + bump * _signs(x[:, :, :1, :1], noise.child("signs"))
+    new_delta = new_delta / _channel(new_delta).clamp(min=1e-12) * (per_image(unused) + both).sqrt()
+    return _at_full_budget(
+        x, torch.where(in_first, new_delta, torch.where(in_second, 0, delta)), threat
+    )
 
 
 def bumps(side: int) -> Tensor:
@@ -167,8 +180,8 @@ def bumps(side: int) -> Tensor:
 
 
 def _bump(height: int, width: int) -> Tensor:
-    reach = max(height // 2, width // 2) + 1
-    steps = 1 / torch.arange(1, reach + 1, dtype=torch.float64).square()
+    radius = max(height // 2, width // 2) + 1
+    steps = 1 / torch.arange(1, radius + 1, dtype=torch.float64).square()
     heights = steps.flip(0).cumsum(0).flip(0)  # at each distance from the center
     row = (torch.arange(height) - height // 2).abs()
     column = (torch.arange(width) - width // 2).abs()
@@ -178,8 +191,8 @@ def _bump(height: int, width: int) -> Tensor:
 
 def _corner(x: Tensor, side: int, noise: Noise) -> Tensor:
     """Draw the upper left corner (B, 2) of a square."""
-    places = torch.tensor(x.shape[2:], device=x.device) - side + 1
-    return (noise.uniform(x[:, 0, 0, :1].expand(-1, 2)) * places).long().minimum(places - 1)
+    positions = torch.tensor(x.shape[2:], device=x.device) - side + 1
+    return (noise.uniform(x[:, 0, 0, :1].expand(-1, 2)) * positions).long().minimum(positions - 1)
 
 
 def _inside(corner: Tensor, side: int, x: Tensor) -> Tensor:
@@ -211,5 +224,5 @@ def _channel(delta: Tensor) -> Tensor:
     return delta.flatten(2).norm(dim=2)[:, :, None, None]
 
 
-def _at_edge(x: Tensor, delta: Tensor, threat: Threat) -> Tensor:
+def _at_full_budget(x: Tensor, delta: Tensor, threat: Threat) -> Tensor:
     return threat.project(x, x + threat.eps * threat.steepest(delta))

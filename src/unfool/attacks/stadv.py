@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.attacks.candidates import choose
 from unfool.attacks.losses import query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, Positive, checked_dataclass
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 
 
 @checked_dataclass
@@ -42,28 +42,28 @@ class StAdv:
     selection_draws: Count | None = None
     bounded: ClassVar[bool] = False
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
         """Adversarial images, shaped like `x`."""
         flow = x.new_zeros(len(x), *x.shape[2:], 2).requires_grad_()
         adam = torch.optim.Adam([flow], lr=self.learning_rate, maximize=True)
-        peak, highest = x, torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        best, best_loss = x, torch.full_like(x[:, 0, 0, 0], -torch.inf)
         for i in range(self.steps):
             with torch.enable_grad():
                 x_adv = warp(x, flow)
                 penalty = self.smoothness / self.bound * roughness(flow).sum()
             result = query_model(model, x_adv, y, "margin", noise, i, self.eot)
-            higher = result.loss > highest
-            peak = torch.where(images(higher), x_adv.detach(), peak)
-            highest = torch.where(higher, result.loss, highest)
-            along = (result.gradient.nan_to_num(0, 0, 0), -torch.ones_like(penalty))
-            (flow.grad,) = torch.autograd.grad((x_adv, penalty), flow, along)
+            is_better = result.loss > best_loss
+            best = torch.where(per_image(is_better), x_adv.detach(), best)
+            best_loss = torch.where(is_better, result.loss, best_loss)
+            output_gradients = (result.gradient.nan_to_num(0, 0, 0), -torch.ones_like(penalty))
+            (flow.grad,) = torch.autograd.grad((x_adv, penalty), flow, output_gradients)
             adam.step()
             with torch.no_grad():
                 flow.clamp_(-self.bound, self.bound)
-        candidates = (warp(x, flow.detach()), peak, x)
+        candidates = (warp(x, flow.detach()), best, x)
         draws = self.selection_draws or self.eot
         return choose(model, y, candidates, "margin", noise.child("compare"), draws)
 
@@ -74,8 +74,8 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     A shift of 2 is the whole width or height. Interpolation is bilinear, and border pixels are
     repeated beyond the border.
     """
-    still = torch.eye(2, 3, dtype=x.dtype, device=x.device).expand(len(x), 2, 3)
-    grid = F.affine_grid(still, list(x.shape), align_corners=False)
+    identity = torch.eye(2, 3, dtype=x.dtype, device=x.device).expand(len(x), 2, 3)
+    grid = F.affine_grid(identity, list(x.shape), align_corners=False)
     moved = F.grid_sample(x, grid + flow, padding_mode="border", align_corners=False)
     return moved.clamp(0, 1)  # undoes rounding errors
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unfool.argument_checks import checked
+from unfool.argument_checks import checked_attack
 from unfool.attacks.views import without_elimination
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -28,7 +28,7 @@ class Transfer:
     source: Any
     attack: Any
 
-    @checked
+    @checked_attack
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:

@@ -15,7 +15,7 @@ from unfool.ranges import Count, Positive
 from unfool.runtime.device import bfloat16_costs
 from unfool.runtime.progress import tick
 
-BACKWARD = 2  # the cost of a backward pass, in forward calls
+BACKWARD_COST = 2  # the cost of a backward pass, in forward calls
 
 
 def exact(model: Classifier) -> Classifier:
@@ -25,8 +25,8 @@ def exact(model: Classifier) -> Classifier:
 
 def bpda(model: Classifier) -> Classifier:
     """The model, with the identity in place of the purifier's gradient (Athalye et al., 2018)."""
-    whole = _defended(model)
-    return _as(model, whole.with_purifier(straight_through(whole.purifier)))
+    defended = _require_defended(model)
+    return _batched_like(model, defended.with_purifier(straight_through(defended.purifier)))
 
 
 def adjoint(model: Classifier) -> Classifier:
@@ -34,13 +34,13 @@ def adjoint(model: Classifier) -> Classifier:
 
     Use it only to compare with published numbers: it makes defenses look more robust than they are.
     """
-    whole = _defended(model)
-    if not hasattr(whole.purifier, "adjoint"):
+    defended = _require_defended(model)
+    if not hasattr(defended.purifier, "adjoint"):
         raise ValueError(
             "the view `adjoint` needs the purifier diffpure with the sampler sde: use the view "
             "`exact`"
         )
-    return _as(model, whole.with_purifier(whole.purifier.adjoint()))  # pyright: ignore
+    return _batched_like(model, defended.with_purifier(defended.purifier.adjoint()))  # pyright: ignore
 
 
 def bfloat16(model: Classifier) -> Classifier:
@@ -58,11 +58,11 @@ def bfloat16(model: Classifier) -> Classifier:
     if bfloat16_costs(device) >= 1:
         raise ValueError("the view `bfloat16` is slower here than `exact` in float32: use `exact`")
 
-    def roughly(x: Tensor, noise: Noise) -> Tensor:
+    def in_bfloat16(x: Tensor, noise: Noise) -> Tensor:
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             return model(x, noise).to(x)
 
-    return _as(model, roughly)
+    return _batched_like(model, in_bfloat16)
 
 
 def surrogate(model: Classifier, steps: Count | None = None) -> Classifier:
@@ -75,7 +75,7 @@ def surrogate(model: Classifier, steps: Count | None = None) -> Classifier:
     Raises:
         ValueError: The purifier does not support fewer steps, or has fewer than `steps`.
     """
-    return _coarse(model, steps, matched=False)
+    return _with_fewer_steps(model, steps, matched=False)
 
 
 def surrogate_same_noise(model: Classifier, steps: Count | None = None) -> Classifier:
@@ -91,7 +91,7 @@ def surrogate_same_noise(model: Classifier, steps: Count | None = None) -> Class
     Raises:
         ValueError: The purifier does not support fewer steps, or has fewer than `steps`.
     """
-    return _coarse(model, steps, matched=True)
+    return _with_fewer_steps(model, steps, matched=True)
 
 
 def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
@@ -109,25 +109,25 @@ def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
         ValueError: There is no purifier; or, when the view is called, the purifier has no
             step-by-step reverse process.
     """
-    _defended(model)
+    _require_defended(model)
     inner = model.model if isinstance(model, Batched) else model
 
     def deviated(x: Tensor, noise: Noise) -> Tensor:
-        with deviating(weight) as asked:
+        with deviating(weight) as deviation:
             logits = inner(x, noise)
-        if torch.is_grad_enabled() and not asked.chains:
+        if torch.is_grad_enabled() and not deviation.chains:
             raise ValueError(
                 "the view `per-step` needs a purifier that denoises step by step (`diffpure` or "
                 "`gdmp`), and this one does not: use the view `exact`"
             )
         return logits
 
-    return _as(model, deviated)
+    return _batched_like(model, deviated)
 
 
 def classifier_only(model: Classifier) -> Classifier:
     """The classifier alone, for an attacker who does not know of the defense (transfer attack)."""
-    return _as(model, _defended(model).classifier)
+    return _batched_like(model, _require_defended(model).classifier)
 
 
 def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
@@ -141,7 +141,9 @@ def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
     Raises:
         ValueError: The model is not a diffusion classifier, or has fewer draws.
     """
-    return _eliminating(model, lambda classifier: classifier.without_elimination(draws))
+    return _change_diffusion_classifier(
+        model, lambda classifier: classifier.without_elimination(draws)
+    )
 
 
 def first_stage(model: Classifier) -> Classifier:
@@ -150,7 +152,7 @@ def first_stage(model: Classifier) -> Classifier:
     The stage eliminates the true class if as many classes as it keeps score above it. So attacks
     raise the lowest of these above the true class (`classes_kept`; see `protocols.Classifier`).
     """
-    return _eliminating(model, lambda classifier: classifier.stage(1))
+    return _change_diffusion_classifier(model, lambda classifier: classifier.stage(1))
 
 
 def without_elimination(model: Classifier) -> Classifier:
@@ -186,18 +188,18 @@ class Batched:
         self, model: Classifier, batch_size: "int | Batched | None", classes_kept: int = 1
     ):
         self.model, self.classes_kept = model, classes_kept
-        self._limit = (
-            batch_size._limit if isinstance(batch_size, Batched) else BatchLimit(batch_size)
+        self._batch_limit = (
+            batch_size._batch_limit if isinstance(batch_size, Batched) else BatchLimit(batch_size)
         )
 
     @property
     def batch_size(self) -> int | None:
         """The maximum number of images in a call; None for no limit."""
-        return self._limit.batch_size
+        return self._batch_limit.batch_size
 
     @batch_size.setter
     def batch_size(self, size: int | None) -> None:
-        self._limit.batch_size = size
+        self._batch_limit.batch_size = size
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
         """The logits of the model."""
@@ -221,39 +223,44 @@ class Batched:
         if not len(x):
             return call(x, noise)
 
-        def part(of: slice) -> Tensor:
-            rows = of.stop - of.start
-            whole = rows == len(x)
-            out = call(x, noise) if whole else call(x[of], noise.take(range(of.start, of.stop)))
-            tick(rows)
+        def part(rows: slice) -> Tensor:
+            count = rows.stop - rows.start
+            is_whole = count == len(x)
+            out = (
+                call(x, noise)
+                if is_whole
+                else call(x[rows], noise.take(range(rows.start, rows.stop)))
+            )
+            tick(count)
             if isinstance(out, Tensor) and out.requires_grad:
-                out.register_hook(lambda gradient: tick(BACKWARD * rows))
+                out.register_hook(lambda gradient: tick(BACKWARD_COST * count))
             return out
 
-        found = in_parts(part, len(x), self)
-        return found[0] if len(found) == 1 else torch.cat(found)
+        outputs = in_parts(part, len(x), self)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _as(model: Classifier, view: Classifier) -> Classifier:
-    rows = _rows(model)
-    return view if rows is None else Batched(view, rows)
+def _batched_like(model: Classifier, view: Classifier) -> Classifier:
+    limit = _limit_of(model)
+    return view if limit is None else Batched(view, limit)
 
 
-def _rows(model: Classifier) -> "int | Batched | None":
+def _limit_of(model: Classifier) -> "int | Batched | None":
     return model if isinstance(model, Batched) else getattr(model, "batch_size", None)
 
 
-def _coarse(model: Classifier, steps: int | None, matched: bool) -> Classifier:
-    whole = _defended(model)
-    if not hasattr(whole.purifier, "with_fewer_steps"):
+def _with_fewer_steps(model: Classifier, steps: int | None, matched: bool) -> Classifier:
+    defended = _require_defended(model)
+    if not hasattr(defended.purifier, "with_fewer_steps"):
         raise ValueError(
             "the views `surrogate` and `surrogate-same-noise` take fewer purifier steps, which "
             "this purifier does not support: use the view `bpda` or `exact`"
         )
-    return _as(model, whole.with_purifier(whole.purifier.with_fewer_steps(steps, matched)))  # pyright: ignore
+    shorter = defended.purifier.with_fewer_steps(steps, matched)  # pyright: ignore
+    return _batched_like(model, defended.with_purifier(shorter))
 
 
-def _defended(model: Classifier) -> Defended:
+def _require_defended(model: Classifier) -> Defended:
     inner = model.model if isinstance(model, Batched) else model
     if not isinstance(inner, Defended):
         raise ValueError(
@@ -263,16 +270,16 @@ def _defended(model: Classifier) -> Defended:
     return inner
 
 
-def _eliminating(model: Classifier, change: Callable[[Any], Any]) -> Classifier:
+def _change_diffusion_classifier(model: Classifier, change: Callable[[Any], Any]) -> Classifier:
     """Change the diffusion classifier of a model, which may be behind a purifier."""
     inner: Any = model.model if isinstance(model, Batched) else model
-    rows = _rows(model)
+    limit = _limit_of(model)
     if hasattr(inner, "without_elimination"):
         changed = change(inner)
-        return Batched(changed, rows, changed.classes_kept)
+        return Batched(changed, limit, changed.classes_kept)
     if hasattr(inner, "with_classifier") and hasattr(inner.classifier, "without_elimination"):
         changed = change(inner.classifier)
-        return Batched(inner.with_classifier(changed), rows, changed.classes_kept)
+        return Batched(inner.with_classifier(changed), limit, changed.classes_kept)
     raise ValueError(
         "this view needs the classifier `diffusion`, alone or behind a purifier: use the view "
         "`exact`"

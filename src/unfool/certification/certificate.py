@@ -20,7 +20,7 @@ from unfool.results.report_json import (
 from unfool.results.run_folder import Run
 from unfool.results.spec import CertificationSpec
 from unfool.results.starts import provenance
-from unfool.statistics import Share, lower_bound, mean_of, wilson
+from unfool.statistics import Share, lower_bound, mean_rate_interval, wilson
 
 VERSION = 1
 KIND = "certification"
@@ -74,22 +74,22 @@ def certificate(count: ClassCounts, sigma: float, alpha: float) -> Certificate:
         sigma: The standard deviation of the noise, in units of [0, 1] pixels.
         alpha: The probability with which the certificate may be wrong.
     """
-    answer, total = _leader(count.selected), sum(count.estimated.values())
+    answer, total = _most_frequent_class(count.selected), sum(count.estimated.values())
     rate = lower_bound(count.estimated.get(answer, 0), total, alpha)
     if rate <= 0.5:
         return Certificate(None, rate, 0.0)
-    return Certificate(answer, rate, sigma * _quantile(rate))
+    return Certificate(answer, rate, sigma * _normal_quantile(rate))
 
 
 def largest_radius(sigma: float, n: int, alpha: float) -> float:
     """The largest radius that `n` draws can prove, when all agree; 0 if they prove nothing."""
     rate = lower_bound(n, n, alpha)
-    return sigma * _quantile(rate) if rate > 0.5 else 0.0
+    return sigma * _normal_quantile(rate) if rate > 0.5 else 0.0
 
 
 def certified_at(radius: float, images: Sequence[CertifiedImage]) -> Share:
     """The share of a summary's `images` that are certified to be answered right within `radius`."""
-    return wilson(sum(_right(row) and row["radius"] >= radius for row in images), len(images))
+    return wilson(sum(_is_correct(row) and row["radius"] >= radius for row in images), len(images))
 
 
 def summary(run: Run) -> CertificationSummary:
@@ -109,7 +109,7 @@ def summary(run: Run) -> CertificationSummary:
     options = spec["certification"]
     sigma, n, alpha = options["sigma"], options["n"], options["alpha"]
     images = [_image(count, certificate(count, sigma, alpha)) for count in counts]
-    mean_radius = sum(row["radius"] for row in images if _right(row)) / len(images)
+    mean_radius = sum(row["radius"] for row in images if _is_correct(row)) / len(images)
 
     def share(holds: Callable[[CertifiedImage], bool]) -> ShareEntry:
         return share_entry(wilson(sum(map(holds, images)), len(images)))
@@ -123,7 +123,7 @@ def summary(run: Run) -> CertificationSummary:
         "requested": len(run.manifest["indices"]),
         "certified": [{"radius": r, **share_entry(certified_at(r, images))} for r in RADII],
         "clean": share(lambda row: row["most"] == row["label"]),
-        "one_draw": share_entry(mean_of([row["share"] for row in images], n)),
+        "one_draw": share_entry(mean_rate_interval([row["share"] for row in images], n)),
         "abstained": share(lambda row: row["answer"] is None),
         "wrong": share(lambda row: row["answer"] not in (None, row["label"])),
         "mean_radius": mean_radius,
@@ -137,26 +137,26 @@ def summary(run: Run) -> CertificationSummary:
     }
 
 
-def _image(count: ClassCounts, found: Certificate) -> CertifiedImage:
+def _image(count: ClassCounts, certified: Certificate) -> CertifiedImage:
     """A row of `report.json`; `most` is the class of most estimation draws, or None on ties."""
-    first, *others = sorted(count.estimated.values(), reverse=True)
-    tied = bool(others) and others[0] == first
+    largest, *others = sorted(count.estimated.values(), reverse=True)
+    tied = bool(others) and others[0] == largest
     return {
         "index": count.index,
         "label": count.label,
-        "answer": found.answer,
-        "radius": found.radius,
-        "rate": found.rate,
-        "most": None if tied else _leader(count.estimated),
+        "answer": certified.answer,
+        "radius": certified.radius,
+        "rate": certified.rate,
+        "most": None if tied else _most_frequent_class(count.estimated),
         "share": count.estimated.get(count.label, 0) / sum(count.estimated.values()),
     }
 
 
-def _right(row: CertifiedImage) -> bool:
+def _is_correct(row: CertifiedImage) -> bool:
     return row["answer"] == row["label"]
 
 
-def _leader(counts: dict[int, int]) -> int:
+def _most_frequent_class(counts: dict[int, int]) -> int:
     """The class chosen most often; on ties, the lowest number."""
     return min(counts, key=lambda label: (-counts[label], label))
 
@@ -174,7 +174,7 @@ def _cost(counts: Sequence[ClassCounts]) -> CertificationCost:
     }
 
 
-def _quantile(share: float) -> float:
+def _normal_quantile(share: float) -> float:
     """The quantile of the standard normal distribution."""
     from scipy.special import ndtri
 

@@ -121,8 +121,8 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> CertificationSp
     options = check_options(spec.get("certification"))
     machine = specs.check_section("machine", spec.get("machine", {}), CertificationMachine, MACHINE)
     if spec.get("purifier") is not None:
-        spec = {**spec, "purifier": _for_noise(spec.get("purifier"), options["sigma"])}
-    model = check_model({**spec, "classifier": _judge(spec, options["sigma"])})
+        spec = {**spec, "purifier": _purifier_part(spec.get("purifier"), options["sigma"])}
+    model = check_model({**spec, "classifier": _classifier_part(spec, options["sigma"])})
     data = specs.check_data(spec.get("data"), folder)
     return {"data": data, **model, "certification": options, "machine": machine}
 
@@ -175,28 +175,28 @@ def certify_model(
     """
     options, machine = spec["certification"], spec["machine"]
     if isinstance(model, Defended):
-        _denoises(specs.part("purifier", spec.get("purifier"))["name"], model.purifier)
+        _require_denoise(specs.part("purifier", spec.get("purifier"))["name"], model.purifier)
     noisy = Noisy(model, options["sigma"]).eval()
     weights = weights_hash(noisy)  # before any call, because a call may cache results
     indices = choose_indices(
         len(data), options["images"], options["subset_seed"], labels=labels_of(data)
     )
     check_fit(noisy, data, indices, device)
-    asked = make_manifest(spec, data, indices, fingerprint(data, indices), weights)
-    asked["kind"] = KIND
-    begun = Run.begin(folder, asked, partial(fingerprint, data))
-    record_start(begun, device)
+    manifest = make_manifest(spec, data, indices, fingerprint(data, indices), weights)
+    manifest["kind"] = KIND
+    run = Run.begin(folder, manifest, partial(fingerprint, data))
+    record_start(run, device)
     certify(
         noisy,
         data,
-        begun,
+        run,
         indices=indices,
         n0=options["n0"],
         n=options["n"],
         seed=options["seed"],
         machine=Machine(device, machine["batch_size"], shard=shard, quiet=quiet),
     )
-    return begun
+    return run
 
 
 def certify(
@@ -225,31 +225,33 @@ def certify(
     machine = machine or Machine()
     done = {count.index for count in run.read(ClassCounts)}
     rank, ranks = machine.shard
-    mine = indices[rank::ranks]
-    todo = [index for index in mine if index not in done]
-    behind, each, ledger = len(mine) - len(todo), n0 + n, CallCounter()
-    bar = progress("draws", len(mine) * each, behind * each, machine.quiet)
-    with ledger.watching(model), bar as show:
-        for place, index in enumerate(todo, behind):
-            began, drawn, counts = time.perf_counter(), place * each, []
+    shard_indices = indices[rank::ranks]
+    todo = [index for index in shard_indices if index not in done]
+    done_before, draws_per_image, counter = len(shard_indices) - len(todo), n0 + n, CallCounter()
+    bar = progress(
+        "draws", len(shard_indices) * draws_per_image, done_before * draws_per_image, machine.quiet
+    )
+    with counter.watching(model), bar as show:
+        for position, index in enumerate(todo, done_before):
+            start, draws_done, counts = time.perf_counter(), position * draws_per_image, []
             x, y = fetch(data, [index])
             x, noise = x.to(machine.device), Noise.of(seed, [index])
             for stage, draws in (("select", n0), ("estimate", n)):
                 counts.append(Counter[int]())
                 for chosen in answers(model, x, draws, noise.child(stage), machine.batch_size):
                     counts[-1].update(chosen)
-                    drawn += len(chosen)
-                    show(drawn, f"image {place + 1} of {len(mine)}")
-            found = ClassCounts(
+                    draws_done += len(chosen)
+                    show(draws_done, f"image {position + 1} of {len(shard_indices)}")
+            image_counts = ClassCounts(
                 index=index,
                 label=int(y[0]),
                 selected=dict(sorted(counts[0].items())),
                 estimated=dict(sorted(counts[1].items())),
-                seconds=round(time.perf_counter() - began, 4),
-                cost={**ledger.take(), "peak_bytes": peak_bytes()},
+                seconds=round(time.perf_counter() - start, 4),
+                cost={**counter.take(), "peak_bytes": peak_bytes()},
                 made_by=f"unfool {__version__}, torch {torch.__version__}",
             )
-            run.add([found], {})
+            run.add([image_counts], {})
 
 
 def answers(
@@ -289,40 +291,40 @@ def check_options(section: Any) -> CertificationSection:
     options = specs.check_section("certification", section, CertificationSection, CERTIFICATION)
     sigma, n, alpha = options["sigma"], options["n"], options["alpha"]
     if not largest_radius(sigma, n, alpha):
-        least = math.floor(math.log(alpha, 0.5)) + 1  # where alpha^(1/n) exceeds 1/2
+        min_draws = math.floor(math.log(alpha, 0.5)) + 1  # where alpha^(1/n) exceeds 1/2
         raise SpecError(
             f"certification.n is {n}, and so few draws cannot certify anything at alpha {alpha:g}, "
-            f"even if all agree: set it to {least} or more"
+            f"even if all agree: set it to {min_draws} or more"
         )
     return options
 
 
-def _judge(spec: Mapping[str, Any], sigma: float) -> Part:
+def _classifier_part(spec: Mapping[str, Any], sigma: float) -> Part:
     """The classifier's part, with `sigma` filled in if it classifies noisy images itself.
 
     Raises:
         SpecError: The part has another `sigma`, or a purifier would remove the noise first.
     """
-    table = specs.part("classifier", spec.get("classifier"))
-    if not getattr(menu.find("classifier", table["name"]), "noised", False):
-        return table
+    part = specs.part("classifier", spec.get("classifier"))
+    if not getattr(menu.find("classifier", part["name"]), "noised", False):
+        return part
     if spec.get("purifier") is not None:
         raise SpecError(
-            f"the classifier {table['name']} classifies noisy images itself: leave out the purifier"
+            f"the classifier {part['name']} classifies noisy images itself: leave out the purifier"
         )
-    if table.get("sigma", sigma) != sigma:
+    if part.get("sigma", sigma) != sigma:
         raise SpecError(
-            f"classifier {table['name']}: the noise is certification.sigma; leave out `sigma`"
+            f"classifier {part['name']}: the noise is certification.sigma; leave out `sigma`"
         )
-    return {**table, "sigma": sigma}
+    return {**part, "sigma": sigma}
 
 
-def _for_noise(part: Any, sigma: float) -> Part:
+def _purifier_part(part: Any, sigma: float) -> Part:
     """The purifier's part, with its noise set to that of the certification."""
     table = specs.part("purifier", part)
-    found = menu.find("purifier", table["name"])
-    if inspect.isclass(found) or menu.is_callable_part("purifier", found):
-        _denoises(table["name"], found)
+    purifier = menu.find("purifier", table["name"])
+    if inspect.isclass(purifier) or menu.is_callable_part("purifier", purifier):
+        _require_denoise(table["name"], purifier)
     if "sigma" not in specs.argument_names("purifier", table):
         return table
     if table.get("t") is not None or table.get("sigma", sigma) != sigma:
@@ -332,10 +334,10 @@ def _for_noise(part: Any, sigma: float) -> Part:
     return {**table, "sigma": sigma}
 
 
-def _denoises(name: str, purifier: Any) -> None:
+def _require_denoise(name: str, purifier: Any) -> None:
     if not hasattr(purifier, "denoise"):
-        able = [n for n in menu.MENU["purifier"] if hasattr(menu.find("purifier", n), "denoise")]
+        names = [n for n in menu.MENU["purifier"] if hasattr(menu.find("purifier", n), "denoise")]
         raise SpecError(
             f"the purifier {name} cannot be certified: it has no method `denoise(x, sigma, "
-            f"noise)`; use {', '.join(able) or 'none'}, or the classifier alone (`purifier: null`)"
+            f"noise)`; use {', '.join(names) or 'none'}, or the classifier alone (`purifier: null`)"
         )

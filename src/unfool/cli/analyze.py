@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def _above_zero(value: float) -> float:
     """Return the value of an option if it is above 0, which `typer.Option` cannot express."""
-    from unfool.ranges import Positive, complaint
+    from unfool.ranges import Positive, violation
 
-    if wrong := complaint(Positive, value):
+    if wrong := violation(Positive, value):
         raise typer.BadParameter(wrong)
     return value
 
@@ -73,13 +73,13 @@ def gradients(
     quiet: Quiet = False,
 ) -> None:
     """Compare exact, adjoint, surrogate, and BPDA gradients with finite differences."""
-    from unfool.analysis.gradients import compare
+    from unfool.analysis.gradients import compare_gradients
     from unfool.analysis.inputs import load_inputs
     from unfool.report.analyses import write_gradients
 
     at = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"loss": loss, "draws": draws, "coarse": coarse}
-    found = compare(at.model, at.x, at.y, at.noise, quiet=quiet, **options)
+    found = compare_gradients(at.model, at.x, at.y, at.noise, quiet=quiet, **options)
     command = command_line("analyze gradients", spec, changes, images=images, **options)
     _write(write_gradients, "gradients", command, spec, out, found, at.facts | options, device)
 
@@ -143,7 +143,7 @@ def landscape(
     options: Any = {"steps": steps, "step_size": step_size, "eot": eot, "draws": draws}
     options |= {"grid": grid, "loss": loss, "clip": clip}
     inputs = {
-        name: load_inputs(spec, own, data, None, device, image=image)
+        name: load_inputs(spec, own, data, None, device, position=image)
         for name, own in _models(changes, compare_with).items()
     }
     found = {
@@ -296,7 +296,7 @@ def samples(
     quiet: Quiet = False,
 ) -> None:
     """Compare generated images with real ones, before and after fine-tuning."""
-    from unfool.analysis.inputs import load_inputs, whole_chain
+    from unfool.analysis.inputs import load_generative_denoiser, load_inputs
     from unfool.analysis.samples import samples as generate
     from unfool.report.analyses import write_samples
 
@@ -306,12 +306,14 @@ def samples(
         name: load_inputs(spec, own, data, 2, device).spec
         for name, own in _models(enough, compare_with).items()
     }
-    denoisers = {name: whole_chain(table, at.x.device) for name, table in checked.items()}
+    denoisers = {
+        name: load_generative_denoiser(table, at.x.device) for name, table in checked.items()
+    }
     inner: Any = at.model.model
     classifier = getattr(inner, "classifier", inner)
     options: Any = {"steps": steps, "sets": sets}
     inputs = (denoisers, classifier, at.x, at.y, at.noise)
-    found = generate(*inputs, rows=at.model.batch_size, quiet=quiet, **options)
+    found = generate(*inputs, batch_size=at.model.batch_size, quiet=quiet, **options)
     command = command_line("analyze samples", spec, changes, compare_with, images=images, **options)
     about = {"specs": checked, "indices": at.indices} | options
     _write(write_samples, "samples", command, spec, out, found, about, device)

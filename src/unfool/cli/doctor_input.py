@@ -7,14 +7,14 @@ from torch import Tensor
 
 from unfool.argument_checks import images_of_any_range
 from unfool.cli.doctor_finding import Finding
-from unfool.models.cifar_layouts import CIFAR10, IMAGENET, NOTHING, PYTORCH_CIFAR
+from unfool.models.cifar_layouts import CIFAR10, IDENTITY, IMAGENET, PYTORCH_CIFAR
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise
 from unfool.statistics import percent, wilson
 
 BETTER = 0.2  # gain in accuracy at which another input format is reported
 FAR_BELOW = 0.03  # a stated accuracy this far above the measured interval is reported
-_OTHERS = (IMAGENET, CIFAR10, PYTORCH_CIFAR, ((0.5,), (0.5,)), NOTHING, ((0.0,), (1 / 255,)))
+_OTHERS = (IMAGENET, CIFAR10, PYTORCH_CIFAR, ((0.5,), (0.5,)), IDENTITY, ((0.0,), (1 / 255,)))
 _BGR = "with their channels in the order BGR"
 
 
@@ -46,11 +46,13 @@ def takes(model: Any, x: Tensor, y: Tensor, noise: Noise, classes: int) -> Findi
         advice = "swap the channels in your network" if best == _BGR else advice
         return Finding("FAIL", f"{accuracy}, but on {percent(others[best], 0)} {best}: {advice}")
     low = ours <= 1 / classes + 0.1
-    stated = getattr(model, "stated", None)
-    if stated is not None:
-        accuracy += f", and {stated.source} states {percent(stated.accuracy)} of {stated.data}"
+    reported = getattr(model, "reported", None)
+    if reported is not None:
+        accuracy += (
+            f", and {reported.source} states {percent(reported.accuracy)} of {reported.data}"
+        )
         highest = wilson(round(ours * len(x)), len(x)).high
-        low = low or highest + FAR_BELOW < stated.accuracy
+        low = low or highest + FAR_BELOW < reported.accuracy
     if not low:
         return Finding("ok", accuracy)
     advice = (

@@ -262,12 +262,12 @@ def train(
     On several processes: torchrun --nproc-per-node N -m unfool train SPEC
     """
     from unfool.training import run as training
-    from unfool.training.distributed import numbers
+    from unfool.training.distributed import rank_and_count
     from unfool.training.spec import check
 
     checked, folder = checked_spec(check, spec, changes, data, out)
     training.run(checked, folder, quiet, command_line("train", spec, changes))
-    if numbers().first:
+    if rank_and_count().first:
         typer.echo(f"{folder}\n{training.result(folder)}")
 
 

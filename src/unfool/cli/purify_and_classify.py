@@ -11,18 +11,18 @@ from torch import Tensor
 
 from unfool import spec as specs
 from unfool.api.apply import (
-    array_of_images,
-    images_of_array,
+    array_to_images,
+    images_to_array,
     load_defended,
     noise_to_classify,
     noise_to_purify,
-    picture_for,
-    purified_like,
-    read_picture,
+    read_image,
+    read_image_for_model,
     refuse_large,
-    stretched,
+    resize_for_denoiser,
+    resize_for_model,
+    resize_purified,
     tally,
-    to_purify,
 )
 from unfool.api.sheets import classified_rows, purified_rows
 from unfool.attacks.views import Batched
@@ -33,7 +33,7 @@ from unfool.evaluation.prepare import build_purifier
 from unfool.evaluation.spec import check_model, check_purifier
 from unfool.noise import Noise
 from unfool.protocols import Purifier
-from unfool.report.sheet import MOST, SheetRow, write_sheet
+from unfool.report.sheet import MAX_IMAGES, SheetRow, write_sheet
 from unfool.runtime.device import pick_device
 from unfool.runtime.files import npz_bytes, raise_system_error, write_bytes
 from unfool.runtime.provenance import command_line
@@ -90,13 +90,13 @@ def purify_files(
     shape, rows = image_shape(purifier), list[SheetRow]()
     for path, target in _targets(files, out).items():
         npz = path.suffix.lower() == ".npz"
-        x, stored = _open_npz(path) if npz else (read_picture(path, str(path), shape, _say), None)
+        x, stored = _open_npz(path) if npz else (read_image(path, str(path), shape, _say), None)
         if not force:
             refuse_large(x, shape, str(path), "add --force")
         noise = noise_to_purify(seed, place, len(x))
-        fitting, where = to_purify(x, shape, _say), pick_device(device)
+        fitting, where = resize_for_denoiser(x, shape, _say), pick_device(device)
         pure = _purified(purifier, fitting, noise, where, batch_size, x.shape)
-        few = range(max(0, min(MOST - len(rows), len(x))))
+        few = range(max(0, min(MAX_IMAGES - len(rows), len(x))))
         if few:
             given, names = fitting[: len(few)].to(where), _names(path, len(x))[: len(few)]
             rows += purified_rows(names, x, purifier, pure, given, noise.take(few))
@@ -160,16 +160,16 @@ def classify_files(
             x = _open_npz(path)[0]
             if advice:
                 refuse_large(x, loaded.shape, str(path), advice)
-            x = stretched(x, loaded.shape, _say)
+            x = resize_for_model(x, loaded.shape, _say)
         else:
-            x = picture_for(loaded, path, str(path), _say, advice)
+            x = read_image_for_model(loaded, path, str(path), _say, advice)
         noise = noise_to_classify(seed, place, len(x))
         chosen = predict_draws(Batched(loaded.model, batch_size), x.to(where), noise, draws)
         names, votes = _names(path, len(x)), tally(chosen)
         for which, found in zip(names, votes, strict=True):
             tie = ", undecided" if found.undecided else ""
             yield f"{which}\t{loaded.label(found.winner)}\t{found.votes} of {draws} votes{tie}"
-        few = range(max(0, min(MOST - len(rows), len(x)))) if out else range(0)
+        few = range(max(0, min(MAX_IMAGES - len(rows), len(x)))) if out else range(0)
         if few:
             first = noise.take(few).child("vote", 0)
             given, won = x[: len(few)].to(where), [loaded.label(each.winner) for each in votes]
@@ -283,7 +283,7 @@ def _open_npz(path: Path) -> tuple[Tensor, Stored]:
         raise_system_error(error)
         raise ValueError(f"{path} cannot be read as npz ({error or 'it is empty'})") from error
     key = "images" if "images" in arrays else next(iter(arrays), "")
-    x, last = images_of_array(arrays.get(key), str(path))
+    x, last = array_to_images(arrays.get(key), str(path))
     return x, {"arrays": arrays, "key": key, "last": last}
 
 
@@ -297,7 +297,7 @@ def _purified(
         which = range(first, min(first + rows, len(x)))
         images = x[which.start : which.stop].to(device)
         parts.append(purifier(images, noise.take(which)).cpu())
-    return purified_like(torch.cat(parts), shape)
+    return resize_purified(torch.cat(parts), shape)
 
 
 def _say(what: str) -> None:
@@ -306,4 +306,4 @@ def _say(what: str) -> None:
 
 def _npz(pure: Tensor, stored: Stored) -> bytes:
     arrays, key = stored["arrays"], stored["key"]
-    return npz_bytes({**arrays, key: array_of_images(pure, arrays[key], stored["last"])})
+    return npz_bytes({**arrays, key: images_to_array(pure, arrays[key], stored["last"])})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unfool.argument_checks import NORMALIZED, check_labels
-from unfool.lazy import lazily
+from unfool.lazy import lazy_exports
 from unfool.protocols import Dataset
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from unfool.data.cifar import cifar100 as cifar100
     from unfool.data.cifar_c import cifar10_c as cifar10_c
     from unfool.data.folder import Folder as Folder
-    from unfool.data.hub_table import hub as hub
+    from unfool.data.hub_table import huggingface as huggingface
     from unfool.data.imagenet_folders import imagenet as imagenet
     from unfool.data.imagenet_folders import tiny_imagenet as tiny_imagenet
     from unfool.data.sample import cifar10_sample as cifar10_sample
 else:  # only at run time, so that type checkers see just the names imported above
     # `digits` and `mnist` have the names of their modules, so only `unfool` exports them.
-    __getattr__, __dir__, __all__ = lazily(__name__, "fetch")
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, "fetch")
 
 
 def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
@@ -42,11 +42,11 @@ def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
             float32 images in [0, 1] with labels from 0 to `len(data.classes)` - 1.
     """
     images, labels = [], []
-    for place in indices:
-        image, label = data[int(place)]
+    for number in indices:
+        image, label = data[int(number)]
         if images and image.shape != images[0].shape:
             raise ValueError(
-                f"image {place} is {_size(image)}, and the first of its batch is "
+                f"image {number} is {_size(image)}, and the first of its batch is "
                 f"{_size(images[0])}: set `size` so that all images of the data set get one size"
             )
         images.append(image)

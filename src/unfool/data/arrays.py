@@ -67,27 +67,29 @@ def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
         ValueError: The file is damaged, or an array is missing or not as described above.
     """
     path = Path(path)
-    found = read(path, (images, labels, "classes"))
+    arrays = read(path, (images, labels, "classes"))
     for name in (images, labels):
-        if name not in found:
+        if name not in arrays:
             raise ValueError(
                 f"{path} has no array {name!r}: name the arrays to read with `images` and `labels`"
             )
-    y = found[labels]
+    y = arrays[labels]
     if not np.issubdtype(y.dtype, np.integer):
         raise ValueError(f"{path}: labels must be whole numbers, not {y.dtype}")
     highest = int(y.max(initial=0))
-    if "classes" not in found and highest >= MOST_CLASSES:
+    if "classes" not in arrays and highest >= MOST_CLASSES:
         raise ValueError(
             f"{path}: the highest label is {highest}, which cannot be a class number: number the "
             "classes from 0, or add an array `classes` with the names of that many classes"
         )
-    names = [str(name) for name in found.get("classes", np.arange(highest + 1)).ravel()]
-    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-        raise ValueError(f"{path}: two classes are called {twice!r}: give each class its own name")
+    names = [str(name) for name in arrays.get("classes", np.arange(highest + 1)).ravel()]
+    if duplicate := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise ValueError(
+            f"{path}: two classes are called {duplicate!r}: give each class its own name"
+        )
     try:
         return Arrays(
-            channels_first(found[images]),
+            channels_first(arrays[images]),
             torch.from_numpy(y.astype(np.int64)),
             tuple(names),
         )

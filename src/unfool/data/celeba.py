@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from unfool.data.labeled_files import Pictures, find_folder, listed, pictures_in
+from unfool.data.labeled_files import LabeledFiles, find_folder, image_files_in, indices_listed_in
 from unfool.ranges import Count, check_arguments
 from unfool.spec.menu import hint
 
 _LISTS = ("CelebAMask-HQ-attribute-anno.txt", "list_attr_celeba.txt")
-_INSIDE = ("CelebA-HQ-img", "celeba_hq", "images", "img_align_celeba", ".")
+_SUBFOLDERS = ("CelebA-HQ-img", "celeba_hq", "images", "img_align_celeba", ".")
 
 
 def celeba_hq(
@@ -16,7 +16,7 @@ def celeba_hq(
     size: Count = 256,
     attributes: Path | None = None,
     pictures: Path | None = None,
-) -> Pictures:
+) -> LabeledFiles:
     """CelebA-HQ or CelebA: images of faces, with or without an attribute (two classes).
 
     Args:
@@ -38,8 +38,8 @@ def celeba_hq(
     """
     check_arguments(celeba_hq, locals())
     folder = Path(folder)
-    found = (path for name in _LISTS if (path := folder / name).is_file())
-    path = Path(attributes) if attributes is not None else next(found, None)
+    candidates = (path for name in _LISTS if (path := folder / name).is_file())
+    path = Path(attributes) if attributes is not None else next(candidates, None)
     if path is None or not path.is_file():
         sought = path or f"{_LISTS[0]} or {_LISTS[1]} in {folder}"
         raise FileNotFoundError(
@@ -49,17 +49,19 @@ def celeba_hq(
     if attribute not in names:
         raise ValueError(f"{path} has no attribute {attribute!r}; {hint(attribute, names)}")
     column = names.index(attribute)
-    home = find_folder("CelebA-HQ", folder, _INSIDE, lambda place: bool(pictures_in(place)))
-    files = pictures_in(home)
+    image_folder = find_folder(
+        "CelebA-HQ", folder, _SUBFOLDERS, lambda subfolder: bool(image_files_in(subfolder))
+    )
+    files = image_files_in(image_folder)
     if pictures is not None:
-        files = [files[i] for i in listed(Path(pictures), files)]
+        files = [files[i] for i in indices_listed_in(Path(pictures), files)]
     if strange := [file for file in files if file.stem not in rows]:
         raise ValueError(
             f"{path} has no line for {strange[0].name}, and none for {len(strange)} images in all: "
             "use the list that belongs to these images"
         )
     labels = [int(rows[file.stem][column] == "1") for file in files]
-    return Pictures(files, labels, (f"not {attribute}", attribute), size)
+    return LabeledFiles(files, labels, (f"not {attribute}", attribute), size)
 
 
 def _read(path: Path) -> tuple[list[str], dict[str, list[str]]]:

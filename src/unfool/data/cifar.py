@@ -16,7 +16,7 @@ import torch
 from numpy._core import multiarray
 
 from unfool.data.arrays import Arrays
-from unfool.data.download import Split, check_split, fetch_file, find
+from unfool.data.download import Split, check_split, fetch_file, find_files
 from unfool.runtime.downloads import allowed
 from unfool.runtime.files import load_pickle, raise_system_error
 
@@ -38,9 +38,9 @@ MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 URL_100 = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 MD5_100 = "03b5dce01913d631647c71ecec9e9cb8"
 
-_INSIDE = (".", "cifar10", "cifar-10-batches-bin", "cifar-10-batches-py")
+_SUBFOLDERS = (".", "cifar10", "cifar-10-batches-bin", "cifar-10-batches-py")
 _FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-_INSIDE_100 = (".", "cifar100", "cifar-100-binary", "cifar-100-python")
+_SUBFOLDERS_100 = (".", "cifar100", "cifar-100-binary", "cifar-100-python")
 _IMAGES = 10_000  # in each file of CIFAR-10, and in the test file of CIFAR-100
 _TRAIN_100 = 50_000
 _PIXELS = 3 * 32 * 32
@@ -65,12 +65,12 @@ def cifar10(folder: Path, split: Split = "test", download: bool = False) -> Arra
     folder, names = Path(folder), _FILES[split]
     sets = [[f"{name}.bin" for name in names], names]
     try:
-        files = find("CIFAR-10", folder, _INSIDE, sets)
+        files = find_files("CIFAR-10", folder, _SUBFOLDERS, sets)
     except FileNotFoundError:
         if not (download or allowed()):
             raise
         _download(folder, URL, MD5, "cifar-10-batches-bin")
-        files = find("CIFAR-10", folder, ("cifar-10-batches-bin",), sets)
+        files = find_files("CIFAR-10", folder, ("cifar-10-batches-bin",), sets)
     return _arrays(files, _Contents("CIFAR-10", _IMAGES, 1, "labels", CLASSES))
 
 
@@ -90,12 +90,12 @@ def cifar100(folder: Path, split: Split = "test", download: bool = False) -> Arr
     check_split(split)
     folder, sets = Path(folder), [[f"{split}.bin"], [split]]
     try:
-        files = find("CIFAR-100", folder, _INSIDE_100, sets)
+        files = find_files("CIFAR-100", folder, _SUBFOLDERS_100, sets)
     except FileNotFoundError:
         if not (download or allowed()):
             raise
         _download(folder, URL_100, MD5_100, "cifar-100-binary")
-        files = find("CIFAR-100", folder, ("cifar-100-binary",), sets)
+        files = find_files("CIFAR-100", folder, ("cifar-100-binary",), sets)
     count = _TRAIN_100 if split == "train" else _IMAGES
     return _arrays(files, _Contents("CIFAR-100", count, 2, "fine_labels", CLASSES_100))
 
@@ -104,66 +104,68 @@ class _Contents(NamedTuple):
     """The contents of each file of a data set.
 
     Attributes:
-        what: The name of the data set.
+        dataset: The name of the data set.
         images: The number of images in a file.
         label_bytes: The number of bytes before the pixels of a record; the last one is the label.
         key: The key of the labels in the Python layout.
         classes: The name of each class.
     """
 
-    what: str
+    dataset: str
     images: int
     label_bytes: int
     key: str
     classes: Sequence[str]
 
 
-def _arrays(files: Sequence[Path], told: _Contents) -> Arrays:
-    parts = [(_binary if file.suffix == ".bin" else _python)(file, told) for file in files]
+def _arrays(files: Sequence[Path], contents: _Contents) -> Arrays:
+    parts = [(_binary if file.suffix == ".bin" else _python)(file, contents) for file in files]
     images = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([numbers for _, numbers in parts])
-    return Arrays(torch.from_numpy(images), torch.from_numpy(labels), told.classes)
+    return Arrays(torch.from_numpy(images), torch.from_numpy(labels), contents.classes)
 
 
-def _binary(file: Path, told: _Contents) -> tuple[np.ndarray, np.ndarray]:
+def _binary(file: Path, contents: _Contents) -> tuple[np.ndarray, np.ndarray]:
     """Read pixels (N, 3072) and labels (N,) from records of label bytes followed by pixels."""
-    record = told.label_bytes + _PIXELS
-    expected, found = told.images * record, file.stat().st_size
-    if found != expected:
+    record = contents.label_bytes + _PIXELS
+    expected, size = contents.images * record, file.stat().st_size
+    if size != expected:
         raise ValueError(
-            f"{file} has {found} bytes instead of {expected}: it is truncated or not {told.what}; "
+            f"{file} has {size} bytes instead of {expected}: it is truncated or not {contents.dataset}; "
             "fetch it again"
         )
-    records = np.fromfile(file, np.uint8).reshape(told.images, record)
-    labels = records[:, told.label_bytes - 1].astype(np.int64)
-    return records[:, told.label_bytes :], _labels(file, labels, told)
+    records = np.fromfile(file, np.uint8).reshape(contents.images, record)
+    labels = records[:, contents.label_bytes - 1].astype(np.int64)
+    return records[:, contents.label_bytes :], _labels(file, labels, contents)
 
 
-def _python(file: Path, told: _Contents) -> tuple[np.ndarray, np.ndarray]:
+def _python(file: Path, contents: _Contents) -> tuple[np.ndarray, np.ndarray]:
     """Read pixels (N, 3072) and labels (N,) from a pickled dictionary."""
     try:
         with file.open("rb") as source:
             table = load_pickle(_Unpickler(source, encoding="latin1"))
-        pixels, labels = table["data"], np.asarray(table[told.key], dtype=np.int64)
+        pixels, labels = table["data"], np.asarray(table[contents.key], dtype=np.int64)
     except Exception as error:  # a damaged pickle can raise any exception
         raise_system_error(error)
         raise ValueError(
             f"{file} cannot be read ({error}): it has {file.stat().st_size} bytes instead of about "
-            f"{told.images * _PICKLE_BYTES // _IMAGES} and is truncated or not {told.what}; fetch it "
-            "again"
+            f"{contents.images * _PICKLE_BYTES // _IMAGES} and is truncated or not "
+            f"{contents.dataset}; fetch it again"
         ) from error
-    shape = (told.images, _PIXELS)
+    shape = (contents.images, _PIXELS)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != shape:
-        raise ValueError(f"{file} does not hold {told.images} {told.what} images; fetch it again")
-    return pixels, _labels(file, labels, told)
-
-
-def _labels(file: Path, labels: np.ndarray, told: _Contents) -> np.ndarray:
-    last = len(told.classes) - 1
-    if labels.shape != (told.images,) or labels.min() < 0 or labels.max() > last:
         raise ValueError(
-            f"{file} must hold {told.images} labels from 0 to {last} and does not: it is "
-            f"damaged or not {told.what}; fetch it again"
+            f"{file} does not hold {contents.images} {contents.dataset} images; fetch it again"
+        )
+    return pixels, _labels(file, labels, contents)
+
+
+def _labels(file: Path, labels: np.ndarray, contents: _Contents) -> np.ndarray:
+    last = len(contents.classes) - 1
+    if labels.shape != (contents.images,) or labels.min() < 0 or labels.max() > last:
+        raise ValueError(
+            f"{file} must hold {contents.images} labels from 0 to {last} and does not: it is "
+            f"damaged or not {contents.dataset}; fetch it again"
         )
     return labels
 
@@ -179,13 +181,13 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is code and not data")
 
 
-def _download(folder: Path, url: str, md5: str, inside: str) -> None:
-    archive = folder / f".{inside}.tar.gz"  # kept next to the target, so a download can resume
+def _download(folder: Path, url: str, md5: str, subfolder: str) -> None:
+    archive = folder / f".{subfolder}.tar.gz"  # kept next to the target, so a download can resume
     fetch_file(url, md5, archive)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
         with tarfile.open(archive) as tar:
             tar.extractall(scratch, filter="data")
-        target = folder / inside
+        target = folder / subfolder
         target.mkdir(exist_ok=True)
         for file in (Path(scratch) / target.name).iterdir():
             os.replace(file, target / file.name)

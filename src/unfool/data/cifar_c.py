@@ -9,7 +9,7 @@ from pydantic import Field
 
 from unfool.data.arrays import Arrays
 from unfool.data.cifar import CLASSES
-from unfool.data.download import find
+from unfool.data.download import find_files
 from unfool.ranges import check_arguments
 
 Kind = Literal[
@@ -35,7 +35,7 @@ Severity = Annotated[int, Field(ge=1, le=SEVERITIES)]
 Extra = Literal["gaussian_blur", "saturate", "spatter", "speckle_noise"]
 
 _IMAGES = 10_000  # per severity
-_INSIDE = (".", "CIFAR-10-C", "cifar10-c")
+_SUBFOLDERS = (".", "CIFAR-10-C", "cifar10-c")
 _WHERE = "https://zenodo.org/records/2535967"
 
 
@@ -55,7 +55,9 @@ def cifar10_c(folder: Path, kind: Kind | Extra, severity: Severity = 3) -> Array
     """
     check_arguments(cifar10_c, locals())
     try:
-        images, labels = find("CIFAR-10-C", Path(folder), _INSIDE, [[f"{kind}.npy", "labels.npy"]])
+        images, labels = find_files(
+            "CIFAR-10-C", Path(folder), _SUBFOLDERS, [[f"{kind}.npy", "labels.npy"]]
+        )
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"CIFAR-10-C: {kind}.npy and labels.npy are not in {folder}, nor in a folder CIFAR-10-C "

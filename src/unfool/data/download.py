@@ -22,21 +22,23 @@ def check_split(split: str) -> None:
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
 
 
-def find(
-    what: str, folder: Path, inside: Sequence[str], sets: Sequence[Sequence[str]]
+def find_files(
+    dataset: str, folder: Path, subfolders: Sequence[str], sets: Sequence[Sequence[str]]
 ) -> list[Path]:
     """Return the paths of the first complete set of files.
 
     Args:
-        what: The data set's name, for error messages.
+        dataset: The data set's name, for error messages.
         folder: The folder that the user named.
-        inside: Sub-folders to search, in this order; `"."` is the folder itself.
+        subfolders: Sub-folders to search, in this order; `"."` is the folder itself.
         sets: The names of files that belong together, one set per layout.
 
     Raises:
         FileNotFoundError: No set is complete.
     """
-    candidates = [[folder / sub / name for name in names] for sub in inside for names in sets]
+    candidates = [
+        [folder / subfolder / name for name in names] for subfolder in subfolders for names in sets
+    ]
     for files in candidates:
         if all(file.is_file() for file in files):
             return files
@@ -44,13 +46,15 @@ def find(
         if any(file.is_file() for file in files):
             missing = next(file for file in files if not file.is_file())
             raise FileNotFoundError(
-                f"{what}: the file {missing} is missing: complete the folder, or set `download: "
+                f"{dataset}: the file {missing} is missing: complete the folder, or set `download: "
                 "true` (--download)"
             )
     firsts = " or ".join(dict.fromkeys(names[0] for names in sets))
-    looked = ", ".join(str(sub) for sub in inside if str(sub) not in ("", "."))
+    searched = ", ".join(
+        str(subfolder) for subfolder in subfolders if str(subfolder) not in ("", ".")
+    )
     raise FileNotFoundError(
-        f"{what} is not in {folder}: looked for {firsts} there and in {looked}: name its folder "
+        f"{dataset} is not in {folder}: looked for {firsts} there and in {searched}: name its folder "
         "with --data FOLDER or UNFOOL_DATA, or set `download: true` (--download)"
     )
 
@@ -62,6 +66,6 @@ def fetch_file(url: str, md5: str, target: Path) -> None:
         FileNotFoundError: The file could not be downloaded.
         ValueError: The downloaded file is not the official one.
     """
-    instead = "fetch the data set elsewhere, and name its folder with --data FOLDER or UNFOOL_DATA"
+    advice = "fetch the data set elsewhere, and name its folder with --data FOLDER or UNFOOL_DATA"
     say(f"fetching {url} to {target}")
-    fetch(url, target, md5=md5, instead=instead)
+    fetch(url, target, md5=md5, instead=advice)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfool.data.image_files import ENDINGS, cover, decode, hidden, is_picture
+from unfool.data.image_files import ENDINGS, decode, hidden, is_image_file, resize_and_crop
 from unfool.ranges import Count
 
 
@@ -63,10 +63,12 @@ class Folder:
             raise ValueError(f"label must be 'folder' or 'name', not {label!r}")
         self.gray = gray
         self.files = _image_files(Path(folder))
-        names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.files]
+        names = [
+            p.parent.absolute().name if label == "folder" else _label_in_name(p) for p in self.files
+        ]
         self.classes = sorted(set(names))
         self.labels = [self.classes.index(name) for name in names]
-        _say_if_counted(Path(folder), self.classes)
+        _warn_if_order_differs(Path(folder), self.classes)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -85,7 +87,7 @@ class Folder:
             ValueError: The file is not an image, or is damaged.
         """
         picture = decode(file, self.gray, name)
-        pixels = np.array(picture if self.size is None else cover(picture, *self.size))
+        pixels = np.array(picture if self.size is None else resize_and_crop(picture, *self.size))
         image = torch.from_numpy(pixels)
         image = image[None] if self.gray else image.permute(2, 0, 1)
         return image.float().contiguous() / 255
@@ -103,48 +105,52 @@ def _image_files(folder: Path) -> list[Path]:
             f"there is no folder {folder}: name a folder of images with --data FOLDER or "
             "UNFOOL_DATA"
         )
-    inside = sorted((p for p in folder.iterdir() if p.is_dir() and not hidden(p)), key=_name)
-    empty = [sub for sub in inside if not _directly_in(sub)]
-    if empty and len(empty) < len(inside):
-        others = _left_out(empty[0])
-        holds = f"holds only {_counted(others)}" if others else "is empty"
+    class_folders = sorted((p for p in folder.iterdir() if p.is_dir() and not hidden(p)), key=_name)
+    empty = [class_folder for class_folder in class_folders if not _directly_in(class_folder)]
+    if empty and len(empty) < len(class_folders):
+        others = _ignored_in(empty[0])
+        holds = f"holds only {_count_by_kind(others)}" if others else "is empty"
         raise FileNotFoundError(
             f"the sub-folder {empty[0]} of {folder} {holds}, so its class would be dropped and the "
             f"labels of all later classes would shift: put images ({', '.join(ENDINGS)}) into it, "
             "or remove it"
         )
-    found = [p for sub in inside for p in _directly_in(sub)]
-    left = [p for sub in inside for p in (*_left_out(sub), *_below(sub))]
-    left += [*_left_out(folder), *_directly_in(folder)] if found else _left_out(folder)
-    found = found or _directly_in(folder)
-    if not found:
+    images = [p for class_folder in class_folders for p in _directly_in(class_folder)]
+    ignored = [
+        p
+        for class_folder in class_folders
+        for p in (*_ignored_in(class_folder), *_nested_images(class_folder))
+    ]
+    ignored += [*_ignored_in(folder), *_directly_in(folder)] if images else _ignored_in(folder)
+    images = images or _directly_in(folder)
+    if not images:
         raise FileNotFoundError(
             f"there are no images ({', '.join(ENDINGS)}) in {folder} or its sub-folders"
-            + (f", only {_counted(left)}" if left else "")
+            + (f", only {_count_by_kind(ignored)}" if ignored else "")
             + "; name a folder of images with --data FOLDER or UNFOOL_DATA"
         )
-    if left:
-        print(f"unfool: {folder}: left out {_counted(left)}", file=sys.stderr)
-    return found
+    if ignored:
+        print(f"unfool: {folder}: left out {_count_by_kind(ignored)}", file=sys.stderr)
+    return images
 
 
 def _directly_in(folder: Path) -> list[Path]:
     """Return the image files directly in a folder, sorted by name."""
-    return sorted((p for p in folder.iterdir() if is_picture(p)), key=_name)
+    return sorted((p for p in folder.iterdir() if is_image_file(p)), key=_name)
 
 
-def _left_out(folder: Path) -> list[Path]:
+def _ignored_in(folder: Path) -> list[Path]:
     """Return the visible files directly in a folder that are not read as images."""
-    return [p for p in folder.iterdir() if not (hidden(p) or p.is_dir() or is_picture(p))]
+    return [p for p in folder.iterdir() if not (hidden(p) or p.is_dir() or is_image_file(p))]
 
 
-def _below(folder: Path) -> list[Path]:
+def _nested_images(folder: Path) -> list[Path]:
     """Return the image files in the sub-folders of a class folder, at any depth."""
     deeper = (p for p in folder.iterdir() if p.is_dir() and not hidden(p))
-    return [picture for sub in deeper for picture in (*_directly_in(sub), *_below(sub))]
+    return [image for sub in deeper for image in (*_directly_in(sub), *_nested_images(sub))]
 
 
-def _counted(files: Sequence[Path]) -> str:
+def _count_by_kind(files: Sequence[Path]) -> str:
     """Count files by kind, as in "3 .tif, 1 broken link(s)"."""
     counts: dict[str, int] = {}
     for file in files:
@@ -155,7 +161,7 @@ def _counted(files: Sequence[Path]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
-def _say_if_counted(folder: Path, classes: Sequence[str]) -> None:
+def _warn_if_order_differs(folder: Path, classes: Sequence[str]) -> None:
     """Warn if classes are named by numbers and their alphabetical and numerical orders differ."""
     if all(name.isdecimal() for name in classes) and sorted(classes, key=int) != list(classes):
         shown = ", ".join(classes[:4])
@@ -171,5 +177,5 @@ def _name(path: Path) -> str:
     return path.name
 
 
-def _word(file: Path) -> str:
+def _label_in_name(file: Path) -> str:
     return file.stem.partition("_")[2] or file.stem

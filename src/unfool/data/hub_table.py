@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfool.data.image_files import cover
+from unfool.data.image_files import resize_and_crop
 from unfool.ranges import Count, check_arguments
 from unfool.runtime.optional import require
 from unfool.spec.menu import hint
@@ -59,7 +59,7 @@ class HubImages:
             raise ValueError(f"row {index} has no label ({label}): choose a split with labels")
         picture = row[self.image].convert("RGB")
         if self.size is not None:
-            picture = cover(picture, self.size, self.size)
+            picture = resize_and_crop(picture, self.size, self.size)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         return pixels.float().contiguous() / 255, label
 
@@ -70,7 +70,7 @@ class HubImages:
         return channels, height, width
 
 
-def hub(
+def huggingface(
     path: str,
     split: str = "test",
     config: str | None = None,
@@ -97,25 +97,25 @@ def hub(
         ValueError: `datasets` is not installed or cannot load the data set, or a column is missing
             or ambiguous.
     """
-    check_arguments(hub, locals())
+    check_arguments(huggingface, locals())
     datasets = require("datasets", "hub")
-    home = Path(path)
+    folder = Path(path)
     try:
-        if (home / "dataset_dict.json").is_file():
+        if (folder / "dataset_dict.json").is_file():
             tables = datasets.load_from_disk(path)
             if split not in tables:
                 raise ValueError(f"there is no split {split!r}; {hint(split, list(tables))}")
             table = tables[split]
-        elif (home / "dataset_info.json").is_file():
+        elif (folder / "dataset_info.json").is_file():
             table = datasets.load_from_disk(path)
         else:
             with nullcontext() if download else _offline(datasets):
                 table = datasets.load_dataset(path, config, split=split, revision=revision)
     except Exception as error:  # the library raises many kinds of exceptions
-        said = " ".join(str(error).split())[:200]
-        local = home.is_dir() or path.count("/") != 1
-        more = "" if download or local else "; to download it, set `download: true`"
-        raise ValueError(f"the data set {path!r} cannot be loaded ({said}){more}") from error
+        message = " ".join(str(error).split())[:200]
+        local = folder.is_dir() or path.count("/") != 1
+        advice = "" if download or local else "; to download it, set `download: true`"
+        raise ValueError(f"the data set {path!r} cannot be loaded ({message}){advice}") from error
     return HubImages(table, image, label, size)
 
 
@@ -123,13 +123,13 @@ def hub(
 def _offline(datasets: Any) -> Iterator[None]:
     """Keep `datasets` and `huggingface_hub` off the network; cached files can still be loaded."""
     settings: list[Any] = [datasets.config, import_module("huggingface_hub.constants")]
-    before = [setting.HF_HUB_OFFLINE for setting in settings]
+    values = [setting.HF_HUB_OFFLINE for setting in settings]
     for setting in settings:
         setting.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        for setting, value in zip(settings, before, strict=True):
+        for setting, value in zip(settings, values, strict=True):
             setting.HF_HUB_OFFLINE = value
 
 

@@ -21,7 +21,7 @@ def hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.name == "__MACOSX"
 
 
-def is_picture(path: Path) -> bool:
+def is_image_file(path: Path) -> bool:
     """Return whether a path is a visible file with the extension of an image."""
     return path.suffix.lower() in ENDINGS and not hidden(path) and path.is_file()
 
@@ -78,7 +78,9 @@ def decode(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Image.I
         raise ValueError(f"{what} cannot be read ({error}): repair or remove it") from error
 
 
-def cover(image: Image.Image, height: int, width: int, shorter: int | None = None) -> Image.Image:
+def resize_and_crop(
+    image: Image.Image, height: int, width: int, shorter: int | None = None
+) -> Image.Image:
     """Resize an image (bicubic) and crop its center (height, width).
 
     Args:

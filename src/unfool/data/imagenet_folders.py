@@ -7,14 +7,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from unfool.data.labeled_files import Pictures, find_folder, listed, pictures_in
+from unfool.data.labeled_files import LabeledFiles, find_folder, image_files_in, indices_listed_in
 from unfool.ranges import Count, check_arguments
 
 _CLASSES = 1000
 _INDEX = "imagenet_class_index.json"
 _WORDS = ("LOC_synset_mapping.txt", "synset_words.txt")
 _WNID = re.compile(r"n\d{8}")
-_INSIDE = {
+_SUBFOLDERS = {
     "val": ("val", "validation", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val", "."),
     "train": ("train", "ILSVRC2012_img_train", "ILSVRC/Data/CLS-LOC/train", "."),
 }
@@ -28,7 +28,7 @@ def imagenet(
     subset: str | None = None,
     labels: Literal["imagenet", "subset"] = "imagenet",
     pictures: Path | None = None,
-) -> Pictures:
+) -> LabeledFiles:
     """ImageNet-1k: one folder of images per class, named by its WordNet ID.
 
     A class keeps its ImageNet label, even if only some classes are present. The label comes from
@@ -60,29 +60,33 @@ def imagenet(
     folder = Path(folder)
     if labels == "subset" and subset is None:
         raise ValueError("labels: subset needs a list of classes: set `subset`")
-    home = find_folder("ImageNet", folder, _INSIDE[split], lambda place: bool(_wnids(place)))
-    there = _wnids(home)
-    wanted = there if subset is None else _subset(subset)
-    if missing := [wnid for wnid in wanted if wnid not in there]:
+    root = find_folder(
+        "ImageNet", folder, _SUBFOLDERS[split], lambda subfolder: bool(_wnids(subfolder))
+    )
+    present = _wnids(root)
+    wanted = present if subset is None else _subset(subset)
+    if missing := [wnid for wnid in wanted if wnid not in present]:
         raise ValueError(
-            f"{home} lacks {len(missing)} of the {len(wanted)} classes of {subset} ({missing[0]}); "
+            f"{root} lacks {len(missing)} of the {len(wanted)} classes of {subset} ({missing[0]}); "
             "complete the folder, or choose another `subset`"
         )
-    index = _index(folder, home)
-    if index is None and labels == "imagenet" and len(there) != _CLASSES:
+    index = _index(folder, root)
+    if index is None and labels == "imagenet" and len(present) != _CLASSES:
         raise ValueError(
-            f"{home} has {len(there)} of the 1000 classes, so their numbers are unknown: put "
+            f"{root} has {len(present)} of the 1000 classes, so their numbers are unknown: put "
             f"{_INDEX} into {folder}, or set `subset` and `labels: subset`"
         )
-    index = index or {wnid: wnid for wnid in (there if labels == "imagenet" else wanted)}
+    index = index or {wnid: wnid for wnid in (present if labels == "imagenet" else wanted)}
     if strange := [wnid for wnid in wanted if wnid not in index]:
         raise ValueError(
-            f"the class {strange[0]} in {home} is not in the index of ImageNet; remove it"
+            f"the class {strange[0]} in {root} is not in the index of ImageNet; remove it"
         )
     order = list(index) if labels == "imagenet" else list(wanted)
     numbers = {wnid: number for number, wnid in enumerate(order)}
-    files = [(file, numbers[wnid]) for wnid in sorted(wanted) for file in pictures_in(home / wnid)]
-    return _pictures(files, [index[wnid] for wnid in order], size, shorter, pictures)
+    files = [
+        (file, numbers[wnid]) for wnid in sorted(wanted) for file in image_files_in(root / wnid)
+    ]
+    return _labeled_files(files, [index[wnid] for wnid in order], size, shorter, pictures)
 
 
 def tiny_imagenet(
@@ -90,7 +94,7 @@ def tiny_imagenet(
     split: Literal["val", "train"] = "val",
     size: Count = 64,
     pictures: Path | None = None,
-) -> Pictures:
+) -> LabeledFiles:
     """Tiny-ImageNet: 10,000 validation or 100,000 training images (3, 64, 64) of 200 classes.
 
     Classes are numbered in the order of their WordNet IDs. The labels of the test images were not
@@ -110,50 +114,55 @@ def tiny_imagenet(
         ValueError: A file is damaged or has the wrong format.
     """
     check_arguments(tiny_imagenet, locals())
-    home = find_folder(
+    root = find_folder(
         "Tiny-ImageNet",
         Path(folder),
         (".", "tiny-imagenet-200", "tiny-imagenet"),
-        lambda place: (place / "wnids.txt").is_file() and (place / split).is_dir(),
+        lambda subfolder: (subfolder / "wnids.txt").is_file() and (subfolder / split).is_dir(),
     )
-    wnids = sorted((home / "wnids.txt").read_text("utf-8").split())
-    words = dict(_lines(home / "words.txt")) if (home / "words.txt").is_file() else {}
+    wnids = sorted((root / "wnids.txt").read_text("utf-8").split())
+    words = dict(_lines(root / "words.txt")) if (root / "words.txt").is_file() else {}
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
-    notes = home / split / "val_annotations.txt"
-    if split == "val" and notes.is_file() and (home / "val" / "images").is_dir():
-        files = _annotated(notes, numbers)
+    annotations = root / split / "val_annotations.txt"
+    if split == "val" and annotations.is_file() and (root / "val" / "images").is_dir():
+        files = _annotated(annotations, numbers)
     else:
         files = []
         for wnid in wnids:
-            place = home / split / wnid
-            if not place.is_dir():
-                raise FileNotFoundError(f"there is no folder {place}: fetch Tiny-ImageNet again")
-            inner = place / "images"
-            files += [(f, numbers[wnid]) for f in pictures_in(inner if inner.is_dir() else place)]
+            class_folder = root / split / wnid
+            if not class_folder.is_dir():
+                raise FileNotFoundError(
+                    f"there is no folder {class_folder}: fetch Tiny-ImageNet again"
+                )
+            nested = class_folder / "images"
+            files += [
+                (f, numbers[wnid])
+                for f in image_files_in(nested if nested.is_dir() else class_folder)
+            ]
     names = [words.get(wnid, wnid).partition(",")[0] for wnid in wnids]
-    return _pictures(files, names, size, None, pictures)
+    return _labeled_files(files, names, size, None, pictures)
 
 
-def _pictures(
+def _labeled_files(
     files: Sequence[tuple[Path, int]],
     classes: Sequence[str],
     size: int,
     shorter: int | None,
     chosen: Path | None,
-) -> Pictures:
+) -> LabeledFiles:
     if chosen is not None:
-        files = [files[i] for i in listed(Path(chosen), [file for file, _ in files])]
-    return Pictures([f for f, _ in files], [n for _, n in files], classes, size, shorter)
+        files = [files[i] for i in indices_listed_in(Path(chosen), [file for file, _ in files])]
+    return LabeledFiles([f for f, _ in files], [n for _, n in files], classes, size, shorter)
 
 
-def _annotated(notes: Path, numbers: dict[str, int]) -> list[tuple[Path, int]]:
+def _annotated(annotations: Path, numbers: dict[str, int]) -> list[tuple[Path, int]]:
     files = []
-    for row in notes.read_text("utf-8").splitlines():
+    for row in annotations.read_text("utf-8").splitlines():
         name, wnid = (*row.split("\t"), "", "")[:2]
-        file = notes.parent / "images" / name
+        file = annotations.parent / "images" / name
         if wnid not in numbers or not file.is_file():
             raise ValueError(
-                f"{notes} has the line {row[:60]!r}, which does not name an existing image and a "
+                f"{annotations} has the line {row[:60]!r}, which does not name an existing image and a "
                 "class of wnids.txt: fetch Tiny-ImageNet again"
             )
         files.append((file, numbers[wnid]))
@@ -174,13 +183,11 @@ def _subset(subset: str) -> list[str]:
     if not Path(subset).is_file():
         raise FileNotFoundError(
             f"there is no file {subset}; `subset` is {', '.join(lists)}, or a text file with a WordNet "
-            "number on each line"
+            "ID on each line"
         )
     wnids = Path(subset).read_text("utf-8").split()
     if wrong := [word for word in wnids if not _WNID.fullmatch(word)]:
-        raise ValueError(
-            f"{subset} has {wrong[0]!r}, which is not a WordNet number such as n01440764"
-        )
+        raise ValueError(f"{subset} has {wrong[0]!r}, which is not a WordNet ID such as n01440764")
     if not wnids or len(set(wnids)) < len(wnids):
         raise ValueError(f"{subset} must name at least one class, and each once")
     return wnids
@@ -199,15 +206,15 @@ def _index(*folders: Path) -> dict[str, str] | None:
                 raise ValueError(
                     f"{path} is not an index of ImageNet ({error}); fetch it again"
                 ) from error
-            return _whole(path, index)
+            return _complete_index(path, index)
         for path in (folder / name for name in _WORDS):
             if path.is_file():
                 index = {wnid: names.partition(",")[0] for wnid, names in _lines(path)}
-                return _whole(path, dict(sorted(index.items())))
+                return _complete_index(path, dict(sorted(index.items())))
     return None
 
 
-def _whole(path: Path, index: dict[str, str]) -> dict[str, str]:
+def _complete_index(path: Path, index: dict[str, str]) -> dict[str, str]:
     if len(index) != _CLASSES or not all(map(_WNID.fullmatch, index)):
         raise ValueError(f"{path} must list 1000 classes, and lists {len(index)}: fetch it again")
     return index

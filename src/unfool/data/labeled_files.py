@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfool.data.image_files import ENDINGS, cover, decode
+from unfool.data.image_files import ENDINGS, decode, resize_and_crop
 
 
-class Pictures:
+class LabeledFiles:
     """A data set of image files with labels; a file is read when its image is accessed.
 
     Args:
@@ -50,7 +50,7 @@ class Pictures:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture = cover(decode(self.files[index]), self.size, self.size, self.shorter)
+        picture = resize_and_crop(decode(self.files[index]), self.size, self.size, self.shorter)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         return pixels.float().contiguous() / 255, self.labels[index]
 
@@ -60,13 +60,13 @@ class Pictures:
         return 3, self.size, self.size
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def image_files_in(folder: Path) -> list[Path]:
     """Return the image files directly in a folder by name; numeric names come last, by value."""
-    found = (p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
-    return sorted((p for p in found if not p.name.startswith(".")), key=_order)
+    files = (p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
+    return sorted((p for p in files if not p.name.startswith(".")), key=_order)
 
 
-def listed(path: Path, files: Sequence[Path]) -> list[int]:
+def indices_listed_in(path: Path, files: Sequence[Path]) -> list[int]:
     """Return the indices in `files` of the images that a text file lists, in its order.
 
     Args:
@@ -87,31 +87,31 @@ def listed(path: Path, files: Sequence[Path]) -> list[int]:
     by_name: dict[str, list[int]] = {}
     for i, file in enumerate(files):
         by_name.setdefault(file.name, []).append(i)
-    places = []
+    indices = []
     for name in names:
         end = tuple(Path(name).parts)
-        fits = [i for i in by_name.get(end[-1], ()) if files[i].parts[-len(end) :] == end]
-        if len(fits) != 1:
-            what = "is not there" if not fits else f"is the name of {len(fits)} images"
+        matches = [i for i in by_name.get(end[-1], ()) if files[i].parts[-len(end) :] == end]
+        if len(matches) != 1:
+            what = "is not there" if not matches else f"is the name of {len(matches)} images"
             raise ValueError(f"{path}: the image {name!r} {what}: check the list and the folder")
-        places += fits
-    return places
+        indices += matches
+    return indices
 
 
 def find_folder(
-    what: str, folder: Path, inside: Sequence[str], fits: Callable[[Path], bool]
+    dataset: str, folder: Path, subfolders: Sequence[str], accepts: Callable[[Path], bool]
 ) -> Path:
-    """Return the first sub-folder in `inside` that `fits` accepts; `"."` is the folder itself.
+    """Return the first of `subfolders` for which `accepts` is true; `"."` is the folder itself.
 
     Raises:
-        FileNotFoundError: `fits` accepts no sub-folder.
+        FileNotFoundError: `accepts` is true for no sub-folder.
     """
-    for name in inside:
-        if (folder / name).is_dir() and fits(folder / name):
+    for name in subfolders:
+        if (folder / name).is_dir() and accepts(folder / name):
             return folder / name
-    looked = ", ".join(name for name in inside if name != ".")
+    searched = ", ".join(name for name in subfolders if name != ".")
     raise FileNotFoundError(
-        f"{what} is not in {folder}: looked there and in {looked}: name its folder with --data "
+        f"{dataset} is not in {folder}: looked there and in {searched}: name its folder with --data "
         "FOLDER or UNFOOL_DATA"
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from unfool.data.arrays import Arrays
-from unfool.data.download import Split, check_split, fetch_file, find
+from unfool.data.download import Split, check_split, fetch_file, find_files
 from unfool.runtime.downloads import allowed
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -21,7 +21,7 @@ MD5 = {
     "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
 }
 
-_INSIDE = (".", "mnist", "MNIST/raw")
+_SUBFOLDERS = (".", "mnist", "MNIST/raw")
 _CLASSES = tuple("0123456789")
 
 
@@ -43,13 +43,13 @@ def mnist(folder: Path, split: Split = "test", download: bool = False) -> Arrays
     images, labels = f"{start}-images-idx3-ubyte", f"{start}-labels-idx1-ubyte"
     sets = [(images + a, labels + b) for a in ("", ".gz") for b in ("", ".gz")]
     try:
-        files = find("MNIST", folder, _INSIDE, sets)
+        files = find_files("MNIST", folder, _SUBFOLDERS, sets)
     except FileNotFoundError:
         if not (download or allowed()):
             raise
         for name in (f"{images}.gz", f"{labels}.gz"):
             fetch_file(URL + name, MD5[name], folder / "mnist" / name)
-        files = find("MNIST", folder, ("mnist",), sets)
+        files = find_files("MNIST", folder, ("mnist",), sets)
     x, y = _idx(files[0], 3), _idx(files[1], 1).astype(np.int64)
     try:
         return Arrays(torch.from_numpy(x[:, None]), torch.from_numpy(y), _CLASSES)

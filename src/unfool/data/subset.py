@@ -43,11 +43,11 @@ def choose_indices(
         )
     order = permutation(size, seed, stream)
     if labels is not None:
-        before: Counter[int] = Counter()
+        seen: Counter[int] = Counter()
         turn: dict[int, int] = {}
-        for place in order:
-            turn[place] = before[labels[place]]
-            before[labels[place]] += 1
+        for index in order:
+            turn[index] = seen[labels[index]]
+            seen[labels[index]] += 1
         order = sorted(order, key=turn.__getitem__)
     return sorted(order[:images])
 
@@ -56,9 +56,9 @@ def labels_of(data: Any) -> list[int] | None:
     """Return the labels of all images if `data` or `data.data` has `labels` or `targets`."""
     for owner in (data, getattr(data, "data", None)):
         for name in ("labels", "targets"):
-            found = getattr(owner, name, None)
-            if found is not None and hasattr(found, "__len__") and len(found) == len(data):
-                return [int(label) for label in found]
+            labels = getattr(owner, name, None)
+            if labels is not None and hasattr(labels, "__len__") and len(labels) == len(data):
+                return [int(label) for label in labels]
     return None
 
 

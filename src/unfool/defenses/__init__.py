@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from unfool.lazy import lazily
+from unfool.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from unfool.defenses.aggregate import Aggregated as Aggregated
@@ -37,4 +37,4 @@ if TYPE_CHECKING:
     from unfool.defenses.ssni import ScoreNorm as ScoreNorm
     from unfool.defenses.ssni import score_norms as score_norms
 else:  # only at run time, so that type checkers do not accept unknown names
-    __getattr__, __dir__, __all__ = lazily(__name__)
+    __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -58,16 +58,16 @@ class Confidence(nn.Module):
         Raises:
             ValueError: The classifier has no gradient.
         """
-        see, double = noise.child("classify"), x_t.dtype == torch.float64
+        stream, is_double = noise.child("classify"), x_t.dtype == torch.float64
 
         def potential(at: Tensor) -> Tensor:
-            images = self.denoiser.decode(at if double else at.float())
-            logits = require_grad_path(self.classifier(images, see))
-            return _log_surest(logits if double else logits.float())
+            images = self.denoiser.decode(at if is_double else at.float())
+            logits = require_grad_path(self.classifier(images, stream))
+            return _log_max_probability(logits if is_double else logits.float())
 
-        through = torch.is_grad_enabled() and x_t.requires_grad and not self.detach
-        exact = torch.autocast(x_t.device.type, enabled=False)
-        with torch.set_grad_enabled(through), exact:
+        differentiable = torch.is_grad_enabled() and x_t.requires_grad and not self.detach
+        full_precision = torch.autocast(x_t.device.type, enabled=False)
+        with torch.set_grad_enabled(differentiable), full_precision:
             return self.weight * ascent(potential, x_t)
 
 
@@ -150,7 +150,7 @@ class COUP(nn.Module):
         return clamped if self.clamp == "released" else x + (clamped - x).detach()
 
 
-def _log_surest(logits: Tensor) -> Tensor:
+def _log_max_probability(logits: Tensor) -> Tensor:
     """The logarithm of max_y p(y), (B,), of logits (B, K), from the gaps between them.
 
     The log of a softmax, as released, and a log-softmax both lose 1 - p of a confident classifier

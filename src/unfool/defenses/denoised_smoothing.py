@@ -28,7 +28,7 @@ class _Smoothing(nn.Module):
 
     def __init__(self, denoiser: Denoiser, sigma: float | None, t: float | None):
         super().__init__()
-        self.denoiser, self.pixel_noise = denoiser, _noise_of(denoiser, sigma, t)
+        self.denoiser, self.pixel_noise = denoiser, _pixel_noise_of(denoiser, sigma, t)
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
@@ -150,7 +150,7 @@ class DensePure(_Smoothing):
         return times
 
 
-def _noise_of(denoiser: Denoiser, sigma: float | None, t: float | None) -> float:
+def _pixel_noise_of(denoiser: Denoiser, sigma: float | None, t: float | None) -> float:
     if (sigma is None) == (t is None):
         raise ValueError(
             "give exactly one of sigma (the noise, in units of [0, 1] pixels) and t (its diffusion "

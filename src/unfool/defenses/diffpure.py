@@ -91,16 +91,16 @@ class DiffPure(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         check_images(x)
-        z, x_t, own, back = self._noised(x, noise)
-        options = self._reverse_options() | {"image": z, "own": own}
-        x_0 = reverse(self.denoiser, x_t, self.times, back, **options)
+        z, x_t, start_times, reverse_noise = self._noised(x, noise)
+        options = self._reverse_options() | {"image": z, "start_times": start_times}
+        x_0 = reverse(self.denoiser, x_t, self.times, reverse_noise, **options)
         return self.denoiser.decode(x_0)
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """Yield the reverse path of `forward` as (time, image), from noised to purified image."""
-        z, x_t, own, back = self._noised(x, noise)
-        options = self._reverse_options() | {"image": z, "own": own}
-        for t, state in walk(self.denoiser, x_t, self.times, back, **options):
+        z, x_t, start_times, reverse_noise = self._noised(x, noise)
+        options = self._reverse_options() | {"image": z, "start_times": start_times}
+        for t, state in walk(self.denoiser, x_t, self.times, reverse_noise, **options):
             yield t, self.denoiser.decode(state)
 
     def adjoint(self) -> Purifier:
@@ -118,8 +118,10 @@ class DiffPure(nn.Module):
         check_torchsde()
 
         def purify(x: Tensor, noise: Noise) -> Tensor:
-            _, x_t, _, back = self._noised(x, noise)
-            return self.denoiser.decode(reverse_adjoint(self.denoiser, x_t, self.times, back))
+            _, x_t, _, reverse_noise = self._noised(x, noise)
+            return self.denoiser.decode(
+                reverse_adjoint(self.denoiser, x_t, self.times, reverse_noise)
+            )
 
         return purify
 
@@ -142,25 +144,29 @@ class DiffPure(nn.Module):
 
     def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor | None, Noise]:
         """The encoded images, x_t at t*, the t* of each, and the noise for the reverse process."""
-        z, back = self.denoiser.encode(x), noise.child("reverse")
+        z, reverse_noise = self.denoiser.encode(x), noise.child("reverse")
         eps = noise.child("forward").normal(z)
         if self.shaping is not None:
             eps = self.shaping(eps, z)
-        own = self._own(z, noise.child("forward", "level"))
+        start_times = self._start_times(z, noise.child("forward", "level"))
         scales = (
-            self._noising(self.times[0]) if own is None else scales_of_images(self._noising, own)
+            self._noising(self.times[0])
+            if start_times is None
+            else scales_of_images(self._noising, start_times)
         )
-        return z, scales.alpha * z + scales.sigma * eps, own, back
+        return z, scales.alpha * z + scales.sigma * eps, start_times, reverse_noise
 
-    def _own(self, z: Tensor, noise: Noise) -> Tensor | None:
+    def _start_times(self, z: Tensor, noise: Noise) -> Tensor | None:
         """The t* of each image (B,), or None if all have the same."""
         if self.noise_level is None:
             return None
-        own = self.noise_level(z, self.t, noise)
-        if own.shape != z.shape[:1] or not bool(((own >= 1e-4) & (own <= 1)).all()):
+        start_times = self.noise_level(z, self.t, noise)
+        if start_times.shape != z.shape[:1] or not bool(
+            ((start_times >= 1e-4) & (start_times <= 1)).all()
+        ):
             raise ValueError(
-                f"the noise level returned {own.detach().flatten()[:4].tolist()} of shape "
-                f"{tuple(own.shape)} for {len(z)} images: it must return one time from 0.0001 to 1 "
-                "for each image"
+                f"the noise level returned {start_times.detach().flatten()[:4].tolist()} of shape "
+                f"{tuple(start_times.shape)} for {len(z)} images: it must return one time from "
+                "0.0001 to 1 for each image"
             )
-        return own.to(z)
+        return start_times.to(z)

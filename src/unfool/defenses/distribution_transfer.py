@@ -111,10 +111,16 @@ class DistributionTransfer(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         check_images(x)
-        x_t, guide, beside = self._start(x, noise)
+        x_t, guide, other_inputs = self._start(x, noise)
         back = noise.child("reverse")
         z = reverse(
-            self.denoiser, x_t, self.times, back, step=self.step, guide=guide, beside=beside
+            self.denoiser,
+            x_t,
+            self.times,
+            back,
+            step=self.step,
+            guide=guide,
+            other_inputs=other_inputs,
         )
         return self.denoiser.decode(z)
 

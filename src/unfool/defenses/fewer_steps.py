@@ -3,7 +3,7 @@
 from copy import copy
 from typing import Any
 
-from unfool.diffusion.matched_noise import Along, Groups, coarse_times, groups_of
+from unfool.diffusion.matched_noise import CoarseNoise, Groups, coarse_times, groups_of
 from unfool.diffusion.reverse import DDIM, Ancestral, Heun, euler_maruyama, flow, scales_along
 from unfool.protocols import Purifier
 
@@ -24,7 +24,7 @@ def with_fewer_steps(purifier: Any, steps: int | None, matched: bool) -> Purifie
     """
     if isinstance(purifier.step, Heun):
         raise ValueError("the sampler `heun` has no view with fewer steps: use the view `exact`")
-    if matched and not _adds_up(purifier.step):
+    if matched and not _adds_scaled_noise(purifier.step):
         raise ValueError(
             "fewer steps with the same noise need the sampler `sde`, `ddpm`, `ddim`, or `ode`, not "
             "a step of your own: use the view `surrogate` or `exact`"
@@ -33,21 +33,21 @@ def with_fewer_steps(purifier: Any, steps: int | None, matched: bool) -> Purifie
     shorter = copy(purifier)  # it shares the networks
     shorter.times, shorter.steps = purifier.times[which], len(which) - 1
     if not matched:
-        return apart(shorter)
+        return on_independent_noise(shorter)
     scales = scales_along(purifier.denoiser, purifier.times)
-    return along(shorter, groups_of(purifier.step, scales, which))
+    return on_same_noise(shorter, groups_of(purifier.step, scales, which))
 
 
-def along(purifier: Purifier, groups: Groups) -> Purifier:
+def on_same_noise(purifier: Purifier, groups: Groups) -> Purifier:
     """A purifier of few steps on the noise path of one with more steps."""
-    return lambda x, noise: purifier(x, Along(noise.keys, noise.given, groups))
+    return lambda x, noise: purifier(x, CoarseNoise(noise.keys, noise.known_noise, groups))
 
 
-def apart(purifier: Purifier) -> Purifier:
+def on_independent_noise(purifier: Purifier) -> Purifier:
     """A purifier on independent noise, unrelated to that of the model it stands in for."""
     return lambda x, noise: purifier(x, noise.child("surrogate"))
 
 
-def _adds_up(step: Any) -> bool:
+def _adds_scaled_noise(step: Any) -> bool:
     """Whether a step is known to add its noise times a factor that depends on the scales only."""
     return isinstance(step, Ancestral | DDIM) or step in (euler_maruyama, flow)

@@ -85,10 +85,10 @@ def straight(schedule: Schedule, t: float, steps: int) -> Tensor:
     sizes = [pixel_noise(schedule, t) * (1 - i / steps) for i in range(1, steps)]
     # a little less than `size`, so that rounding errors do not skip a step
     times = [time_of_noise(schedule, size * (1 - 1e-12)) for size in sizes]
-    found = torch.tensor([t, *times, 0.0], dtype=torch.float64)
-    if not bool((found.diff() < 0).all()):
+    all_times = torch.tensor([t, *times, 0.0], dtype=torch.float64)
+    if not bool((all_times.diff() < 0).all()):
         raise ValueError(
             f"steps = {steps} is more than the number of the schedule's times below t = {t}: take "
             "fewer"
         )
-    return found
+    return all_times

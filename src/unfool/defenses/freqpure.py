@@ -46,17 +46,17 @@ class FreqPure:
         """The corrected x_hat, shaped like `x_hat` (B, C, H, W) in [-1, 1]; nothing is clipped."""
         if self.released:
             return self._as_released(x_hat, x)
-        exact = torch.promote_types(x_hat.dtype, torch.float32)  # FFTs need at least float32
-        estimate, image = (torch.fft.fft2((z.to(exact) + 1) / 2) for z in (x_hat, x))
+        dtype = torch.promote_types(x_hat.dtype, torch.float32)  # FFTs need at least float32
+        estimate, image = (torch.fft.fft2((z.to(dtype) + 1) / 2) for z in (x_hat, x))
         radius = _radius(x_hat)
-        amplitude, ours, theirs = estimate.abs(), _direction(estimate), _direction(image)
+        amplitude, phase, image_phase = estimate.abs(), _direction(estimate), _direction(image)
         if self.amplitude_radius is not None:
             amplitude = torch.where(radius <= self.amplitude_radius, image.abs(), amplitude)
         if self.phase_radius is not None:
-            turn = _angle(ours * theirs.conj()).clamp(-self.delta, self.delta)
-            near = theirs * torch.polar(torch.ones_like(turn), turn)
-            ours = torch.where(radius <= self.phase_radius, near, ours)
-        return (2 * torch.fft.ifft2(amplitude * ours).real - 1).to(x_hat)
+            phase_change = _angle(phase * image_phase.conj()).clamp(-self.delta, self.delta)
+            clipped_phase = image_phase * torch.polar(torch.ones_like(phase_change), phase_change)
+            phase = torch.where(radius <= self.phase_radius, clipped_phase, phase)
+        return (2 * torch.fft.ifft2(amplitude * phase).real - 1).to(x_hat)
 
     def _as_released(self, x_hat: Tensor, x: Tensor) -> Tensor:
         levels = (((z.detach().float() + 1) / 2 * 255).clamp(0, 255).floor() for z in (x_hat, x))
@@ -79,10 +79,10 @@ def _radius(like: Tensor) -> Tensor:
 def _direction(spectrum: Tensor) -> Tensor:
     """Unit complex numbers with the phases of a spectrum; 1, without gradient, where it is 0."""
     size = spectrum.abs()
-    there = size > 0
-    return torch.where(there, spectrum, 1) / torch.where(there, size, 1)
+    is_nonzero = size > 0
+    return torch.where(is_nonzero, spectrum, 1) / torch.where(is_nonzero, size, 1)
 
 
-def _angle(turn: Tensor) -> Tensor:
+def _angle(rotation: Tensor) -> Tensor:
     """The angles of unit complex numbers, in (-pi, pi]."""
-    return torch.atan2(turn.imag, turn.real)
+    return torch.atan2(rotation.imag, rotation.real)

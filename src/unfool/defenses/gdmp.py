@@ -10,17 +10,17 @@ from torch.nn import functional as F
 from unfool.argument_checks import check_images
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent
-from unfool.defenses.sampling import Variance, in_turn, make_sampler
+from unfool.defenses.sampling import Variance, make_sampler, walk_in_sequence
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales, chain_length, pixel_noise
-from unfool.distances import WINDOW, mse, ssim
+from unfool.distances import WINDOW_SIZE, mse, ssim
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, NotNegative, ShareAboveZero, Time, check_arguments
 from unfool.runtime.text import html_repr, short_repr
 
-Held = Literal["mse", "ssim", "ssim-padded", "none"]
+AnchorDistance = Literal["mse", "ssim", "ssim-padded", "none"]
 Anchor = Literal["image", "noised"]
 
 
@@ -72,7 +72,7 @@ class GDMP(nn.Module):
         t: Time = 0.036,
         steps: Count = 36,
         passes: Count = 4,
-        distance: Held = "mse",
+        distance: AnchorDistance = "mse",
         scale: NotNegative = 60000.0,
         eps: ShareAboveZero = 8 / 255,
         anchor: Anchor = "noised",
@@ -99,19 +99,19 @@ class GDMP(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         check_images(x)
-        z = given = self.denoiser.encode(x)
-        guide = self._guide(given)
+        z = image = self.denoiser.encode(x)
+        guide = self._guide(image)
         for i in range(self.passes):
-            x_t, back = self._noised(z, noise.child("pass", i))
+            x_t, reverse_noise = self._noised(z, noise.child("pass", i))
             z = reverse(
                 self.denoiser,
                 x_t,
                 self.times,
-                back,
+                reverse_noise,
                 step=self.step,
                 guide=guide,
                 image=z,
-                beside=(given,),
+                other_inputs=(image,),
             )
         return self.denoiser.decode(z)
 
@@ -120,35 +120,35 @@ class GDMP(nn.Module):
         z = self.denoiser.encode(x)
         guide = self._guide(z)
 
-        def once(own: Noise, z: Tensor) -> Iterator[tuple[float, Tensor]]:
-            x_t, back = self._noised(z, own)
+        def walk_once(pass_noise: Noise, z: Tensor) -> Iterator[tuple[float, Tensor]]:
+            x_t, back = self._noised(z, pass_noise)
             return walk(self.denoiser, x_t, self.times, back, step=self.step, guide=guide)
 
-        ways = [(self.t, partial(once, noise.child("pass", i))) for i in range(self.passes)]
-        for t, state in in_turn(z, ways):
+        walks = [(self.t, partial(walk_once, noise.child("pass", i))) for i in range(self.passes)]
+        for t, state in walk_in_sequence(z, walks):
             yield t, self.denoiser.decode(state)
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
         """The same purifier with fewer steps per pass, on the same noise path if `matched`."""
         return with_fewer_steps(self, steps, matched)
 
-    def _noised(self, z: Tensor, own: Noise) -> tuple[Tensor, Noise]:
+    def _noised(self, z: Tensor, pass_noise: Noise) -> tuple[Tensor, Noise]:
         """The noised state that a pass starts from, and the noise of its reverse process."""
-        x_t = self.denoiser.perturb(z, self._noised_to, own.child("forward"))
-        return x_t, own.child("reverse")
+        x_t = self.denoiser.perturb(z, self._noised_to, pass_noise.child("forward"))
+        return x_t, pass_noise.child("reverse")
 
-    def _guide(self, given: Tensor) -> Descent | None:
+    def _guide(self, image: Tensor) -> Descent | None:
         if not self.scale or self.distance == "none":
             return None
         share = (
             3
             * self.scale
             / (2 * self.eps)
-            / (len(given) if self.batch_mean else self.reference_batch_size)
+            / (len(image) if self.batch_mean else self.reference_batch_size)
         )
         return Descent(
             self._distance,
-            given,
+            image,
             lambda now: share * _rate(now),
             self.step,
             noised=self.anchor == "noised",
@@ -158,7 +158,7 @@ class GDMP(nn.Module):
         if self.distance == "mse":
             return mse(state, anchor)
         if self.distance == "ssim-padded":
-            state, anchor = (F.pad(image, [WINDOW // 2] * 4) for image in (state, anchor))
+            state, anchor = (F.pad(image, [WINDOW_SIZE // 2] * 4) for image in (state, anchor))
         return 1 - ssim(state, anchor)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from unfool.argument_checks import check_images, images_of_any_range
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.sampling import SamplerName, Variance, in_turn
+from unfool.defenses.sampling import SamplerName, Variance, walk_in_sequence
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.protocols import Correction, Step
 from unfool.noise import Noise
@@ -56,8 +56,8 @@ class Gradual(nn.Module):
         for i, (t, steps) in enumerate(passes):
             options = {"sampler": sampler, "variance": variance, "eta": eta}
             try:
-                one = DiffPure(denoiser, t=t, steps=steps, correction=correction, **options)
-                self.passes.append(one)
+                purify = DiffPure(denoiser, t=t, steps=steps, correction=correction, **options)
+                self.passes.append(purify)
             except ValueError as error:
                 raise ValueError(f"pass {i}: {error}") from error
 
@@ -76,8 +76,8 @@ class Gradual(nn.Module):
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """Yield the path of `forward`, pass after pass, as (time left in all passes, image)."""
-        ways = [
+        walks = [
             (purify.t, partial(purify.walk, noise=noise.child("pass", i)))  # pyright: ignore
             for i, purify in enumerate(self.passes)
         ]
-        return in_turn(x, ways)  # pyright: ignore[reportArgumentType]
+        return walk_in_sequence(x, walks)  # pyright: ignore[reportArgumentType]

@@ -48,8 +48,8 @@ def require_grad_path(values: Tensor) -> Tensor:
 class Descent:
     """The guide - weight * grad_{x_t} D(x_t, anchor), of distribution transfer and of GDMP.
 
-    The gradient is also exact through the guide, and reaches the anchor if `beside` of `reverse`
-    contains it.
+    The gradient is also exact through the guide, and reaches the anchor if `other_inputs` of
+    `reverse` contains it.
 
     Attributes:
         distance: D, of states in the denoiser's space.
@@ -94,5 +94,7 @@ def _share(step: Step | Heun, now: Scales, then: Scales) -> Tensor | float:
     """
     if not isinstance(step, Ancestral):
         return 1.0
-    kept = now.alpha / then.alpha
-    return kept if step.variance == "large" else kept * torch.square(then.sigma / now.sigma)
+    alpha_ratio = now.alpha / then.alpha
+    if step.variance == "large":
+        return alpha_ratio
+    return alpha_ratio * torch.square(then.sigma / now.sigma)

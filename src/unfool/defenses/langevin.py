@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool.argument_checks import check_images
-from unfool.defenses.fewer_steps import along, apart
+from unfool.defenses.fewer_steps import on_independent_noise, on_same_noise
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.matched_noise import coarse_times
 from unfool.diffusion.reverse import reverse, walk
@@ -72,7 +72,7 @@ class Langevin(nn.Module):
         z = self.denoiser.encode(x)
         noise, step = noise.child("reverse"), self._step(z)
         return self.denoiser.decode(
-            reverse(self.denoiser, z, self._times(), noise, step=step, beside=(z,))
+            reverse(self.denoiser, z, self._times(), noise, step=step, other_inputs=(z,))
         )
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
@@ -89,36 +89,36 @@ class Langevin(nn.Module):
         Raises:
             ValueError: `steps` does not divide the purifier's own steps, or the anchor overshoots.
         """
-        taken = len(coarse_times(self.steps, steps)) - 1
-        if self.steps % taken:
+        fewer = len(coarse_times(self.steps, steps)) - 1
+        if self.steps % fewer:
             raise ValueError(
-                f"the steps of a view must divide the {self.steps} steps of langevin, and {taken} "
+                f"the steps of a view must divide the {self.steps} steps of langevin, and {fewer} "
                 "does not: choose a divisor"
             )
         shorter = Langevin(
             self.denoiser,
             t=self.t,
-            steps=taken,
+            steps=fewer,
             sigma2=self.sigma2,
             weight=self.weight,
             eta=self.eta,
             score_t=self.score_t,
         )
         if not matched:
-            return apart(shorter)
-        each = self.steps // taken
-        return along(shorter, ((each**-0.5,) * each,) * taken)
+            return on_independent_noise(shorter)
+        fine_per_coarse = self.steps // fewer
+        return on_same_noise(shorter, ((fine_per_coarse**-0.5,) * fine_per_coarse,) * fewer)
 
     def _times(self) -> Tensor:
         """The times of the steps, which are all `score_t`."""
         return torch.full((self.steps + 1,), self.score_t, dtype=torch.float64)
 
-    def _step(self, anchor: Tensor) -> "_Pulled":
-        return _Pulled(anchor, self.t / self.steps, self.sigma2, self.weight, self.eta)
+    def _step(self, anchor: Tensor) -> "_AnchoredStep":
+        return _AnchoredStep(anchor, self.t / self.steps, self.sigma2, self.weight, self.eta)
 
 
 @dataclass(frozen=True, eq=False)
-class _Pulled:
+class _AnchoredStep:
     """An Euler-Maruyama step of length `h`, pulled back to `anchor`."""
 
     anchor: Tensor

@@ -96,7 +96,7 @@ class LikelihoodMaximization(nn.Module):
         weights = tuple(p for p in self.denoiser.parameters() if p.requires_grad)
         z = self.denoiser.encode(x)
         advance = partial(self._advance, noise.child("forward"), z)
-        state = chain(advance, _state(z), self.steps, beside=(z, *weights))
+        state = chain(advance, _state(z), self.steps, other_inputs=(z, *weights))
         return self.denoiser.decode(state.chunk(3, 1)[0])
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
@@ -109,24 +109,26 @@ class LikelihoodMaximization(nn.Module):
             yield 1 - (i + 1) / self.steps, self.denoiser.decode(state.chunk(3, 1)[0])
 
     def _advance(self, noise: Noise, center: Tensor, i: int, state: Tensor) -> Tensor:
-        z, first, second = state.chunk(3, 1)
-        signs = self.optimizer == "momentum"  # their derivative is 0, so they need no graph
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not signs):
+        z, first_moment, second_moment = state.chunk(3, 1)
+        uses_sign = self.optimizer == "momentum"  # their derivative is 0, so they need no graph
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not uses_sign):
             gradient = ascent(lambda at: self._loss(at, noise.child(i)), z)
         if self.optimizer == "gradient":
             z = z - 2 * self.step_size * z[0].numel() * gradient
-            return torch.cat([self._near(z, center), first, second], 1)
-        first = 0.9 * first + 0.1 * gradient
-        if signs:
-            move = first.sign()
+            return torch.cat([self._clamped(z, center), first_moment, second_moment], 1)
+        first_moment = 0.9 * first_moment + 0.1 * gradient
+        if uses_sign:
+            move = first_moment.sign()
         else:
-            second = 0.999 * second + 0.001 * gradient**2
+            second_moment = 0.999 * second_moment + 0.001 * gradient**2
             # inside the root, Adam's 1e-8 keeps the derivative finite where the gradient is 0
-            size = torch.sqrt(second / (1 - 0.999 ** (i + 1)) + 1e-16)
-            move = first / (1 - 0.9 ** (i + 1)) / size
-        return torch.cat([self._near(z - 2 * self.step_size * move, center), first, second], 1)
+            size = torch.sqrt(second_moment / (1 - 0.999 ** (i + 1)) + 1e-16)
+            move = first_moment / (1 - 0.9 ** (i + 1)) / size
+        return torch.cat(
+            [self._clamped(z - 2 * self.step_size * move, center), first_moment, second_moment], 1
+        )
 
-    def _near(self, z: Tensor, center: Tensor) -> Tensor:
+    def _clamped(self, z: Tensor, center: Tensor) -> Tensor:
         """`z` clamped to [-1, 1] and to the ball around `center`, if there is one."""
         if self.eta is None:
             return z

@@ -44,8 +44,8 @@ class Spectrum:
         rings = self._rings(x)
         member = F.one_hot(rings.flatten(), self.bands).to(x)
         mean = magnitude @ (member / member.sum(0).clamp(min=1))
-        least = FLOOR * magnitude.mean(1, keepdim=True) + TINY
-        weight = -self.gamma * (mean + least).log()[:, rings]
+        floor = FLOOR * magnitude.mean(1, keepdim=True) + TINY
+        weight = -self.gamma * (mean + floor).log()[:, rings]
         weight = (weight - weight.amax((1, 2), keepdim=True)).exp()
         return weight / weight.square().mean((1, 2), keepdim=True).sqrt()
 

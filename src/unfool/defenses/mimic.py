@@ -69,10 +69,10 @@ class Mimic:
                 slope = ascent(lambda _: self._distance(x_hat - x).flatten(1).sum(1), x_t)
             else:
                 slope = self._slope(x_hat - x) / now.alpha
-            kept = now.alpha / then.alpha
-            # a term g of the score moves the mean of a DDPM step by (1 - kept^2) / kept g
-            moves = torch.where(kept < 1, kept / (1 - kept**2), 0)
-            return -share * now.alpha * moves * slope
+            alpha_ratio = now.alpha / then.alpha
+            # a term g of the score moves the mean of a DDPM step by (1 - ratio^2) / ratio g
+            factor = torch.where(alpha_ratio < 1, alpha_ratio / (1 - alpha_ratio**2), 0)
+            return -share * now.alpha * factor * slope
 
         return guide
 

@@ -73,7 +73,7 @@ def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int, first:
     check_images(x)
     check_evaluating(model)
     check_noise(noise, len(x))
-    if noise.given is not None:
+    if noise.known_noise is not None:
         raise ValueError(
             "this noise is known to an attacker, so accuracy on it is not robust accuracy: "
             "evaluate with independent noise, such as Noise.of(seed, indices)"
@@ -99,7 +99,7 @@ def predict(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
         ValueError: The model does not return logits of 2 classes or more.
         RuntimeError: Logits are not finite.
     """
-    return _answer(model, x, noise).argmax(1)
+    return _checked_logits(model, x, noise).argmax(1)
 
 
 def majority_class(chosen: Tensor, classes: int) -> Tensor:
@@ -130,31 +130,31 @@ def majority_vote(model: Classifier, x: Tensor, streams: Sequence[Noise]) -> Ten
     for stream in streams:
         check_noise(stream, len(x))
     winners = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    open_ = torch.arange(len(x), device=x.device)
+    undecided = torch.arange(len(x), device=x.device)
     counts: Tensor | None = None
-    for asked, stream in enumerate(streams, 1):
-        if not len(open_):
+    for votes_cast, stream in enumerate(streams, 1):
+        if not len(undecided):
             break
-        logits = _answer(model, x[open_], stream.take(open_))
+        logits = _checked_logits(model, x[undecided], stream.take(undecided))
         choice = nn.functional.one_hot(logits.argmax(1), logits.shape[1])
         counts = choice if counts is None else counts + choice
-        winners[open_] = counts.argmax(1)
-        still = ~_settled(counts, len(streams) - asked)
-        open_, counts = open_[still], counts[still]
+        winners[undecided] = counts.argmax(1)
+        is_undecided = ~_is_settled(counts, len(streams) - votes_cast)
+        undecided, counts = undecided[is_undecided], counts[is_undecided]
     return winners
 
 
-def _answer(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
+def _checked_logits(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
     logits = model(x, noise)
     check_logits(logits, len(x))
     check_finite(logits)
     return logits
 
 
-def _settled(counts: Tensor, left: int) -> Tensor:
-    """Whether `left` more votes cannot change the class with most of `counts` (B, K), (B,)."""
+def _is_settled(counts: Tensor, votes_left: int) -> Tensor:
+    """Whether `votes_left` more votes cannot change the class with most of `counts` (B, K), (B,)."""
     first = counts.argmax(1, keepdim=True)
     most = counts.gather(1, first)
-    others = (counts + left).scatter(1, first, -1)
+    others = (counts + votes_left).scatter(1, first, -1)
     lower = torch.arange(counts.shape[1], device=counts.device) < first  # wins ties
     return ~((others > most) | ((others == most) & lower)).any(1)

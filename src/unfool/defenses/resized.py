@@ -52,7 +52,7 @@ class Resized(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         check_images(x)
-        return _to(x.shape[2:], self.purifier(_to(self.size, x), noise))
+        return _resize(x.shape[2:], self.purifier(_resize(self.size, x), noise))
 
     def adjoint(self) -> Purifier:
         """This purifier with the adjoint gradient of the one inside.
@@ -79,11 +79,11 @@ class Resized(nn.Module):
 
     def _walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """Yield the path of the purifier inside, at the size of `x`."""
-        for t, state in self.purifier.walk(_to(self.size, x), noise):  # pyright: ignore
-            yield t, _to(x.shape[2:], state)
+        for t, state in self.purifier.walk(_resize(self.size, x), noise):  # pyright: ignore
+            yield t, _resize(x.shape[2:], state)
 
 
-def _to(size: tuple[int, ...], x: Tensor) -> Tensor:
+def _resize(size: tuple[int, ...], x: Tensor) -> Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

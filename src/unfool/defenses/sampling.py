@@ -64,13 +64,13 @@ def make_sampler(
     """
     check_arguments(make_sampler, locals())
     chain = chain_length(denoiser.schedule)
-    jumps = callable(sampler) or sampler in ("ddpm", "ddim")
-    if (jumps or isinstance(denoiser.schedule, Discrete)) and steps > round(t * chain):
+    uses_whole_steps = callable(sampler) or sampler in ("ddpm", "ddim")
+    if (uses_whole_steps or isinstance(denoiser.schedule, Discrete)) and steps > round(t * chain):
         raise ValueError(
             f"steps must be at most {round(t * chain)}, the number of the schedule's {chain} steps "
             f"below t = {t}; not {steps}"
         )
-    if not jumps and t / steps <= END:
+    if not uses_whole_steps and t / steps <= END:
         raise ValueError(f"steps must be below t / {END:g} = {t / END:.0f}, not {steps}")
     if callable(sampler):
         return Sampler(strided(t, steps, chain), sampler)
@@ -88,13 +88,16 @@ def make_sampler(
         "ddim": DDIM(eta),
         "ode": flow,
     }
-    return Sampler(strided(t, steps, chain) if jumps else even(t, steps), choices[sampler])
+    times = strided(t, steps, chain) if uses_whole_steps else even(t, steps)
+    return Sampler(times, choices[sampler])
 
 
 Walk = Callable[[Tensor], Iterator[tuple[float, Tensor]]]
 
 
-def in_turn(x: Tensor, walks: Sequence[tuple[float, Walk]]) -> Iterator[tuple[float, Tensor]]:
+def walk_in_sequence(
+    x: Tensor, walks: Sequence[tuple[float, Walk]]
+) -> Iterator[tuple[float, Tensor]]:
     """Yield the states of passes, each starting where the last one ended, as (time left, state).
 
     Args:
@@ -102,9 +105,9 @@ def in_turn(x: Tensor, walks: Sequence[tuple[float, Walk]]) -> Iterator[tuple[fl
         walks: For each pass, the time it takes and its path: a function from its first state to
             pairs of the time left in the pass and the state.
     """
-    left = sum(length for length, _ in walks)
+    time_left = sum(length for length, _ in walks)
     for length, walk in walks:
-        left -= length
+        time_left -= length
         for t, state in walk(x):
             x = state
-            yield left + t, x
+            yield time_left + t, x

@@ -11,7 +11,7 @@ from unfool.diffusion.gradient import chain
 from unfool.noise import Noise
 from unfool.ranges import Count, Positive, Share, Time, check_arguments
 
-LEAST = 1e-4  # the smallest time that an image is noised to
+MIN_TIME = 1e-4  # the smallest time that an image is noised to
 
 
 class ScoreNorm(nn.Module):
@@ -68,10 +68,10 @@ class ScoreNorm(nn.Module):
         norms = _norms(self.denoiser, x, noise, self.levels, self.up_to)
         excess = (norms - self.center) / self.width
         if self.shape == "sigmoid":
-            own = (t + self.bias) * excess.sigmoid()
+            times = (t + self.bias) * excess.sigmoid()
         else:
-            own = t * (excess + 0.5).clamp(0, 1) + self.bias
-        return own.clamp(LEAST, 1)
+            times = t * (excess + 0.5).clamp(0, 1) + self.bias
+        return times.clamp(MIN_TIME, 1)
 
 
 @torch.no_grad()

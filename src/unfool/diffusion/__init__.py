@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from unfool.lazy import lazily
+from unfool.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from unfool.diffusion.denoiser import Denoiser as Denoiser
@@ -18,4 +18,4 @@ if TYPE_CHECKING:
 
 # `reverse` has the same name as its module, so only `unfool` exports it.
 else:  # only at run time, so that type checkers do not accept unknown names
-    __getattr__, __dir__, __all__ = lazily(__name__)
+    __getattr__, __dir__, __all__ = lazy_exports(__name__)

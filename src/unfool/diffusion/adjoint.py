@@ -114,28 +114,28 @@ def _brownian(torchsde: Any, x: Tensor, grid: list[float], noise: Noise) -> Any:
 
     Between two grid times it is a Brownian bridge, which the backward pass evaluates once.
     """
-    heights = [torch.zeros_like(x.flatten(1))]
+    path = [torch.zeros_like(x.flatten(1))]
     for k in range(len(grid) - 1):
         draw = noise.child(k).normal(x).flatten(1)
-        heights.append(heights[-1] + math.sqrt(grid[k + 1] - grid[k]) * draw)
+        path.append(path[-1] + math.sqrt(grid[k + 1] - grid[k]) * draw)
 
-    def height(when: Tensor) -> Tensor:
+    def path_at(when: Tensor) -> Tensor:
         time = float(when)
         k = min(max(bisect_right(grid, time) - 1, 0), len(grid) - 2)
         h = grid[k + 1] - grid[k]
         share = min(max((time - grid[k]) / h, 0.0), 1.0)
-        between = (1 - share) * heights[k] + share * heights[k + 1]
+        interpolated = (1 - share) * path[k] + share * path[k + 1]
         if min(share, 1 - share) < RELATIVE_TOLERANCE:
-            return between
+            return interpolated
         bridge = noise.child(k, "bridge").normal(x).flatten(1)
-        return between + math.sqrt(share * (1 - share) * h) * bridge
+        return interpolated + math.sqrt(share * (1 - share) * h) * bridge
 
     class Path(torchsde.BaseBrownian):
-        dtype, device, shape = x.dtype, x.device, heights[0].shape
+        dtype, device, shape = x.dtype, x.device, path[0].shape
         levy_area_approximation = "none"
 
         def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False):
-            return height(tb) - height(ta)
+            return path_at(tb) - path_at(ta)
 
         def __repr__(self):
             return "the path of the purifier's noise"

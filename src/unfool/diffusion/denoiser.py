@@ -183,7 +183,7 @@ class NetworkDenoiser(Denoiser):
             return (z - keep * (alpha * z + sigma * eps)) / scale
         return {"noise": eps, "subvp": eps, "ve": -eps, "image": z}[self.predicts]
 
-    def sharpness(self, t: Tensor) -> Tensor:
+    def loss_factor(self, t: Tensor) -> Tensor:
         """The factor from a squared error of x_hat to the squared error of the prediction."""
         _, alpha, sigma, _ = self.schedule(t)
         if self.predicts == "image":

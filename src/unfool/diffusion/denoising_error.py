@@ -18,7 +18,8 @@ from unfool.diffusion.schedule import VP, Discrete, Schedule
 from unfool.noise import Noise
 
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3)
-BETTER = 0.75  # another setting is suggested if its error is below this share of the current one
+# Another setting is suggested if its error is below this share of the current one.
+BETTER_SHARE = 0.75
 SCHEDULES: dict[str, Schedule] = {
     "vp": VP(),
     "discrete": Discrete(),
@@ -29,7 +30,7 @@ SCHEDULES: dict[str, Schedule] = {
     ),
 }
 # Pairs of prediction and time input that only work together.
-TOGETHER: tuple[tuple[Prediction, Time], ...] = (
+LINKED_SETTINGS: tuple[tuple[Prediction, Time], ...] = (
     ("edm", "edm"),
     ("ve", "ve"),
     ("noise", "index"),
@@ -85,8 +86,8 @@ def clean_images(
         label: Their classes (B,), if the denoiser is to be conditioned on them.
     """
     z = denoiser.encode(x)
-    told = None if label is None else label[:count]
-    return Clean(z[:count], z.mean(0), z.var(0, correction=0), told)
+    chosen_label = None if label is None else label[:count]
+    return Clean(z[:count], z.mean(0), z.var(0, correction=0), chosen_label)
 
 
 @torch.no_grad()
@@ -102,17 +103,20 @@ def denoising_errors(
         seed: The seed of the noise.
     """
     noise = Noise.of(seed, range(len(clean.z))).child("denoising")
-    found: list[DenoisingError] = []
+    results: list[DenoisingError] = []
     for t in times:
-        at = torch.tensor(t, dtype=torch.float64)
-        _, alpha, sigma, _ = (float(value) for value in denoiser.schedule(at))
+        time = torch.tensor(t, dtype=torch.float64)
+        _, alpha, sigma, _ = (float(value) for value in denoiser.schedule(time))
         x_t = alpha * clean.z + sigma * noise.normal(clean.z)
         gain = alpha * clean.variance / (alpha**2 * clean.variance + sigma**2)
         linear = clean.mean + gain * (x_t - alpha * clean.mean)
-        x_hat = denoiser(x_t, at.to(x_t.device), clean.label)
-        errors = (float((e - clean.z).square().mean().sqrt()) for e in (x_hat, linear, x_t / alpha))
-        found.append(DenoisingError(t, *errors))
-    return found
+        x_hat = denoiser(x_t, time.to(x_t.device), clean.label)
+        errors = (
+            float((estimate - clean.z).square().mean().sqrt())
+            for estimate in (x_hat, linear, x_t / alpha)
+        )
+        results.append(DenoisingError(t, *errors))
+    return results
 
 
 def ratios(errors: Sequence[DenoisingError]) -> list[float]:
@@ -131,36 +135,36 @@ def better_setting(
     """
     if not isinstance(denoiser, NetworkDenoiser):
         return None
-    own = {name: getattr(denoiser, name) for name in ("time", "predicts", "schedule")}
+    current = {name: getattr(denoiser, name) for name in ("time", "predicts", "schedule")}
     best: tuple[str, float] | None = None
-    limit = min(BETTER * _mean_ratio(denoiser, clean, times), 1.0)
+    limit = min(BETTER_SHARE * _mean_ratio(denoiser, clean, times), 1.0)
     try:
-        for told, setting in _others(own):
-            for name, value in {**own, **setting}.items():
+        for description, setting in _other_settings(current):
+            for name, value in {**current, **setting}.items():
                 setattr(denoiser, name, value)
             ratio = _mean_ratio(denoiser, clean, times)
             if ratio < (limit if best is None else best[1]):
-                best = told, ratio
+                best = description, ratio
     finally:
-        for name, value in own.items():
+        for name, value in current.items():
             setattr(denoiser, name, value)
     return best
 
 
 def _mean_ratio(denoiser: Denoiser, clean: Clean, times: Sequence[float]) -> float:
-    found = ratios(denoising_errors(denoiser, clean, times))
-    mean = sum(found) / len(found)
+    values = ratios(denoising_errors(denoiser, clean, times))
+    mean = sum(values) / len(values)
     return mean if mean == mean else float("inf")  # NaN is worse than all
 
 
-def _others(own: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The settings that change one part of `own`, and the pairs that only work together."""
+def _other_settings(current: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The settings that change one part of `current`, and the pairs that only work together."""
     for time in get_args(Time):
         yield f"time: {time}", {"time": time}
     for predicts in get_args(Prediction):
         yield f"predicts: {predicts}", {"predicts": predicts}
     for name, schedule in SCHEDULES.items():
         yield f"schedule: {name}", {"schedule": schedule}
-    for predicts, time in TOGETHER:
-        if own["predicts"] != predicts and own["time"] != time:
+    for predicts, time in LINKED_SETTINGS:
+        if current["predicts"] != predicts and current["time"] != time:
             yield f"predicts: {predicts}, time: {time}", {"predicts": predicts, "time": time}

@@ -20,24 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from unfool.diffusion.denoiser import NetworkDenoiser
-from unfool.diffusion.gradient import replayed
+from unfool.diffusion.gradient import may_be_replayed
 from unfool.errors import SpecError
 from unfool.runtime.files import write_bytes
 
 ExecutionMode = Literal["plain", "channels_last", "compiled", "cuda_graphs"]
 Execution = Literal["auto", ExecutionMode]
-TRIAL_SIZES: tuple[ExecutionMode, ...] = ("plain", "channels_last", "compiled")
+TRIAL_MODES: tuple[ExecutionMode, ...] = ("plain", "channels_last", "compiled")
 RELATIVE_TOLERANCE = 1e-3  # a mode with a larger relative error than this is not used
 MAX_BATCH = 32  # the most images in a trial
-MODES = 2  # version of the modes: increase it when one changes, so that trials run again
+MODES_VERSION = 2  # version of the modes: increase it when one changes, so that trials run again
 
 
 class Trial(NamedTuple):
     """Measurements of one execution mode.
 
     Attributes:
-        forward: Seconds of a forward pass, in each turn.
-        gradient: Seconds of a forward pass with its vector-Jacobian product, in each turn.
+        forward: Seconds of a forward pass, in each repetition.
+        gradient: Seconds of a forward pass with its vector-Jacobian product, in each repetition.
         error: The relative difference of outputs or gradients from the plain mode, the larger one.
         prepare: Seconds to set up the mode and run the first calls.
     """
@@ -64,7 +64,10 @@ def execute(model: object, mode: Execution, rows: int) -> None:
         return
     for part in [module for module in model.modules() if isinstance(module, NetworkDenoiser)]:
         chosen = choose(part, min(rows, MAX_BATCH)) if mode == "auto" else mode
-        if mode != "auto" and (error := off(part, mode, min(rows, MAX_BATCH))) > RELATIVE_TOLERANCE:
+        if (
+            mode != "auto"
+            and (error := relative_error_of(part, mode, min(rows, MAX_BATCH))) > RELATIVE_TOLERANCE
+        ):
             raise SpecError(
                 f"machine.execution: {mode} gives different numbers than plain on this machine (a "
                 f"relative error of {error:.1g}): use auto or plain"
@@ -72,7 +75,7 @@ def execute(model: object, mode: Execution, rows: int) -> None:
         run_as(part, chosen)
 
 
-def off(denoiser: NetworkDenoiser, mode: ExecutionMode, rows: int) -> float:
+def relative_error_of(denoiser: NetworkDenoiser, mode: ExecutionMode, rows: int) -> float:
     """The relative error of a mode's values and gradients; 0 if the denoiser has no fixed shape."""
     if denoiser.shape is None:
         return 0.0
@@ -115,7 +118,7 @@ class _Compiled:
         self.compiled = torch.compile(network.forward, options=options)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        plain = torch.is_grad_enabled() or replayed.get()
+        plain = torch.is_grad_enabled() or may_be_replayed.get()
         run = self.plain if plain else self.compiled
         return run(*args, **options)
 
@@ -124,17 +127,17 @@ class _Compiled:
 
 
 def compile_network(network: nn.Module, **options: Any) -> None:
-    """Compile a network in place, after `spread`; its weights keep their names.
+    """Compile a network in place, after `replace_upsampling`; its weights keep their names.
 
     Args:
         network: The network.
         options: Options of `torch.compile`.
     """
-    spread(network)
+    replace_upsampling(network)
     network.compile(**options)
 
 
-def spread(network: nn.Module) -> None:
+def replace_upsampling(network: nn.Module) -> None:
     """Replace upsampling by a factor of 2 with a view that repeats pixels, with the same values.
 
     This covers `nn.Upsample`, as in our U-Net, and diffusers' `Upsample2D`.
@@ -144,13 +147,13 @@ def spread(network: nn.Module) -> None:
     """
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Upsample) and (module.scale_factor, module.mode) == (2, "nearest"):
-            network.set_submodule(name, _Double())
+            network.set_submodule(name, _RepeatPixels())
         elif type(module).__name__ == "Upsample2D" and getattr(module, "interpolate", False):
             module.interpolate = False  # pyright: ignore[reportArgumentType]
-            module.register_forward_pre_hook(_doubled)
+            module.register_forward_pre_hook(_upsample_before)
 
 
-class _Double(nn.Module):
+class _RepeatPixels(nn.Module):
     """A layer that repeats pixels, from (B, C, H, W) to (B, C, 2H, 2W)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,11 +162,11 @@ class _Double(nn.Module):
         return twice.reshape(rows, channels, 2 * height, 2 * width)
 
 
-def _doubled(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _upsample_before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     x, *rest = inputs
     if rest and rest[0] is not None:  # a given output size may differ from double
         return nn.functional.interpolate(x, size=rest[0], mode="nearest"), *rest
-    return _Double()(x), *rest
+    return _RepeatPixels()(x), *rest
 
 
 def choose(denoiser: NetworkDenoiser, rows: int, memory: Path | None = None) -> ExecutionMode:
@@ -177,11 +180,11 @@ def choose(denoiser: NetworkDenoiser, rows: int, memory: Path | None = None) -> 
     if denoiser.shape is None:
         return "plain"
     memory, key = memory or _memory(), _fingerprint(denoiser, rows)
-    known: dict[str, ExecutionMode] = {}
+    remembered: dict[str, ExecutionMode] = {}
     with suppress(OSError, ValueError, TypeError):
-        known = dict(json.loads(memory.read_text("utf-8")))
-    if known.get(key) in TRIAL_SIZES:
-        return known[key]
+        remembered = dict(json.loads(memory.read_text("utf-8")))
+    if remembered.get(key) in TRIAL_MODES:
+        return remembered[key]
     print(
         (
             "unfool: finding the fastest way to run the denoiser on this machine; this takes minutes, "
@@ -189,29 +192,31 @@ def choose(denoiser: NetworkDenoiser, rows: int, memory: Path | None = None) -> 
         ),
         file=sys.stderr,
     )
-    found: dict[ExecutionMode, Trial]
-    found = {
+    usable: dict[ExecutionMode, Trial]
+    usable = {
         mode: trial
         for mode, trial in trials(denoiser, rows).items()
         if trial.error <= RELATIVE_TOLERANCE
     }
-    best = min(found, key=lambda mode: min(found[mode].forward) + min(found[mode].gradient))
+    best = min(usable, key=lambda mode: min(usable[mode].forward) + min(usable[mode].gradient))
     with suppress(OSError):  # if the file cannot be written, the next run tries again
-        write_bytes(memory, (json.dumps(known | {key: best}, indent=1) + "\n").encode())
+        write_bytes(memory, (json.dumps(remembered | {key: best}, indent=1) + "\n").encode())
     return best
 
 
-def trials(denoiser: NetworkDenoiser, rows: int, turns: int = 5) -> dict[ExecutionMode, Trial]:
-    """Time the modes of `TRIAL_SIZES` on copies of a denoiser, without those that fail here.
+def trials(
+    denoiser: NetworkDenoiser, rows: int, repetitions: int = 5
+) -> dict[ExecutionMode, Trial]:
+    """Time the modes of `TRIAL_MODES` on copies of a denoiser, without those that fail here.
 
     Args:
         denoiser: The denoiser, frozen.
         rows: The number of images.
-        turns: The number of timings of each mode; in each turn, all modes run in order.
+        repetitions: The number of timings of each mode; in each repetition, all modes run in order.
     """
     x = _input(denoiser, rows)
     copies: dict[ExecutionMode, tuple[NetworkDenoiser, float, list[Tensor]]] = {}
-    for mode in TRIAL_SIZES:
+    for mode in TRIAL_MODES:
         copy, began = deepcopy(denoiser), time.perf_counter()
         try:
             run_as(copy, mode)
@@ -223,13 +228,16 @@ def trials(denoiser: NetworkDenoiser, rows: int, turns: int = 5) -> dict[Executi
         copies[mode] = copy, time.perf_counter() - began, outputs
     plain = copies["plain"][2]
     errors = {mode: _relative_error(outputs, plain) for mode, (_, _, outputs) in copies.items()}
-    found: dict[ExecutionMode, Trial]
-    found = {mode: Trial([], [], errors[mode], first) for mode, (_, first, _) in copies.items()}
-    for _ in range(turns):
+    results: dict[ExecutionMode, Trial]
+    results = {
+        mode: Trial([], [], errors[mode], prepare_seconds)
+        for mode, (_, prepare_seconds, _) in copies.items()
+    }
+    for _ in range(repetitions):
         for mode, (copy, _, _) in copies.items():
-            found[mode].forward.append(_seconds(_forward, copy, x))
-            found[mode].gradient.append(_seconds(_gradient, copy, x))
-    return found
+            results[mode].forward.append(_seconds(_forward, copy, x))
+            results[mode].gradient.append(_seconds(_gradient, copy, x))
+    return results
 
 
 def _input(denoiser: NetworkDenoiser, rows: int) -> Tensor:
@@ -243,8 +251,8 @@ def _outputs_of(denoiser: NetworkDenoiser, x: Tensor) -> list[Tensor]:
     return [_forward(denoiser, x), _gradient(denoiser, x)]
 
 
-def _relative_error(found: list[Tensor], plain: list[Tensor]) -> float:
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, plain, strict=True))
+def _relative_error(outputs: list[Tensor], plain: list[Tensor]) -> float:
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(outputs, plain, strict=True))
 
 
 def _forward(denoiser: NetworkDenoiser, x: Tensor) -> Tensor:
@@ -264,9 +272,9 @@ def _seconds(
 ) -> float:
     """Seconds of process time on a CPU, as it may be shared; of wall-clock time on a GPU."""
     clock = time.perf_counter if x.is_cuda else time.process_time
-    began = clock()
+    start = clock()
     float(run(denoiser, x).flatten()[0])  # wait for the device
-    return clock() - began
+    return clock() - start
 
 
 def _memory() -> Path:
@@ -278,12 +286,14 @@ def _fingerprint(denoiser: NetworkDenoiser, rows: int) -> str:
     """A hash of the machine, the torch version, and the shapes of the network and the images."""
     weight = next(denoiser.parameters())
     if weight.is_cuda:
-        where = torch.cuda.get_device_name(weight.device)
+        hardware = torch.cuda.get_device_name(weight.device)
     else:
-        where = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {os.cpu_count()}"
+        hardware = (
+            f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {os.cpu_count()}"
+        )
     facts = [
-        f"ways {MODES}",
-        where,
+        f"ways {MODES_VERSION}",
+        hardware,
         torch.__version__,
         f"{torch.get_num_threads()} {rows} {denoiser.shape}",
     ]

@@ -24,16 +24,16 @@ from unfool.runtime.memory import free_bytes, kept_by_graphs
 
 Advance = Callable[[int, Tensor], Tensor]
 Kind = tuple[Any, ...]
-FREE = 0.25  # the share of free memory that the graphs of all chains may take
-CPU = 2**30  # and the most bytes on a CPU, where keeping much more is slower than replaying
-_graphs: ContextVar[int | None] = ContextVar("graphs", default=None)
-replayed = ContextVar("replayed", default=False)  # whether steps may be replayed
+FREE_SHARE = 0.25  # the share of free memory that the graphs of all chains may take
+CPU_LIMIT = 2**30  # and the most bytes on a CPU, where keeping much more is slower than replaying
+_graphs_to_keep: ContextVar[int | None] = ContextVar("graphs_to_keep", default=None)
+may_be_replayed = ContextVar("may_be_replayed", default=False)  # whether steps may be replayed
 # measured bytes per image of a step's graph, by model and kind of step
 graph_bytes: WeakKeyDictionary[nn.Module, dict[Kind, float]] = WeakKeyDictionary()
 
 
 @contextmanager
-def keeping(graphs: int | None) -> Iterator[None]:
+def keep_graphs(graphs: int | None) -> Iterator[None]:
     """Make chains in this block keep the graphs of their last `graphs` steps and replay the others.
 
     None, which is the default outside of such a block, keeps as many as fit into a quarter of the
@@ -42,18 +42,18 @@ def keeping(graphs: int | None) -> Iterator[None]:
     A kept graph takes the memory of its activations and saves a forward call on the backward pass.
     With all graphs kept, a chain is plain autograd, which can be differentiated twice.
     """
-    token = _graphs.set(graphs)
+    token = _graphs_to_keep.set(graphs)
     try:
         yield
     finally:
-        _graphs.reset(token)
+        _graphs_to_keep.reset(token)
 
 
 def chain(
     advance: Advance,
     x: Tensor,
     steps: int,
-    beside: Sequence[Tensor] = (),
+    other_inputs: Sequence[Tensor] = (),
     owner: nn.Module | None = None,
     kind: Kind = (),
 ) -> Tensor:
@@ -63,21 +63,23 @@ def chain(
         advance: A step, which maps its number and the state to the next state. A pure function.
         x: The first state (B, ...).
         steps: The number of steps.
-        beside: Other tensors that `advance` uses and that may need a gradient, such as the image
+        other_inputs: Other tensors that `advance` uses and that may need a gradient, such as the image
             that a guide looks at or the weights of a network in training.
         owner: The network of the steps. The memory of their graphs is measured on the first
             backward pass and remembered with it; without an owner, all steps are replayed.
         kind: What else that memory depends on.
     """
-    needed = list({id(tensor): tensor for tensor in beside if tensor.requires_grad}.values())
-    asked = _graphs.get()
-    plain = asked is not None and asked >= steps
-    if torch.is_grad_enabled() and (x.requires_grad or needed) and not plain:
-        cast = torch.is_autocast_enabled(x.device.type)
-        learn = Learned(owner, (*kind, x.shape[1:], x.dtype, cast))
-        first = max(0, steps - learn.graphs(len(x), x.device))
+    differentiated = list(
+        {id(tensor): tensor for tensor in other_inputs if tensor.requires_grad}.values()
+    )
+    graphs = _graphs_to_keep.get()
+    is_plain = graphs is not None and graphs >= steps
+    if torch.is_grad_enabled() and (x.requires_grad or differentiated) and not is_plain:
+        autocast = torch.is_autocast_enabled(x.device.type)
+        memory = GraphMemory(owner, (*kind, x.shape[1:], x.dtype, autocast))
+        first = max(0, steps - memory.graphs_to_keep(len(x), x.device))
         with _as_replayed():
-            return _Chain.apply(advance, steps, first, learn, x, *needed)  # pyright: ignore
+            return _Chain.apply(advance, steps, first, memory, x, *differentiated)  # pyright: ignore
     for i in range(steps):
         x = advance(i, x)
     return x
@@ -90,11 +92,11 @@ def vector_jacobian(out: Tensor, inputs: Sequence[Tensor], vector: Tensor) -> tu
     time, which takes half a second.
     """
     with torch.enable_grad():
-        along = (out * vector).sum()
-    return torch.autograd.grad(along, inputs, allow_unused=True)
+        product = (out * vector).sum()
+    return torch.autograd.grad(product, inputs, allow_unused=True)
 
 
-class Learned:
+class GraphMemory:
     """The memory of a step's graph per image, as measured on the first backward pass.
 
     Args:
@@ -104,24 +106,28 @@ class Learned:
 
     def __init__(self, owner: nn.Module | None, kind: Kind):
         self.owner, self.kind = owner, kind
-        self.known = owner is None or kind in graph_bytes.get(owner, {})
+        self.is_measured = owner is None or kind in graph_bytes.get(owner, {})
 
-    def graphs(self, images: int, device: torch.device) -> int:
-        """The number of graphs of `images` images to keep: as many as fit, or as `keeping` sets."""
-        if (asked := _graphs.get()) is not None:
-            return asked
-        size = graph_bytes.get(self.owner, {}).get(self.kind) if self.owner is not None else None
-        if size is None or (free := free_bytes(str(device))) is None:
+    def graphs_to_keep(self, images: int, device: torch.device) -> int:
+        """The number of graphs of `images` images to keep: as many as fit, or as `keep_graphs` sets."""
+        if (graphs := _graphs_to_keep.get()) is not None:
+            return graphs
+        bytes_per_image = (
+            graph_bytes.get(self.owner, {}).get(self.kind) if self.owner is not None else None
+        )
+        if bytes_per_image is None or (free := free_bytes(str(device))) is None:
             return 0
-        held = _Held.all  # what other chains keep until their backward pass
-        most = FREE * (free + held)
-        most = (most if device.type == "cuda" else min(most, CPU)) - held
-        return max(0, int(most / max(size * images, 1)))
+        already_kept = _CountedBytes.total  # what other chains keep until their backward pass
+        allowed = FREE_SHARE * (free + already_kept)
+        allowed = (allowed if device.type == "cuda" else min(allowed, CPU_LIMIT)) - already_kept
+        return max(0, int(allowed / max(bytes_per_image * images, 1)))
 
-    def held(self, images: int) -> "_Held":
+    def counted_bytes(self, images: int) -> "_CountedBytes":
         """An object that counts the memory of a graph of `images` images while it exists."""
-        size = graph_bytes.get(self.owner, {}).get(self.kind, 0) if self.owner is not None else 0
-        return _Held(size * images)
+        bytes_per_image = (
+            graph_bytes.get(self.owner, {}).get(self.kind, 0) if self.owner is not None else 0
+        )
+        return _CountedBytes(bytes_per_image * images)
 
     def forget(self) -> None:
         """Discard the measurement: keep no graphs until another backward pass measures them."""
@@ -129,9 +135,9 @@ class Learned:
             graph_bytes.get(self.owner, {}).pop(self.kind, None)
 
     @contextmanager
-    def watching(self, images: int) -> Iterator[None]:
+    def measure(self, images: int) -> Iterator[None]:
         """Measure the graph of a step that runs inside; the largest on a backward pass counts."""
-        if self.known or self.owner is None:
+        if self.is_measured or self.owner is None:
             yield
             return
         with kept_by_graphs(self.owner) as kept:
@@ -140,30 +146,30 @@ class Learned:
         sizes[self.kind] = max(sizes.get(self.kind, 0), kept.peak / images)
 
 
-class _Held:
+class _CountedBytes:
     """Bytes of a kept graph.
 
     Attributes:
-        all: Bytes of all kept graphs.
+        total: Bytes of all kept graphs.
     """
 
-    all = 0.0
+    total = 0.0
 
     def __init__(self, size: float):
         self.size = size
-        _Held.all += size
+        _CountedBytes.total += size
 
     def __del__(self) -> None:
-        _Held.all -= self.size
+        _CountedBytes.total -= self.size
 
 
 @contextmanager
 def _as_replayed() -> Iterator[None]:
-    token = replayed.set(True)
+    token = may_be_replayed.set(True)
     try:
         yield
     finally:
-        replayed.reset(token)
+        may_be_replayed.reset(token)
 
 
 @contextmanager
@@ -196,23 +202,23 @@ class _Chain(torch.autograd.Function):
         advance: Advance,
         steps: int,
         first: int,
-        learn: Learned,
+        memory: GraphMemory,
         x: Tensor,
-        *beside: Tensor,
+        *other_inputs: Tensor,
     ) -> Tensor:
         states, x = [], x.detach()  # gradients are off here, and no state should require one
-        places = x.new_empty(steps, *x.shape)  # one allocation takes less memory than many
+        storage = x.new_empty(steps, *x.shape)  # one allocation takes less memory than many
         ctx.kept = {}
         for i in range(steps):
-            states.append(places[i].copy_(x) if x.dtype == places.dtype else x)
+            states.append(storage[i].copy_(x) if x.dtype == storage.dtype else x)
             if i < first:
                 x = advance(i, x)
             else:
-                ctx.kept[i] = (*_Chain.step(advance, i, x), learn.held(len(x)))
+                ctx.kept[i] = (*_Chain.step(advance, i, x), memory.counted_bytes(len(x)))
                 x = ctx.kept[i][1].detach()
-        ctx.advance, ctx.learn = advance, learn
+        ctx.advance, ctx.memory = advance, memory
         ctx.precision = same_precision(x.device.type)
-        ctx.save_for_backward(*states, *beside)
+        ctx.save_for_backward(*states, *other_inputs)
         ctx.steps = steps
         return x if steps else x.clone()
 
@@ -227,15 +233,15 @@ class _Chain(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         saved = ctx.saved_tensors
-        states, beside = saved[: ctx.steps], saved[ctx.steps :]
-        totals: list[Tensor | None] = [None] * len(beside)
+        states, other_inputs = saved[: ctx.steps], saved[ctx.steps :]
+        totals: list[Tensor | None] = [None] * len(other_inputs)
         for i in reversed(range(ctx.steps)):
             if i in ctx.kept:  # its graph is freed now; a second backward pass replays it
                 x, out, _ = ctx.kept.pop(i)
             else:
-                with ctx.learn.watching(len(gradient)), ctx.precision():
+                with ctx.memory.measure(len(gradient)), ctx.precision():
                     x, out = _Chain.step(ctx.advance, i, states[i])
-            gradient, *parts = vector_jacobian(out, (x, *beside), gradient)
+            gradient, *parts = vector_jacobian(out, (x, *other_inputs), gradient)
             for j, part in enumerate(parts):
                 if part is not None:
                     total = totals[j]

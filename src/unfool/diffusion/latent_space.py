@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Schedule
 
-AT_ONCE = 4  # images in the autoencoder at a time: at 512 pixels, its activations take gigabytes
+MAX_IMAGES_AT_ONCE = (
+    4  # images in the autoencoder at a time: at 512 pixels, its activations take gigabytes
+)
 
 
 class Latent(NetworkDenoiser):
@@ -84,11 +86,11 @@ class Latent(NetworkDenoiser):
                 f"the model takes images of {channels} channels, and these have {x.shape[1]}: "
                 "convert the images"
             )
-        return _in_parts(self._code, square(x, size))
+        return _in_batches(self._code, square(x, size))
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode latents to images in [0, 1], of the model's own size."""
-        return _in_parts(self._image, z)
+        return _in_batches(self._image, z)
 
     def _code(self, x: Tensor) -> Tensor:
         mean = self.vae.encode((2 * x - 1).to(self.vae.dtype)).latent_dist.mean
@@ -120,7 +122,9 @@ class Prompted(nn.Module):
     def forward(self, z_t: Tensor, time: Tensor, label: Tensor) -> Tensor:
         """The prediction for z_t (B, C, H, W) at times (B,) and labels (B,)."""
         texts = self.texts[self.places[label]]
-        return through(lambda z: self.unet(z, time, texts, return_dict=False)[0], z_t, self.unet)
+        return in_network_precision(
+            lambda z: self.unet(z, time, texts, return_dict=False)[0], z_t, self.unet
+        )
 
 
 class Numbered(nn.Module):
@@ -147,7 +151,7 @@ class Numbered(nn.Module):
         def run(z: Tensor) -> Tensor:
             return self.transformer(z, time, number, return_dict=False)[0][:, : z.shape[1]]
 
-        return through(run, z_t, self.transformer)
+        return in_network_precision(run, z_t, self.transformer)
 
 
 def factor_of(vae: Any) -> int:
@@ -166,7 +170,7 @@ def square(x: Tensor, size: int) -> Tensor:
     return x[:, :, top : top + size, left : left + size]
 
 
-def through(run: Callable[[Tensor], Tensor], x: Tensor, network: Any) -> Tensor:
+def in_network_precision(run: Callable[[Tensor], Tensor], x: Tensor, network: Any) -> Tensor:
     """Compute `run(x)`, which calls `network`, in its precision; return it in that of `x`.
 
     If the two precisions differ, the backward pass divides the gradient of each row by a power of
@@ -177,47 +181,47 @@ def through(run: Callable[[Tensor], Tensor], x: Tensor, network: Any) -> Tensor:
         return run(x).to(x)  # under autocast, the output may have another precision
     if not x.requires_grad or any(p.requires_grad for p in network.parameters()):
         return run(x.to(network.dtype)).to(x)
-    carried: list[Tensor] = []
-    inside = _Enter.apply(x, network.dtype, carried)
-    return _Leave.apply(run(inside), x.dtype, carried)  # pyright: ignore
+    scales: list[Tensor] = []
+    converted = _Enter.apply(x, network.dtype, scales)
+    return _Leave.apply(run(converted), x.dtype, scales)  # pyright: ignore
 
 
 class _Enter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: torch.dtype, carried: list[Tensor]) -> Tensor:
-        ctx.kind, ctx.carried = x.dtype, carried
-        return x.to(kind)
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, scales: list[Tensor]) -> Tensor:
+        ctx.dtype, ctx.scales = x.dtype, scales
+        return x.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        return gradient.to(ctx.kind) * ctx.carried[-1].to(ctx.kind), None, None
+        return gradient.to(ctx.dtype) * ctx.scales[-1].to(ctx.dtype), None, None
 
 
 class _Leave(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, out: Tensor, kind: torch.dtype, carried: list[Tensor]) -> Tensor:
-        ctx.kind, ctx.carried = out.dtype, carried
-        return out.to(kind)
+    def forward(ctx: Any, out: Tensor, dtype: torch.dtype, scales: list[Tensor]) -> Tensor:
+        ctx.dtype, ctx.scales = out.dtype, scales
+        return out.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        most = gradient.detach().flatten(1).abs().amax(1)
-        scale = torch.ldexp(torch.ones_like(most), most.frexp().exponent)
+        largest = gradient.detach().flatten(1).abs().amax(1)
+        scale = torch.ldexp(torch.ones_like(largest), largest.frexp().exponent)
         scale = scale.view(-1, *[1] * (gradient.ndim - 1))
-        ctx.carried.append(scale)
-        return (gradient / scale).to(ctx.kind), None, None
+        ctx.scales.append(scale)
+        return (gradient / scale).to(ctx.dtype), None, None
 
 
-def _in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _in_batches(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply `function` to a few images at a time; the backward pass recomputes several parts."""
-    parts = x.split(AT_ONCE)
+    parts = x.split(MAX_IMAGES_AT_ONCE)
     if len(parts) == 1:
         return function(x)
-    again = torch.is_grad_enabled() and x.requires_grad
-    done = [
+    recompute = torch.is_grad_enabled() and x.requires_grad
+    outputs = [
         checkpoint(function, part, use_reentrant=False, preserve_rng_state=False)
-        if again
+        if recompute
         else function(part)
         for part in parts
     ]
-    return torch.cat(done)  # pyright: ignore
+    return torch.cat(outputs)  # pyright: ignore

@@ -47,13 +47,13 @@ def groups_of(step: Step, scales: Sequence[Scales], which: Sequence[int]) -> Gro
         scales: The scales at every fine time.
         which: The times between which coarse steps go, from `coarse_times`.
     """
-    still = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-    sizes = [float(step(still, still, now, then, _Ones((0,)))) for now, then in pairwise(scales)]
+    zeros = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    sizes = [float(step(zeros, zeros, now, then, _Ones((0,)))) for now, then in pairwise(scales)]
     return tuple(_unit(sizes[a:b]) for a, b in pairwise(which))
 
 
 @dataclass(frozen=True)
-class Along(Noise):
+class CoarseNoise(Noise):
     """Noise whose streams named `reverse`, at any depth, are those of a process in fewer steps.
 
     Attributes:
@@ -63,9 +63,9 @@ class Along(Noise):
     groups: Groups = ()
 
     def _step(self, name: StreamName) -> Noise:
-        below = super()._step(name)
-        kind = _Reverse if name == "reverse" else Along
-        return kind(below.keys, below.given, self.groups)
+        stream = super()._step(name)
+        kind = _Reverse if name == "reverse" else CoarseNoise
+        return kind(stream.keys, stream.known_noise, self.groups)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class _Reverse(Noise):
         parts = tuple(super(_Reverse, self)._step(first + i) for i in range(len(weights)))
         if len(parts) == 1:
             return parts[0]
-        return _Sum(parts[0].keys, parts[0].given, parts, weights)
+        return _Sum(parts[0].keys, parts[0].known_noise, parts, weights)
 
 
 @dataclass(frozen=True)

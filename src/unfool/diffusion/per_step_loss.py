@@ -31,7 +31,7 @@ class Deviation:
     chains: int = 0
 
 
-_ASKED: ContextVar[Deviation | None] = ContextVar("deviation", default=None)
+_DEVIATION: ContextVar[Deviation | None] = ContextVar("deviation", default=None)
 
 
 @contextmanager
@@ -45,12 +45,12 @@ def deviating(weight: float) -> Iterator[Deviation]:
         weight: The weight of the deviation: the mean over steps, channels and pixels of the squared
             distance between the state and that of the forward process, in the denoiser's space.
     """
-    asked = Deviation(weight)
-    token = _ASKED.set(asked)
+    deviation = Deviation(weight)
+    token = _DEVIATION.set(deviation)
     try:
-        yield asked
+        yield deviation
     finally:
-        _ASKED.reset(token)
+        _DEVIATION.reset(token)
 
 
 class ForwardPath:
@@ -73,49 +73,49 @@ class ForwardPath:
         weight: float,
     ):
         self.image, self.start, self.scales = image.detach(), start.detach(), scales
-        self.each = 2 * weight / (start[0].numel() * (times - 1))
+        self.factor = 2 * weight / (start[0].numel() * (times - 1))
         self.to_image = self.to_start = torch.zeros_like(self.start)  # gradients of a backward pass
 
     def begin(self, start: Tensor, image: Tensor) -> Tensor:
         """Return the first state, whose gradient includes its effect on the forward path."""
         return _Begin.apply(start, image, self)  # pyright: ignore
 
-    def meet(self, state: Tensor, i: int) -> Tensor:
+    def add_deviation(self, state: Tensor, i: int) -> Tensor:
         """Return the state after step `i`, whose gradient includes that of its deviation."""
-        return _Meet.apply(state, i, self)  # pyright: ignore
+        return _AddDeviation.apply(state, i, self)  # pyright: ignore
 
-    def apart(self, state: Tensor, i: int) -> Tensor:
+    def deviation_gradient(self, state: Tensor, i: int) -> Tensor:
         """The gradient of the deviation after step `i`; also adds its parts for image and start."""
         first, now = self.scales(0), self.scales(i + 1)
         of_start = now.sigma / first.sigma
         of_image = now.alpha - of_start * first.alpha
-        apart = self.each * (state - of_image * self.image - of_start * self.start)
-        self.to_image = self.to_image - of_image * apart
-        self.to_start = self.to_start - of_start * apart
-        return apart
+        gradient = self.factor * (state - of_image * self.image - of_start * self.start)
+        self.to_image = self.to_image - of_image * gradient
+        self.to_start = self.to_start - of_start * gradient
+        return gradient
 
-    def take(self) -> tuple[Tensor, Tensor]:
+    def take_gradients(self) -> tuple[Tensor, Tensor]:
         """Return the gradients of a backward pass for start and image, and reset them to 0."""
-        found = self.to_start, self.to_image
+        gradients = self.to_start, self.to_image
         self.to_image = self.to_start = torch.zeros_like(self.start)
-        return found
+        return gradients
 
 
 def forward_path(
     image: Tensor | None, start: Tensor, scales: Callable[[int], Scales], times: int
 ) -> ForwardPath | None:
     """The path of a chain inside `deviating`; None elsewhere, or without image or gradients."""
-    asked = _ASKED.get()
-    if asked is None or image is None or not torch.is_grad_enabled():
+    deviation = _DEVIATION.get()
+    if deviation is None or image is None or not torch.is_grad_enabled():
         return None
-    asked.chains += 1
-    return ForwardPath(image, start, scales, times, asked.weight)
+    deviation.chains += 1
+    return ForwardPath(image, start, scales, times, deviation.weight)
 
 
 def count_chain() -> None:
     """Count a chain that does not run, as in the stand-ins of a dry run."""
-    if (asked := _ASKED.get()) is not None:
-        asked.chains += 1
+    if (deviation := _DEVIATION.get()) is not None:
+        deviation.chains += 1
 
 
 class _Begin(torch.autograd.Function):
@@ -128,11 +128,11 @@ class _Begin(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
-        to_start, to_image = ctx.path.take()
+        to_start, to_image = ctx.path.take_gradients()
         return gradient + to_start, to_image, None
 
 
-class _Meet(torch.autograd.Function):
+class _AddDeviation(torch.autograd.Function):
     """A state; the backward pass adds the gradient of its deviation."""
 
     @staticmethod
@@ -144,4 +144,4 @@ class _Meet(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
         (state,) = ctx.saved_tensors
-        return gradient + ctx.path.apart(state, ctx.i), None, None
+        return gradient + ctx.path.deviation_gradient(state, ctx.i), None, None

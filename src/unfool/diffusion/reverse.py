@@ -30,8 +30,9 @@ from unfool.noise import Noise
 from unfool.ranges import Positive, Share
 
 END = 1e-5  # the time at which DiffPure ends the reverse SDE and the ODE
-LEAST, POWER = 0.002, 7  # EDM's times: the smallest noise above 0, in [-1, 1] units, and rho
-CHURN, CHURNED = 6, (0.01, 0.46)  # DPEDM: how much noise is added, and for which sigma / alpha
+SMALLEST_NOISE, RHO = 0.002, 7  # EDM's times: the smallest noise above 0, in [-1, 1] units, and rho
+CHURN_FACTOR = 6  # DPEDM: how much noise is added, and for which sigma / alpha
+CHURNED_RANGE = 0.01, 0.46
 
 
 Estimate = Callable[[Tensor, Scales], Tensor]
@@ -63,9 +64,9 @@ class Ancestral:
         self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
     ) -> Tensor:
         """The posterior mean, plus noise unless `then` is the clean image."""
-        kept = now.alpha / then.alpha
-        beta = 1 - kept**2
-        mean = (beta * then.alpha * x_hat + then.sigma**2 * kept * x_t) / now.sigma**2
+        ratio = now.alpha / then.alpha
+        beta = 1 - ratio**2
+        mean = (beta * then.alpha * x_hat + then.sigma**2 * ratio * x_t) / now.sigma**2
         if not bool((then.sigma > 0).any()):
             return mean
         deviation = torch.sqrt(beta)
@@ -123,15 +124,15 @@ class Heun:
         z, at = x_t / now.alpha, now
         if (later := self.raised.get(float(now.t))) is not None:
             at = self.schedule(torch.tensor(later, dtype=torch.float64))
-            more = torch.square(at.sigma / at.alpha) - torch.square(now.sigma / now.alpha)
-            z = z + self.inflation * torch.sqrt(more) * noise.normal(x_t)
-        size, least = at.sigma / at.alpha, then.sigma / then.alpha
+            added = torch.square(at.sigma / at.alpha) - torch.square(now.sigma / now.alpha)
+            z = z + self.inflation * torch.sqrt(added) * noise.normal(x_t)
+        size, next_size = at.sigma / at.alpha, then.sigma / then.alpha
         slope = (z - estimate(at.alpha * z, at)) / size
-        ahead = z + (least - size) * slope
-        if bool(least > 0):
-            second = (ahead - estimate(then.alpha * ahead, then)) / least
-            ahead = z + (least - size) / 2 * (slope + second)
-        return then.alpha * ahead
+        next_z = z + (next_size - size) * slope
+        if bool(next_size > 0):
+            next_slope = (next_z - estimate(then.alpha * next_z, then)) / next_size
+            next_z = z + (next_size - size) / 2 * (slope + next_slope)
+        return then.alpha * next_z
 
 
 def reverse(
@@ -145,8 +146,8 @@ def reverse(
     correction: Correction | None = None,
     image: Tensor | None = None,
     label: Tensor | None = None,
-    beside: tuple[Tensor, ...] = (),
-    own: Tensor | None = None,
+    other_inputs: tuple[Tensor, ...] = (),
+    start_times: Tensor | None = None,
 ) -> Tensor:
     """Run the reverse process from `x` through `times`, from the first to the last.
 
@@ -155,8 +156,8 @@ def reverse(
 
     The gradient is exact, and its memory does not grow with the number of steps
     (`diffusion.gradient`). It reaches `x`, `image`, the denoiser's weights where they are trained,
-    and the tensors in `beside`, which a guide may use. It does not reach other tensors that a guide
-    or a correction holds.
+    and the tensors in `other_inputs`, which a guide may use. It does not reach other tensors that a
+    guide or a correction holds.
 
     Args:
         denoiser: The model.
@@ -169,36 +170,36 @@ def reverse(
         image: The image that is purified (B, C, H, W), in the denoiser's space, if the correction
             or the guide needs it; else None.
         label: Class labels (B,) for a conditional denoiser.
-        beside: Other tensors a guide uses that may need a gradient.
-        own: The first time of each image (B,), which also gets a gradient. Its other times are in
-            proportion, except the last, which is the same for all. None is `times[0]` for all. It
-            cannot be used with `Heun`.
+        other_inputs: Other tensors a guide uses that may need a gradient.
+        start_times: The first time of each image (B,), which also gets a gradient. Its other times
+            are in proportion, except the last, which is the same for all. None is `times[0]` for
+            all. It cannot be used with `Heun`.
 
     Raises:
         ValueError: The correction or the guide needs `image`, and it is None.
     """
     scales = TimesOfImages(denoiser.schedule, times)
     options = _StepOptions(denoiser, step, guide, correction, image, label)
-    fixed = None if own is None else own.detach()
-    path = forward_path(image, x, lambda i: scales.at(i, fixed), len(times))
+    detached_times = None if start_times is None else start_times.detach()
+    path = forward_path(image, x, lambda i: scales.at(i, detached_times), len(times))
     if path is not None and image is not None:
         x = path.begin(x, image)
 
     def advance(i: int, state: Tensor) -> Tensor:
-        x_t, t = (state, None) if own is None else (state[:, :-1], state[:, -1, 0, 0])
-        drawn = noise.child(i)
+        x_t, t = (state, None) if start_times is None else (state[:, :-1], state[:, -1, 0, 0])
+        step_noise = noise.child(i)
         if draws_ahead(step, x_t) and times[i + 1] > 0:
-            drawn = drawn.drawn_ahead(x_t)
-        then = options.advance(x_t, scales.at(i, t), scales.at(i + 1, t), drawn)
-        then = then if path is None else path.meet(then, i)
-        return then if own is None else torch.cat([then, state[:, -1:]], 1)
+            step_noise = step_noise.drawn_ahead(x_t)
+        then = options.advance(x_t, scales.at(i, t), scales.at(i + 1, t), step_noise)
+        then = then if path is None else path.add_deviation(then, i)
+        return then if start_times is None else torch.cat([then, state[:, -1:]], 1)
 
     weights = tuple(p for p in denoiser.parameters() if p.requires_grad)
-    needed = (*options.differentiated_inputs(), *beside, *weights)
-    if own is None:
+    needed = (*options.differentiated_inputs(), *other_inputs, *weights)
+    if start_times is None:
         return chain(advance, x, len(times) - 1, needed, denoiser, options.kind())
     # The times travel with the states as a channel, so that gradients reach them.
-    state = torch.cat([x, own.to(x)[:, None, None, None].expand_as(x[:, :1])], 1)
+    state = torch.cat([x, start_times.to(x)[:, None, None, None].expand_as(x[:, :1])], 1)
     return chain(advance, state, len(times) - 1, needed, denoiser, options.kind())[:, :-1]
 
 
@@ -221,7 +222,7 @@ def walk(
     correction: Correction | None = None,
     image: Tensor | None = None,
     label: Tensor | None = None,
-    own: Tensor | None = None,
+    start_times: Tensor | None = None,
 ) -> Iterator[tuple[float, Tensor]]:
     """Yield the states of `reverse` as (time, x_t) pairs, from the first to the last.
 
@@ -230,7 +231,7 @@ def walk(
     scales = TimesOfImages(denoiser.schedule, times)
     options = _StepOptions(denoiser, step, guide, correction, image, label)
     yield float(times[0]), x
-    t = None if own is None else own.to(x)
+    t = None if start_times is None else start_times.to(x)
     for i in range(len(times) - 1):
         x = options.advance(x, scales.at(i, t), scales.at(i + 1, t), noise.child(i))
         yield float(times[i + 1]), x
@@ -252,16 +253,16 @@ def even(start: float, steps: int, end: float = END) -> Tensor:
 
 
 def karras(schedule: Schedule, start: float, steps: int) -> Tensor:
-    """The times of EDM (Karras et al., 2022, equation 5): from `start` to the noise LEAST, then 0.
+    """The times of EDM (Karras et al., 2022, equation 5): from `start` to SMALLEST_NOISE, then 0.
 
     In between, (sigma / alpha)^(1 / 7) falls evenly. On a discrete chain, each time is the first
     step with at least that noise, and none is below the chain's first step.
     """
     first = 1 / chain_length(schedule) if isinstance(schedule, Discrete) else 0.0
-    least = max(LEAST, 2 * pixel_noise(schedule, first))
-    top, end = (2 * pixel_noise(schedule, start)) ** (1 / POWER), least ** (1 / POWER)
+    smallest = max(SMALLEST_NOISE, 2 * pixel_noise(schedule, first))
+    largest, end = (2 * pixel_noise(schedule, start)) ** (1 / RHO), smallest ** (1 / RHO)
     parts = [i / max(steps - 1, 1) for i in range(1, steps)]
-    sizes = [(top + part * (end - top)) ** POWER for part in parts]
+    sizes = [(largest + part * (end - largest)) ** RHO for part in parts]
     # a little less than `size`, so that rounding errors do not skip a step
     times = [time_of_noise(schedule, size / 2 * (1 - 1e-12)) for size in sizes]
     return torch.tensor([start, *times, 0.0], dtype=torch.float64)
@@ -274,15 +275,15 @@ def churned(schedule: Schedule, times: Tensor, share: float) -> dict[float, floa
     1 + 6 `share` / N, but at most by sqrt(2). On a discrete chain, the later time is the nearest
     step; no noise is added if that is the same step.
     """
-    more = min(share * CHURN / (len(times) - 1), 2**0.5 - 1)
+    increase = min(share * CHURN_FACTOR / (len(times) - 1), 2**0.5 - 1)
     sizes = {float(t): 2 * pixel_noise(schedule, float(t)) for t in times[:-1]}
-    low, high = CHURNED
+    low, high = CHURNED_RANGE
     later = {
-        t: _time_near(schedule, size * (1 + more) / 2)
+        t: _time_near(schedule, size * (1 + increase) / 2)
         for t, size in sizes.items()
         if low <= size <= high
     }
-    return {t: then for t, then in later.items() if then > t + 1e-9}
+    return {t: later_time for t, later_time in later.items() if later_time > t + 1e-9}
 
 
 def _time_near(schedule: Schedule, sigma: float) -> float:
@@ -301,8 +302,8 @@ def strided(start: float, steps: int, chain: int) -> Tensor:
     There are `steps` steps between them, each of which costs one call of the network.
     """
     length = round(start * chain)
-    kept = (length * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)).round()
-    return kept / chain
+    step_numbers = (length * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)).round()
+    return step_numbers / chain
 
 
 @dataclass(frozen=True)
@@ -335,7 +336,7 @@ class _StepOptions:
 
         def estimate(x_t: Tensor, at: Scales) -> Tensor:
             if self.guide is None:
-                return self._answer(x_t, at)
+                return self._estimate(x_t, at)
             return self._guided(self.guide, x_t, at, then, noise.child("guide"))
 
         if isinstance(self.step, Heun):
@@ -345,13 +346,13 @@ class _StepOptions:
     def _uses_image(self) -> bool:
         return self.correction is not None or isinstance(self.guide, ImageGuide)
 
-    def _answer(self, x_t: Tensor, now: Scales) -> Tensor:
+    def _estimate(self, x_t: Tensor, now: Scales) -> Tensor:
         """The denoiser's estimate of x_0, corrected."""
         x_hat = self.denoiser(x_t, now.t, self.label)
         if self.correction is None:
             return x_hat
         image: Any = self.image  # not None, as `__post_init__` checked
-        return _shaped("correction", self.correction(x_hat, image, now), x_hat)
+        return _require_shape("correction", self.correction(x_hat, image, now), x_hat)
 
     def _guided(
         self, guide: Guide | ImageGuide, x_t: Tensor, now: Scales, then: Scales, noise: Noise
@@ -361,20 +362,20 @@ class _StepOptions:
         with torch.set_grad_enabled(enabled or deep):
             at = x_t.detach().requires_grad_() if deep and not x_t.requires_grad else x_t
             with twice_differentiable() if deep else nullcontext():
-                x_hat = self._answer(at, now)
+                x_hat = self._estimate(at, now)
         image: Any = self.image
-        ask: Guide = guide.for_images(image) if isinstance(guide, ImageGuide) else guide
-        term = _shaped("guide", ask(at, x_hat, now, then, noise), x_hat)
+        image_guide: Guide = guide.for_images(image) if isinstance(guide, ImageGuide) else guide
+        term = _require_shape("guide", image_guide(at, x_hat, now, then, noise), x_hat)
         if not enabled:
             x_hat, term = x_hat.detach(), term.detach()
         # a term g of the score moves x_hat by (sigma^2 / alpha) g
         return x_hat + now.sigma**2 / now.alpha * term
 
 
-def _shaped(who: str, answer: Tensor, like: Tensor) -> Tensor:
+def _require_shape(name: str, answer: Tensor, like: Tensor) -> Tensor:
     if answer.shape != like.shape:
         raise ValueError(
-            f"the {who} must return a tensor of the images' shape {tuple(like.shape)}, and "
+            f"the {name} must return a tensor of the images' shape {tuple(like.shape)}, and "
             f"returned {tuple(answer.shape)}"
         )
     return answer
@@ -386,11 +387,11 @@ def ascent(potential: Callable[[Tensor], Tensor], x_t: Tensor) -> Tensor:
     It can be differentiated again if gradients are enabled (for the second derivatives of a guide),
     and keeps no graph if they are not.
     """
-    again = torch.is_grad_enabled()
+    differentiable = torch.is_grad_enabled()
     with torch.enable_grad(), twice_differentiable():
         at = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(potential(at).sum(), at, create_graph=again)
-    return gradient if again else gradient.detach()
+        (gradient,) = torch.autograd.grad(potential(at).sum(), at, create_graph=differentiable)
+    return gradient if differentiable else gradient.detach()
 
 
 def _score(x_t: Tensor, x_hat: Tensor, now: Scales) -> Tensor:

@@ -135,14 +135,14 @@ class TimesOfImages:
         self.schedule, self.shares = schedule, (times / times[0]).tolist()
         self.scales = [schedule(time) for time in times.double().cpu()]
 
-    def at(self, i: int, own: Tensor | None) -> Scales:
+    def at(self, i: int, start_times: Tensor | None) -> Scales:
         """The scales at time number `i`, given each image's first time (B,), or None for `times`.
 
         All images end at the same time.
         """
-        if own is None or i == len(self.shares) - 1:
+        if start_times is None or i == len(self.shares) - 1:
             return self.scales[i]
-        return scales_of_images(self.schedule, self.shares[i] * own)
+        return scales_of_images(self.schedule, self.shares[i] * start_times)
 
 
 def chain_length(schedule: Schedule) -> int:
@@ -169,10 +169,10 @@ def time_of_noise(schedule: Schedule, sigma: float) -> float:
     Raises:
         ValueError: `sigma` is not above 0, or exceeds the largest noise of the schedule.
     """
-    most = pixel_noise(schedule, 1.0)
-    if not 0 < sigma <= most:
+    largest = pixel_noise(schedule, 1.0)
+    if not 0 < sigma <= largest:
         raise ValueError(
-            f"sigma must be above 0 and at most {most:.4g}, the largest noise of the schedule, in "
+            f"sigma must be above 0 and at most {largest:.4g}, the largest noise of the schedule, in "
             f"units of [0, 1] pixels; not {sigma}"
         )
     if isinstance(schedule, Discrete):

@@ -99,7 +99,7 @@ class AttackRunner:
         broken: dict[int, tuple[str, Tensor]] = {}  # what broke each image
         baselines = {"clean": x}
         if self.attacks:
-            baselines["random"] = self.threat.edge(x, noise.child("control"))
+            baselines["random"] = self.threat.random_at_full_budget(x, noise.child("control"))
         for name, version in baselines.items():
             yield name, version
             broken = self._broken(name, version, y, noise, ()) | broken

@@ -226,13 +226,16 @@ class Judge:
             return previous[-1]
 
         def answer_known_noise(which: list[int], first: int, draws: int) -> Tensor:
-            queries = [stream.take(which).for_query(turn) for turn in turns[first : first + draws]]
+            queries = [
+                stream.take(which).for_query(query_index)
+                for query_index in query_indices[first : first + draws]
+            ]
             return torch.stack([self.model.decide(x[which], query) for query in queries], 1)
 
         if knows is not None:
             stream = knows.reveal(noise.child("verdict", "rest"), revealed_noise(noise))
-            turns = knows.turns(k)
-            answer, k = answer_known_noise, len(turns)
+            query_indices = knows.query_indices(k)
+            answer, k = answer_known_noise, len(query_indices)
         if self.curtail and k > 1:
             return list(curtailed(answer, y.tolist(), k))
         return [(draws, None) for draws in answer(list(range(len(x))), 0, k).tolist()]

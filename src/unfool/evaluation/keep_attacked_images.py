@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unfool import __version__
 from unfool import spec as specs
-from unfool.attacks.precomputed import digests, toward
+from unfool.attacks.precomputed import digests, round_toward_clean
 from unfool.attacks.views import Batched
 from unfool.data import image_files
 from unfool.errors import SpecError
@@ -287,7 +287,7 @@ def _write_pngs(
     folder: Path, facts: Sequence[AttackedImage], x: Tensor, x_adv: Tensor, threat: Threat | None
 ) -> int:
     """Write the images that stay within the threat as PNG files; return how many do not."""
-    rounded = toward(x, x_adv)
+    rounded = round_toward_clean(x, x_adv)
     allowed = torch.ones(len(x), dtype=torch.bool) if threat is None else threat.allows(x, rounded)
     for fact, image, is_allowed in zip(facts, rounded, allowed.tolist(), strict=True):
         if is_allowed:

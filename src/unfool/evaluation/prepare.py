@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unfool import spec as specs
 from unfool.attacks.precomputed import PrecomputedAttack
-from unfool.batching import fitting
+from unfool.batching import estimate_batch_size
 from unfool.compatibility import check_fit, check_sources, undefended
 from unfool.data.subset import choose_indices, hash_images, labels_of
 from unfool.defenses.aggregate import Aggregated, By
@@ -129,7 +129,7 @@ class Prepared(NamedTuple):
         machine, rows = spec["machine"], spec["machine"]["batch_size"]
         if rows == "auto":
             image, _ = self.data[self.indices[0]]
-            rows = fitting(self.model, image[None].to(self.device))
+            rows = estimate_batch_size(self.model, image[None].to(self.device))
         execute(self.model, machine["execution"], rows)
         return Machine(self.device, rows, machine["images_per_block"], shard, quiet)
 
@@ -191,7 +191,7 @@ def fit_together(
     images = fingerprint(data, indices) + precomputed_digests
     manifest = make_manifest(spec, data, indices, images, weights)
     manifest["logits"] = logits
-    if (stated := getattr(undefended(model), "stated", None)) is not None:
+    if (stated := getattr(undefended(model), "reported", None)) is not None:
         manifest["stated"] = cast(StatedAccuracy, asdict(stated))
     hash_images_at = partial(fingerprint, data, attacks=attacks)
     return Prepared(model, data, attacks, indices, device, manifest, hash_images_at)

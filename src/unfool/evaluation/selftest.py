@@ -183,7 +183,7 @@ def noisy_plane(
     """
     threat = Threat(norm, BUDGETS[norm])  # pyright: ignore
     (x, y), model = _points(IMAGES, device), linear_models.noisy_plane().to(device)
-    best = float(linear_models.accuracy(linear_models.worst(x, y, threat), y).mean())
+    best = float(linear_models.accuracy(linear_models.worst_case(x, y, threat), y).mean())
     for name, attack in attacks.items():
         x_adv = attack(model, x, y, threat, Noise.of(seed, range(len(x))))
         accuracy = float(linear_models.accuracy(x_adv, y).mean())
@@ -231,7 +231,7 @@ def rounded(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
         ],
     }
     x, y = _points(IMAGES, device)
-    best = float((linear_models.worst_rounded(x, y, eps) > 0).float().mean())
+    best = float((linear_models.worst_case_rounded(x, y, eps) > 0).float().mean())
     yield from _masked("plane behind rounding", spec, device, best)
 
 
@@ -247,7 +247,9 @@ def saturated(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
     spec["classifier"] = {"name": f"{TOY_MODULE}LinearClassifier", "scale": 1e6}
     x, y = _points(IMAGES, device)
     best = float(
-        (linear_models.leads(linear_models.worst(x, y, Threat("linf", eps)), y) > 0).float().mean()
+        (linear_models.signed_distances(linear_models.worst_case(x, y, Threat("linf", eps)), y) > 0)
+        .float()
+        .mean()
     )
     yield from _masked("plane of huge logits", spec, device, best)
 

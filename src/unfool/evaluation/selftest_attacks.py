@@ -31,7 +31,7 @@ def sparse(device: str = "cpu", attacks: dict[str, Attack] | None = None) -> Ite
     """Check the accuracy per draw under attacks in l1 against the lowest possible."""
     threat, (x, y) = Threat("l1", 0.8), _points(device)
     model = linear_models.noisy_plane().to(device)
-    best = float(linear_models.accuracy(linear_models.worst(x, y, threat), y).mean())
+    best = float(linear_models.accuracy(linear_models.worst_case(x, y, threat), y).mean())
     for name, attack in (attacks or SPARSE).items():
         x_adv = attack(model, x, y, threat, Noise.of(0, range(len(x))))
         accuracy = float(linear_models.accuracy(x_adv, y).mean())
@@ -43,7 +43,7 @@ def perceptual(device: str = "cpu", attack: Attack | None = None) -> Iterator[Ch
     """Check a perceptual attack on the mean squared distance: it equals l2, whose best is known."""
     threat, (x, y) = Threat("l2", 0.2), _points(device)
     model = linear_models.noisy_plane().to(device)
-    best = float(linear_models.accuracy(linear_models.worst(x, y, threat), y).mean())
+    best = float(linear_models.accuracy(linear_models.worst_case(x, y, threat), y).mean())
     attack = attack or PerceptualPGD(20, 10, "mse", bound=threat.eps**2 / x[0].numel())
     x_adv = attack(model, x, y, threat, Noise.of(0, range(len(x))))
     accuracy = float(linear_models.accuracy(x_adv, y).mean())

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from unfool.lazy import lazily
+from unfool.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from unfool.models.build import cifar_network as cifar_network
@@ -29,4 +29,4 @@ if TYPE_CHECKING:
     from unfool.models.published.score_sde import score_sde as score_sde
     from unfool.models.robustbench_zoo import robustbench as robustbench
 else:  # only at run time, so that type checkers see just the names imported above
-    __getattr__, __dir__, __all__ = lazily(__name__)
+    __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -10,8 +10,12 @@ from torch import nn
 from unfool.diffusion.denoiser import NetworkDenoiser, Prediction, Time
 from unfool.diffusion.schedule import Schedule
 from unfool.models.checkpoints import load_state, read_state
-from unfool.models.cifar_layouts import Choices, filled, recognize
-from unfool.models.classifiers import NormalizedClassifier, Stated, say_if_far
+from unfool.models.cifar_layouts import Choices, network_with_weights, recognize
+from unfool.models.classifiers import (
+    NormalizedClassifier,
+    ReportedAccuracy,
+    warn_if_unusual_normalization,
+)
 from unfool.models.jem import JEM
 from unfool.networks import cifar_resnet as resnet
 from unfool.networks import cnn, quick_resnet
@@ -37,11 +41,11 @@ CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _IDELBAYEV = "https://github.com/akamaster/pytorch_resnet_cifar10"
 _CHEN = "https://github.com/chenyaofo/pytorch-cifar-models"
-STATED = {  # by file name, which ends with the beginning of the file's hash
-    "resnet20-12fca82f": Stated(0.9173, "cifar10", _IDELBAYEV),
-    "resnet56-4bfd9763": Stated(0.9339, "cifar10", _IDELBAYEV),
+REPORTED_ACCURACY = {  # by file name, which ends with the beginning of the file's hash
+    "resnet20-12fca82f": ReportedAccuracy(0.9173, "cifar10", _IDELBAYEV),
+    "resnet56-4bfd9763": ReportedAccuracy(0.9339, "cifar10", _IDELBAYEV),
     **{
-        name: Stated(accuracy, name.partition("_")[0], _CHEN)
+        name: ReportedAccuracy(accuracy, name.partition("_")[0], _CHEN)
         for name, accuracy in (
             ("cifar10_resnet20-4118986f", 0.9260),
             ("cifar10_resnet32-ef93fc4d", 0.9353),
@@ -111,7 +115,7 @@ def cifar_network(
     if weights is None:
         if model is None:
             raise ValueError("give a `model`, or a file of `weights` from which it can be read")
-        return NormalizedClassifier(_random(model, classes or 10, activation), mean, std)
+        return NormalizedClassifier(_random_network(model, classes or 10, activation), mean, std)
     choices = Choices(activation, max_pool, shortcut_of_input)
     layout = recognize(read_state(find_file(Path(weights), download)), str(weights), choices)
     if model not in (None, layout.name):
@@ -120,11 +124,11 @@ def cifar_network(
         raise ValueError(
             f"{weights} has {layout.classes} classes, not {classes}: leave `classes` out"
         )
-    network = filled(layout, str(weights))
-    say_if_far(str(weights), (mean, std), (layout.mean, layout.std))
-    made = NormalizedClassifier(network, mean or layout.mean, std or layout.std)
-    made.stated = STATED.get(Path(weights).stem)
-    return made
+    network = network_with_weights(layout, str(weights))
+    warn_if_unusual_normalization(str(weights), (mean, std), (layout.mean, layout.std))
+    classifier = NormalizedClassifier(network, mean or layout.mean, std or layout.std)
+    classifier.reported = REPORTED_ACCURACY.get(Path(weights).stem)
+    return classifier
 
 
 def cifar_resnet(
@@ -147,7 +151,7 @@ def cifar_resnet(
         ValueError: An option is out of range, or the file does not fit.
     """
     check_arguments(cifar_resnet, locals())
-    return _plain(resnet.cifar_resnet(depth, classes), weights, mean, std, _ANY_LAYOUT)
+    return _with_normalization(resnet.cifar_resnet(depth, classes), weights, mean, std, _ANY_LAYOUT)
 
 
 def wide_resnet(
@@ -175,7 +179,7 @@ def wide_resnet(
     """
     check_arguments(wide_resnet, locals())
     network = wide.wide_resnet(depth, width, classes, dropout)
-    return _plain(network, weights, mean, std, _ANY_LAYOUT)
+    return _with_normalization(network, weights, mean, std, _ANY_LAYOUT)
 
 
 def jem(
@@ -230,7 +234,9 @@ def quick(
         ValueError: An option is out of range, or the file does not fit.
     """
     check_arguments(quick, locals())
-    return _plain(quick_resnet.QuickResNet(widths, classes, channels), weights, mean, std)
+    return _with_normalization(
+        quick_resnet.QuickResNet(widths, classes, channels), weights, mean, std
+    )
 
 
 def small_cnn(
@@ -257,7 +263,7 @@ def small_cnn(
         ValueError: An option is out of range, or the file does not fit.
     """
     check_arguments(small_cnn, locals())
-    return _plain(cnn.small_cnn(channels, size, classes, width), weights, mean, std)
+    return _with_normalization(cnn.small_cnn(channels, size, classes, width), weights, mean, std)
 
 
 def network(
@@ -278,7 +284,7 @@ def network(
         ValueError: An option is out of range, or the file does not fit.
     """
     check_arguments(network, locals())
-    return _plain(network, weights, mean, std)
+    return _with_normalization(network, weights, mean, std)
 
 
 def denoising_network(
@@ -317,23 +323,23 @@ _ANY_LAYOUT = (
 )
 
 
-def _plain(
+def _with_normalization(
     network: nn.Module,
     weights: Path | None,
     mean: Sequence[float],
     std: Sequence[float],
-    otherwise: str = "",
+    advice: str = "",
 ) -> NormalizedClassifier:
     if weights is not None:
         state = read_state(Path(weights))
         try:
             load_state(network, state, str(weights))
         except ValueError as error:
-            raise ValueError(f"{error}{otherwise}") from error
+            raise ValueError(f"{error}{advice}") from error
     return NormalizedClassifier(network, tuple(mean), tuple(std))
 
 
-def _random(model: CifarModel, classes: int, activation: Activation | None) -> nn.Module:
+def _random_network(model: CifarModel, classes: int, activation: Activation | None) -> nn.Module:
     match model.split("-"):
         case ["mobilenetv2"]:
             return MobileNetV2(classes)

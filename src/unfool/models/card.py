@@ -20,8 +20,8 @@ from unfool import __version__
 from unfool import spec as specs
 from unfool.diffusion.denoiser import Denoiser
 from unfool.models import lora
-from unfool.models.checkpoints import fitting, load_state, read_state, sha256
-from unfool.models.classifiers import NormalizedClassifier, Stated
+from unfool.models.checkpoints import load_state, read_state, sha256, weights_that_fit
+from unfool.models.classifiers import NormalizedClassifier, ReportedAccuracy
 from unfool.runtime.files import ADAPTER, write_bytes
 from unfool.runtime.validate import read_json
 from unfool.spec import Part
@@ -59,7 +59,7 @@ class Card(TypedDict, extra_items=Any):
         kind: The kind of the model.
         part: The part of a spec that builds the network.
         sha256: The SHA-256 of the weights, or of the adapter.
-        base: The hash of the weights that an adapter belongs to (`lora.base_of`).
+        base: The hash of the weights that an adapter belongs to (`lora.base_weights_hash`).
         objective: The training loss.
         metrics: Metrics on images outside the training set.
     """
@@ -125,11 +125,11 @@ def save_adapter(folder: Path, part: Part, model: nn.Module, **facts: Any) -> Pa
     write_bytes(path, lora.save(model))
     small = sum(p.numel() * p.element_size() for p in model.parameters()) <= MERGED
     if small and all(p.dtype == torch.float32 for p in model.parameters()):
-        network, began = network_of("denoiser", part)
-        save(folder, "denoiser", network, lora.merged(model), **began, **facts)
+        network, origin = network_of("denoiser", part)
+        save(folder, "denoiser", network, lora.merged(model), **origin, **facts)
     else:
-        began = {"dtype": "float32", "sha256": sha256(path), "base": lora.base_of(model)}
-        _write(folder, "denoiser", part, model, began | facts)
+        origin = {"dtype": "float32", "sha256": sha256(path), "base": lora.base_weights_hash(model)}
+        _write(folder, "denoiser", part, model, origin | facts)
     return path
 
 
@@ -150,7 +150,7 @@ def network_of(kind: str, part: Part) -> tuple[Part, dict[str, Any]]:
     return part, {}
 
 
-def begin(model: nn.Module, weights: str) -> list[str]:
+def initialize_from(model: nn.Module, weights: str) -> list[str]:
     """Initialize a network with every weight of a trained model that fits by name and shape.
 
     All other weights stay random, except label embeddings, which become zero, and heads, which
@@ -168,17 +168,17 @@ def begin(model: nn.Module, weights: str) -> list[str]:
         ValueError: There is no such card, the file of weights does not match it, or no weight fits.
     """
     folder, card = read_card(weights)
-    found = fitting(model, read_state(_file(folder, card)))
-    if not found:
+    fitted = weights_that_fit(model, read_state(_file(folder, card)))
+    if not fitted:
         raise ValueError(
             f"no weight of {weights} has a name and shape of the network, so training cannot start "
             "from it: name the weights of a similar network"
         )
-    model.load_state_dict(found, strict=False)
+    model.load_state_dict(fitted, strict=False)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and f"{name}.weight" not in found:
+        if isinstance(module, nn.Embedding) and f"{name}.weight" not in fitted:
             nn.init.zeros_(module.weight)
-    return [name for name in model.state_dict() if name not in found]
+    return [name for name in model.state_dict() if name not in fitted]
 
 
 def trained_denoiser(weights: str, trust: bool = False) -> Denoiser:
@@ -209,7 +209,9 @@ def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifie
     model, (_, card) = _load("classifier", weights, trust), read_card(weights)
     accuracy = card.get("metrics", {}).get("accuracy")
     if isinstance(model, NormalizedClassifier) and accuracy is not None and "data" in card:
-        model.stated = Stated(accuracy, card["data"]["name"], f"the card of {Path(weights).name}")
+        model.reported = ReportedAccuracy(
+            accuracy, card["data"]["name"], f"the card of {Path(weights).name}"
+        )
     return model
 
 
@@ -253,7 +255,7 @@ def check_trust(folder: Path, part: Part, trust: bool) -> None:
     _check_trust(folder, part, trust, ())
 
 
-def described(part: Part) -> Part:
+def resolve_part(part: Part) -> Part:
     """Follow references from card to card to the part that builds the network, importing nothing.
 
     Raises:
@@ -263,7 +265,7 @@ def described(part: Part) -> Part:
         return part
     folder, card = read_card(part["weights"])
     check_trust(folder, card["part"], True)  # only to find cards that refer back to themselves
-    return described(card["part"])
+    return resolve_part(card["part"])
 
 
 def card_files(folder: Path, card: Card) -> tuple[Path, ...]:
@@ -285,8 +287,8 @@ def shipped() -> list[str]:
     return sorted(f.name for f in home.iterdir() if f.joinpath("card.json").is_file())
 
 
-def _check_trust(folder: Path, part: Any, trust: bool, above: tuple[Path, ...]) -> None:
-    if folder.resolve() in above:
+def _check_trust(folder: Path, part: Any, trust: bool, visited: tuple[Path, ...]) -> None:
+    if folder.resolve() in visited:
         raise ValueError(
             f"{folder / 'card.json'} refers to itself, so it describes no model: fetch it again"
         )
@@ -301,15 +303,15 @@ def _check_trust(folder: Path, part: Any, trust: bool, above: tuple[Path, ...]) 
     for table in tables:
         if table.get("name") == "trained" and isinstance(table.get("weights"), str):
             inner, card = read_card(table["weights"])
-            _check_trust(inner, card["part"], trust, (*above, folder.resolve()))
+            _check_trust(inner, card["part"], trust, (*visited, folder.resolve()))
 
 
 def _tables(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
-    for each in value.values() if isinstance(value, dict) else value:
-        if isinstance(each, dict | list):
-            yield from _tables(each)
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            yield from _tables(inner)
 
 
 def _load(kind: str, weights: str, trust: bool) -> Any:

@@ -17,9 +17,9 @@ from unfool.networks.unet import UNet, rename, repeat_heads
 from unfool.runtime.files import raise_system_error
 from unfool.runtime.published_files import find_file
 
-_TABLES = ("state_dict", "model_state_dict", "model", "net", "last")
-_AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
-_INSIDE = ("module", "state_dict", "shadow")  # keys of the weights in an average with options
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "last")
+_AVERAGE_KEYS = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
+_NESTED_KEYS = ("module", "state_dict", "shadow")  # keys of the weights in an average with options
 _PREFIXES = ("module.", "_orig_mod.")
 # Names of buffers, which lists of averaged parameters lack; the last two are from score_sde.
 _NOT_TRAINED = ("running_mean", "running_var", "num_batches_tracked", "sigmas", "all_modules.0.W")
@@ -65,28 +65,31 @@ def find_state(content: object, path: Path) -> tuple[dict[str, Tensor], str | No
     Raises:
         ValueError: There are no weights, or averaged weights have an unknown form.
     """
-    named = _named(content)
-    raw = next((table for name in _TABLES if (table := _table(named.get(name)))), _table(content))
-    for name in _AVERAGES:
-        if not _holds_weights(given := named.get(name)):
+    entries = _entries(content)
+    raw = next(
+        (table for name in _STATE_KEYS if (table := _state_of(entries.get(name)))),
+        _state_of(content),
+    )
+    for name in _AVERAGE_KEYS:
+        if not _holds_weights(value := entries.get(name)):
             continue
-        average = _table(given) or _laid_over(raw or {}, given)
+        average = _state_of(value) or _with_averages(raw or {}, value)
         if average is None:
             raise ValueError(
                 f"{path} has averaged weights under {name!r}, in an unknown form: save them as a "
-                "table of weights by name"
+                "state dict"
             )
-        return _stripped(average), repr(name)
-    tables = [t for part in content if (t := _table(part))] if isinstance(content, list) else []
+        return _without_prefixes(average), repr(name)
+    tables = [t for part in content if (t := _state_of(part))] if isinstance(content, list) else []
     if len(tables) > 1 and tables[-1].keys() == tables[0].keys():
-        return _stripped(tables[-1]), "the last table of its list"
+        return _without_prefixes(tables[-1]), "the last table of its list"
     raw = raw or next(iter(tables), None)
     if raw is None:
         raise ValueError(
-            f"{path} holds no table of weights by name, neither directly nor under "
-            f"{', '.join(_TABLES)}: save the network's state_dict()"
+            f"{path} holds no state dict, neither directly nor under "
+            f"{', '.join(_STATE_KEYS)}: save the network's state_dict()"
         )
-    return _stripped(raw), None
+    return _without_prefixes(raw), None
 
 
 def read_content(path: Path) -> object:
@@ -118,15 +121,15 @@ def read_content(path: Path) -> object:
         ) from error
     except Exception as error:  # a damaged pickle can raise any exception
         raise_system_error(error)
-        if told := _text_instead(path):
-            raise ValueError(f"{path} {told}") from error
+        if description := _describe_text_file(path):
+            raise ValueError(f"{path} {description}") from error
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged, or "
             "not a file of weights; fetch it again"
         ) from error
 
 
-def _text_instead(path: Path) -> str:
+def _describe_text_file(path: Path) -> str:
     """Describe a text file found in place of weights, with advice; "" if the file is not text."""
     with path.open("rb") as file:
         head = file.read(200).lstrip()
@@ -179,7 +182,7 @@ def load_state(
             )
     # torch first renames and completes the weights of old files, and then reports what differs.
     missing, unexpected = network.load_state_dict(state, strict=False, assign=assign)
-    faults = [_listed(kind, names) for kind, names in
+    faults = [_summary(kind, names) for kind, names in
               (("lacks", missing), ("has unexpected", unexpected)) if names]  # fmt: skip
     if faults:
         raise ValueError(f"{source} does not fit the network: it {' and '.join(faults)}")
@@ -198,7 +201,7 @@ def _wrong_kind(value: Tensor, own: Tensor) -> str:
     return ""
 
 
-def fitting(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def weights_that_fit(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights in `state` that fit a network by name and shape, by the network's names.
 
     For a U-Net with several heads, a single output layer is repeated for each head.
@@ -217,30 +220,30 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _named(content: object) -> Mapping[Any, Any]:
+def _entries(content: object) -> Mapping[Any, Any]:
     """Return the named entries of an object in a file; {} if it has none."""
     if isinstance(content, Inert):
         return content.state
     return content if isinstance(content, Mapping) else {}
 
 
-def _table(value: object) -> dict[str, Tensor] | None:
+def _state_of(value: object) -> dict[str, Tensor] | None:
     """Return the weights by name if `value` is a state dict or a whole network, otherwise None."""
     if isinstance(value, Inert) and "_modules" in value.state:
         return dict(weights_of(value)) or None
-    named = _named(value)
-    if not named:
+    entries = _entries(value)
+    if not entries:
         return None
-    if inner := next((t for name in _INSIDE if (t := _table(named.get(name)))), None):
+    if inner := next((t for name in _NESTED_KEYS if (t := _state_of(entries.get(name)))), None):
         return inner
-    state = {k: v for k, v in named.items() if k != "n_averaged"}  # AveragedModel's counter
+    state = {k: v for k, v in entries.items() if k != "n_averaged"}  # AveragedModel's counter
     complete = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     return state if state and complete else None
 
 
-def _laid_over(raw: Mapping[str, Tensor], average: object) -> dict[str, Tensor] | None:
+def _with_averages(raw: Mapping[str, Tensor], average: object) -> dict[str, Tensor] | None:
     """Replace the parameters in a state dict by a list of averages; None if they do not fit."""
-    values = _named(average).get("shadow_params", average)
+    values = _entries(average).get("shadow_params", average)
     trained = [name for name in raw if not name.endswith(_NOT_TRAINED)]
     for names in (list(raw), trained):
         if isinstance(values, list) and _shapes(raw[n] for n in names) == _shapes(values):
@@ -255,19 +258,19 @@ def _shapes(values: Iterable[Any]) -> list[Any]:
 def _holds_weights(value: object) -> bool:
     """Return whether a value contains a tensor at any depth."""
     if isinstance(value, Mapping | Inert):
-        value = list(_named(value).values())
+        value = list(_entries(value).values())
     if isinstance(value, list | tuple):
         return any(_holds_weights(v) for v in value)
     return isinstance(value, Tensor)
 
 
-def _stripped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state):
-            return _stripped({name.removeprefix(prefix): v for name, v in state.items()})
+            return _without_prefixes({name.removeprefix(prefix): v for name, v in state.items()})
     return state
 
 
-def _listed(kind: str, names: Sequence[str]) -> str:
+def _summary(kind: str, names: Sequence[str]) -> str:
     more = ", ..." if len(names) > 3 else ""
     return f"{kind} {len(names)} ({', '.join(names[:3])}{more})"

@@ -25,7 +25,7 @@ from unfool.networks.wide_resnet import WideResNet
 Numbers = tuple[float, ...]
 State = dict[str, Tensor]
 
-NOTHING: tuple[Numbers, Numbers] = ((0.0,), (1.0,))
+IDENTITY: tuple[Numbers, Numbers] = ((0.0,), (1.0,))
 IMAGENET: tuple[Numbers, Numbers] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10: tuple[Numbers, Numbers] = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 PYTORCH_CIFAR: tuple[Numbers, Numbers] = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -68,7 +68,7 @@ class Layout:
         classes: Number of classes.
         mean: The value subtracted from images: the file's, or the usual one for such files.
         std: The value by which the difference is divided: the file's, or the usual one.
-        normalized: Whether `mean` and `std` are the file's.
+        normalization_in_file: Whether `mean` and `std` are the file's.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Layout:
     classes: int
     mean: Numbers
     std: Numbers
-    normalized: bool
+    normalization_in_file: bool
 
 
 def recognize(state: Mapping[str, Tensor], source: str, choices: Choices | None = None) -> Layout:
@@ -92,28 +92,30 @@ def recognize(state: Mapping[str, Tensor], source: str, choices: Choices | None 
     Raises:
         ValueError: The weights have none of the known layouts.
     """
-    bare, inside = _without_normalization(state)
+    bare, normalization = _without_normalization(state)
     bare = _without_prefixes(bare)
-    for mark, read in _KNOWN:
-        if mark <= bare.keys():
+    for required, read in _KNOWN:
+        if required <= bare.keys():
             try:
-                with torch.device("meta"):  # because `filled` assigns the weights
-                    name, network, own, classes, common = read(bare, choices or Choices())
+                with torch.device("meta"):  # because `network_with_weights` assigns the weights
+                    name, network, own, classes, default = read(bare, choices or Choices())
             except (KeyError, ValueError, IndexError) as error:
                 raise ValueError(
-                    f"{source} has the weight {min(mark)} of a known network, but differs from it "
+                    f"{source} has the weight {min(required)} of a known network, but differs from it "
                     f"({error}): {_ADVICE}"
                 ) from error
-            mean, std = inside or (CIFAR100 if classes == 100 and common != NOTHING else common)
-            return Layout(name, network, own, classes, mean, std, inside is not None)
-    some = ", ".join(list(bare)[:3])
+            mean, std = normalization or (
+                CIFAR100 if classes == 100 and default != IDENTITY else default
+            )
+            return Layout(name, network, own, classes, mean, std, normalization is not None)
+    first_names = ", ".join(list(bare)[:3])
     raise ValueError(
-        f"{source} belongs to no known network for 32x32 images (its first weights are {some}): "
+        f"{source} belongs to no known network for 32x32 images (its first weights are {first_names}): "
         f"{_ADVICE}"
     )
 
 
-def filled(layout: Layout, source: str) -> nn.Module:
+def network_with_weights(layout: Layout, source: str) -> nn.Module:
     """Assign the weights of a layout to its network, in float32, and return the network.
 
     Raises:
@@ -128,7 +130,7 @@ _ADVICE = (
     "use `timm`, `torchvision` or `transformers` for their models, or your own network by "
     "{name: network, network: {name: 'mine:Net'}, weights: FILE}"
 )
-_BESIDE = re.compile(r"\b(attacker|model_preact_hl1)\.")
+_TRAINING_COPIES = re.compile(r"\b(attacker|model_preact_hl1)\.")
 _MEAN = re.compile(r"(?:\w+\.)?(?:new_)?(?:mu|mean)")
 _STD = re.compile(r"(?:\w+\.)?(?:new_)?(?:sigma|std)")
 
@@ -140,14 +142,14 @@ def _without_normalization(
 
     Copies of the network saved only for training are dropped.
     """
-    rest = {k: v for k, v in state.items() if not _BESIDE.search(k)}
+    rest = {k: v for k, v in state.items() if not _TRAINING_COPIES.search(k)}
     rest = _without_prefixes(rest)
-    found: dict[bool, Numbers] = {}
+    numbers: dict[bool, Numbers] = {}
     for is_std, pattern in ((False, _MEAN), (True, _STD)):
         for key in [key for key, value in rest.items() if pattern.fullmatch(key)]:
             if rest[key].numel() in (1, 3):
-                found[is_std] = tuple(rest.pop(key).flatten().tolist())
-    return rest, (found[False], found[True]) if len(found) == 2 else None
+                numbers[is_std] = tuple(rest.pop(key).flatten().tolist())
+    return rest, (numbers[False], numbers[True]) if len(numbers) == 2 else None
 
 
 def _without_prefixes(state: State) -> State:
@@ -162,7 +164,7 @@ def _without_prefixes(state: State) -> State:
 
 def _count(state: Iterable[str], pattern: str) -> int:
     """Count the different values of the first group of `pattern` in the names that match."""
-    return len({found[1] for name in state if (found := re.match(pattern, name))})
+    return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
 _Read = tuple[str, nn.Module, State, int, tuple[Numbers, Numbers]]
@@ -209,7 +211,7 @@ def _wide(state: State, _: Choices) -> _Read:
     blocks = _count(state, r"block1\.layer\.(\d+)\.")
     width, classes = len(state["block1.layer.0.conv1.weight"]) // 16, len(state["fc.bias"])
     network = WideResNet(blocks, width, classes, 0.0)
-    return f"wrn-{6 * blocks + 4}-{width}", network, state, classes, NOTHING
+    return f"wrn-{6 * blocks + 4}-{width}", network, state, classes, IDENTITY
 
 
 def _deepmind_wide(state: State, choices: Choices) -> _Read:
@@ -249,8 +251,8 @@ def _mobile_name(name: str) -> str:
         return {"0": "conv2", "1": "bn2"}[rest[0]] + rest[1:]
     first = {"0.0": "conv2", "0.1": "bn2", "1": "conv3", "2": "bn3"}  # this block does not expand
     other = {"0.0": "conv1", "0.1": "bn1", "1.0": "conv2", "1.1": "bn2", "2": "conv3", "3": "bn3"}
-    place, _, weight = rest.removeprefix("conv.").rpartition(".")
-    return f"layers.{int(block) - 1}.{(first if block == '1' else other)[place]}.{weight}"
+    module, _, weight = rest.removeprefix("conv.").rpartition(".")
+    return f"layers.{int(block) - 1}.{(first if block == '1' else other)[module]}.{weight}"
 
 
 def _shuffle(state: State, _: Choices) -> _Read:
@@ -264,7 +266,7 @@ def _shuffle(state: State, _: Choices) -> _Read:
 
 def _shuffle_name(name: str) -> str:
     """Translate the name of a weight in torchvision to its name in "pytorch-cifar"."""
-    place, _, weight = name.rpartition(".")
+    module, _, weight = name.rpartition(".")
     tops = {
         "conv1.0": "conv1",
         "conv1.1": "bn1",
@@ -272,9 +274,9 @@ def _shuffle_name(name: str) -> str:
         "conv5.1": "bn2",
         "fc": "linear",
     }
-    if not (found := re.fullmatch(r"stage(\d)\.(\d+)\.branch(\d)\.(\d)", place)):
-        return f"{tops.get(place, place)}.{weight}"
-    stage, block, branch, i = (int(number) for number in found.groups())
+    if not (match := re.fullmatch(r"stage(\d)\.(\d+)\.branch(\d)\.(\d)", module)):
+        return f"{tops.get(module, module)}.{weight}"
+    stage, block, branch, i = (int(number) for number in match.groups())
     left = ("conv1", "bn1", "conv2", "bn2")
     right = ("conv3", "bn3", "", "conv4", "bn4", "conv5", "bn5")
     plain = ("conv1", "bn1", "", "conv2", "bn2", "conv3", "bn3")

@@ -13,12 +13,13 @@ from unfool.argument_checks import check_logits
 from unfool.noise import Noise
 from unfool.runtime.text import html_repr, short_repr
 
-FAR = 0.25  # difference of means, or of stds on the log scale, that suggests another data set
+# A larger difference of means, or of stds on the log scale, suggests another data set.
+MAX_NORMALIZATION_GAP = 0.25
 Values = Sequence[float] | float | np.ndarray | np.floating | Tensor
 
 
 @dataclass(frozen=True)
-class Stated:
+class ReportedAccuracy:
     """The clean accuracy that the source of a classifier states.
 
     Attributes:
@@ -50,7 +51,7 @@ class NormalizedClassifier(nn.Module):
             order; other logits are dropped. None keeps all logits in the network's order.
 
     Attributes:
-        stated: The accuracy that the source of the weights states, or None.
+        reported: The accuracy that the source of the weights states, or None.
         class_names: The class names of the logits, if the source of the weights states them.
 
     Raises:
@@ -59,7 +60,7 @@ class NormalizedClassifier(nn.Module):
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
-    stated: Stated | None = None
+    reported: ReportedAccuracy | None = None
     class_names: Sequence[str] | None = None
 
     mean: Tensor
@@ -115,7 +116,7 @@ class NormalizedClassifier(nn.Module):
         return logits[:, self.labels]
 
 
-def say_if_far(
+def warn_if_unusual_normalization(
     source: str,
     given: tuple[Sequence[float] | None, Sequence[float] | None],
     known: tuple[Sequence[float], Sequence[float]],
@@ -134,17 +135,17 @@ def say_if_far(
     counts = {len(values) for values in (mean, std, usual_mean, usual_std)} - {1}
     if len(counts) > 1:  # the model will refuse this
         return
-    far = max((mean - usual_mean).abs().max(), (std / usual_std).log().abs().max()) > FAR
-    if far:
-        usual = f"mean {_listed(usual_mean)}, std {_listed(usual_std)}"
+    gap = max((mean - usual_mean).abs().max(), (std / usual_std).log().abs().max())
+    if gap > MAX_NORMALIZATION_GAP:
+        usual = f"mean {_formatted(usual_mean)}, std {_formatted(usual_std)}"
         print(
-            f"{source}: the given mean {_listed(mean)} and std {_listed(std)} are far from those of such "
-            f"weights ({usual}); leave them out unless the network was trained with them",
+            f"{source}: the given mean {_formatted(mean)} and std {_formatted(std)} are far from those "
+            f"of such weights ({usual}); leave them out unless the network was trained with them",
             file=sys.stderr,
         )
 
 
-def _listed(values: Tensor) -> str:
+def _formatted(values: Tensor) -> str:
     return " ".join(f"{value:.4g}" for value in values.tolist())
 
 

@@ -12,7 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from unfool.models.checkpoints import load_state, read_state
-from unfool.models.classifiers import NormalizedClassifier, Stated, say_if_far
+from unfool.models.classifiers import (
+    NormalizedClassifier,
+    ReportedAccuracy,
+    warn_if_unusual_normalization,
+)
 from unfool.ranges import Count, CountFromZero, Positive, check_arguments
 from unfool.runtime.optional import require
 from unfool.spec.menu import hint
@@ -45,11 +49,13 @@ def timm_classifier(
     """
     check_arguments(timm_classifier, locals())
     timm = require("timm", "hub")
-    known, _, _ = model.partition(".")
-    if ":" not in model and not timm.is_model(known):
-        raise ValueError(f"timm has no model {model!r}; {hint(known, timm.list_models(), _TIMM)}")
+    architecture, _, _ = model.partition(".")
+    if ":" not in model and not timm.is_model(architecture):
+        raise ValueError(
+            f"timm has no model {model!r}; {hint(architecture, timm.list_models(), _TIMM)}"
+        )
     if weights == PRETRAINED:
-        network = _fetched(model, lambda: timm.create_model(model, pretrained=True))
+        network = _create_pretrained(model, lambda: timm.create_model(model, pretrained=True))
     else:
         state = read_state(Path(weights))
         network = timm.create_model(model)
@@ -58,10 +64,12 @@ def timm_classifier(
         if (rows := state.get(f"{head}.weight")) is not None and len(rows) != network.num_classes:
             network = timm.create_model(model, num_classes=len(rows))
         load_state(network, state, weights)
-    told: dict[str, Any] = network.pretrained_cfg
-    sides = told["input_size"][1:] if size is None else size
-    say_if_far(model, (mean, std), (told["mean"], told["std"]))
-    return NormalizedClassifier(network, mean or told["mean"], std or told["std"], sides, labels)
+    config: dict[str, Any] = network.pretrained_cfg
+    sides = config["input_size"][1:] if size is None else size
+    warn_if_unusual_normalization(model, (mean, std), (config["mean"], config["std"]))
+    return NormalizedClassifier(
+        network, mean or config["mean"], std or config["std"], sides, labels
+    )
 
 
 def torchvision_classifier(
@@ -98,25 +106,29 @@ def torchvision_classifier(
             f"torchvision has no model {model!r}; {hint(model, names, 'resnet50 ...')}"
         )
     offered = models.get_model_weights(model)
-    word = "DEFAULT" if weights == PRETRAINED else weights
-    named = word in offered.__members__
-    chosen = offered[word] if named else offered["DEFAULT"]
+    weights_name = "DEFAULT" if weights == PRETRAINED else weights
+    named = weights_name in offered.__members__
+    chosen = offered[weights_name] if named else offered["DEFAULT"]
     if named:
-        network = _fetched(model, lambda: models.get_model(model, weights=chosen))
+        network = _create_pretrained(model, lambda: models.get_model(model, weights=chosen))
     else:
         state = read_state(Path(weights))
         rows = [value for value in state.values() if value.ndim == 2]
         classes = len(rows[-1]) if rows else 1000
         network = models.get_model(model, weights=None, num_classes=classes)
         load_state(network, state, weights)
-    told = chosen.transforms()
-    sides = told.crop_size[0] if size is None else size
-    say_if_far(model, (mean, std), (told.mean, told.std))
-    made = NormalizedClassifier(network, mean or told.mean, std or told.std, sides, labels)
+    preprocessing = chosen.transforms()
+    sides = preprocessing.crop_size[0] if size is None else size
+    warn_if_unusual_normalization(model, (mean, std), (preprocessing.mean, preprocessing.std))
+    classifier = NormalizedClassifier(
+        network, mean or preprocessing.mean, std or preprocessing.std, sides, labels
+    )
     measured = chosen.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
     if named and measured:
-        made.stated = Stated(measured / 100, "imagenet", f"torchvision ({model}, {chosen.name})")
-    return made
+        classifier.reported = ReportedAccuracy(
+            measured / 100, "imagenet", f"torchvision ({model}, {chosen.name})"
+        )
+    return classifier
 
 
 def transformers_classifier(
@@ -144,11 +156,18 @@ def transformers_classifier(
     """
     check_arguments(transformers_classifier, locals())
     folder = Path(weights)
-    config, told = _settings(folder / "config.json"), folder / "preprocessor_config.json"
-    given = _settings(told) if mean is None or std is None or told.is_file() else {}
+    config, preprocessor_file = (
+        _settings(folder / "config.json"),
+        folder / "preprocessor_config.json",
+    )
+    preprocessor = (
+        _settings(preprocessor_file)
+        if mean is None or std is None or preprocessor_file.is_file()
+        else {}
+    )
     library = require("transformers", "hub")
     try:
-        network, found = library.AutoModelForImageClassification.from_pretrained(
+        network, loading_info = library.AutoModelForImageClassification.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
@@ -156,22 +175,27 @@ def transformers_classifier(
             f"{folder} holds no image classifier that transformers can load "
             f"({' '.join(str(error).split())[:200]}): name the folder of one"
         ) from error
-    if lacks := [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]:
+    if lacks := [
+        *loading_info["missing_keys"],
+        *(key for key, *_ in loading_info["mismatched_keys"]),
+    ]:
         raise ValueError(
             f"the weights in {folder} are not those of an image classifier, for {len(lacks)} are "
             f"missing ({', '.join(sorted(lacks)[:3])}): name the folder of a model trained to "
             "classify"
         )
-    if given.get("do_normalize", True):
-        if given:
-            say_if_far(str(folder), (mean, std), (given["image_mean"], given["image_std"]))
-        mean, std = mean or given["image_mean"], std or given["image_std"]
-    sides = _size(given) if size is None else size
-    made = NormalizedClassifier(_Logits(network), mean, std, sides, labels)
+    if preprocessor.get("do_normalize", True):
+        if preprocessor:
+            warn_if_unusual_normalization(
+                str(folder), (mean, std), (preprocessor["image_mean"], preprocessor["image_std"])
+            )
+        mean, std = mean or preprocessor["image_mean"], std or preprocessor["image_std"]
+    sides = _size(preprocessor) if size is None else size
+    classifier = NormalizedClassifier(_Logits(network), mean, std, sides, labels)
     names = {int(number): str(name) for number, name in config.get("id2label", {}).items()}
     if names and labels is None and sorted(names) == list(range(len(names))):
-        made.class_names = [names[number] for number in range(len(names))]
-    return made
+        classifier.class_names = [names[number] for number in range(len(names))]
+    return classifier
 
 
 _TIMM = "timm.list_models() has the names"
@@ -201,20 +225,20 @@ def _settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
 
 
-def _size(given: dict[str, Any]) -> int | tuple[int, int] | None:
+def _size(preprocessor: dict[str, Any]) -> int | tuple[int, int] | None:
     """Return the image size in the settings of a preprocessor: the crop size if it crops."""
-    for key in ("crop_size", "size") if given.get("do_center_crop") else ("size",):
-        told = given.get(key)
-        if isinstance(told, int):
-            return told
-        if isinstance(told, dict) and "height" in told:
-            return told["height"], told["width"]
-        if isinstance(told, dict) and "shortest_edge" in told:
-            return told["shortest_edge"]
+    for key in ("crop_size", "size") if preprocessor.get("do_center_crop") else ("size",):
+        value = preprocessor.get(key)
+        if isinstance(value, int):
+            return value
+        if isinstance(value, dict) and "height" in value:
+            return value["height"], value["width"]
+        if isinstance(value, dict) and "shortest_edge" in value:
+            return value["shortest_edge"]
     return None
 
 
-def _fetched(model: str, make: Callable[[], Any]) -> Any:
+def _create_pretrained(model: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except (OSError, RuntimeError, ValueError, KeyError) as error:

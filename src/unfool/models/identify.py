@@ -22,7 +22,7 @@ from unfool.runtime.published_files import find_file
 from unfool.spec import Part
 
 ENDINGS = (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".safetensors", ".th", ".tar", ".t7")
-_SAID = {
+_FAMILY_NAMES = {
     "score-sde": "score_sde (Song et al., 2021)",
     "guided-diffusion": "guided-diffusion (Dhariwal and Nichol, 2021)",
     "improved-diffusion": "improved-diffusion (Nichol and Dhariwal, 2021)",
@@ -57,12 +57,12 @@ class Identified(NamedTuple):
     advice: str = ""
 
 
-def is_weights(given: str) -> bool:
+def is_weights(argument: str) -> bool:
     """Return whether a command-line argument looks like weights rather than a spec."""
-    path = Path(given)
+    path = Path(argument)
     if path.suffix in (".yaml", ".yml"):
         return False
-    return path.suffix in ENDINGS or path.is_dir() or path.is_file() or given in shipped()
+    return path.suffix in ENDINGS or path.is_dir() or path.is_file() or argument in shipped()
 
 
 def identify(path: Path) -> Identified:
@@ -77,16 +77,16 @@ def identify(path: Path) -> Identified:
     """
     if path.is_dir() or str(path) in shipped():
         return _folder(path)
-    found = find_file(path)
-    content = read_content(found)
-    state, place = find_state(content, path)
-    if place is not None:
-        average = f"averaged weights (EMA), found in {place}"
+    file = find_file(path)
+    content = read_content(file)
+    state, location = find_state(content, path)
+    if location is not None:
+        average = f"averaged weights (EMA), found in {location}"
     elif path.name.startswith("ema") or "ema" in path.parent.name.split("_"):
         average = "averaged weights (EMA), by the name of the file"
     else:
         average = "one table of weights; the file does not say whether they are averaged (EMA)"
-    form = _form(found)
+    form = _file_format(file)
     return _denoiser(path, state, form, average) or _classifier(path, state, form, average)
 
 
@@ -98,20 +98,20 @@ def _denoiser(
     )
     if EDM2 in state:
         return Identified(
-            form, "EDM2 (Karras et al., 2024)", "denoiser", _line("edm", path), average
+            form, "EDM2 (Karras et al., 2024)", "denoiser", _part("edm", path), average
         )
     if family is None:
         return None
     if family == "guided-diffusion":
         family = family_of(state, path.name)
-    part: Part | None = _line(family, path)
+    part: Part | None = _part(family, path)
     advice = ""
     if family == "diffusers":
         part = None
         advice = "name the folder that contains it, with its config.json and scheduler_config.json"
     elif family == "stable-diffusion":
         if not (find_file(path).parent / "tokenizer").is_dir():
-            part = {**_line(family, path), "tokenizer": "tokenizer"}
+            part = {**_part(family, path), "tokenizer": "tokenizer"}
             advice = (
                 "name the folder of a tokenizer (vocab.json, merges.txt) of any Stable Diffusion "
                 "as tokenizer, or put it next to the file under this name"
@@ -119,14 +119,14 @@ def _denoiser(
         if any(name.startswith("model_ema.diffusion_model") for name in state):
             average = "averaged weights (EMA), found in 'model_ema'"
     elif family == "dit":
-        part = {**_line(family, path), "vae": "sd-vae-ft-ema"}
+        part = {**_part(family, path), "vae": "sd-vae-ft-ema"}
         advice = "name the folder of the autoencoder it was trained with as vae"
-    return Identified(form, _SAID[family], "denoiser", part, average, advice)
+    return Identified(form, _FAMILY_NAMES[family], "denoiser", part, average, advice)
 
 
 def _classifier(path: Path, state: dict[str, Tensor], form: str, average: str) -> Identified:
     if (model := _of_torchvision(state)) is not None:
-        part: Part = {**_line("timm", path), "model": model}
+        part: Part = {**_part("timm", path), "model": model}
         return Identified(form, f"{model} in the names of torchvision and timm", "classifier", part,
                           average)  # fmt: skip
     try:
@@ -138,15 +138,15 @@ def _classifier(path: Path, state: dict[str, Tensor], form: str, average: str) -
             f"network: {{name: 'mine:Net'}}, weights: {path}}}, as classifier or denoiser"
         )
         return Identified(form, "an unknown network", None, None, average, advice)
-    part = _of_robustbench(path, layout.classes) or _line("cifar-network", path)
-    told = f"{layout.name} for images of 32 x 32" + (
-        ", with its normalization inside" if layout.normalized else ""
+    part = _of_robustbench(path, layout.classes) or _part("cifar-network", path)
+    description = f"{layout.name} for images of 32 x 32" + (
+        ", with its normalization inside" if layout.normalization_in_file else ""
     )
     advice = "" if part["name"] == "robustbench" else (
         "for a model of RobustBench, use name: robustbench with the model's name, which sets its "
         "input range"
     )  # fmt: skip
-    return Identified(form, told, "classifier", part, average, advice)
+    return Identified(form, description, "classifier", part, average, advice)
 
 
 def _folder(path: Path) -> Identified:
@@ -162,26 +162,28 @@ def _folder(path: Path) -> Identified:
             else "weights as trained, not averaged, as its card says"
         )  # fmt: skip
         return Identified("weights with a card", f"{network}, trained by unfool", kind,
-                          _line("trained", path), average)  # fmt: skip
+                          _part("trained", path), average)  # fmt: skip
     unknown = "the folder does not say whether its weights are averaged (EMA)"
     if (path / "transformer").is_dir():
         return Identified(
-            "folder of diffusers", _SAID["dit"], "denoiser", _line("dit", path), unknown
+            "folder of diffusers", _FAMILY_NAMES["dit"], "denoiser", _part("dit", path), unknown
         )
     if (path / "text_encoder").is_dir():
-        part = _line("stable-diffusion", path)
+        part = _part("stable-diffusion", path)
         return Identified(
-            "folder of diffusers", _SAID["stable-diffusion"], "denoiser", part, unknown
+            "folder of diffusers", _FAMILY_NAMES["stable-diffusion"], "denoiser", part, unknown
         )
     for file in (path / "unet" / "config.json", path / "config.json"):
-        told = _settings(file)
-        if told.get("_class_name") == "UNet2DModel":
-            part = _line("diffusers", path)
-            return Identified("folder of diffusers", _SAID["diffusers"], "denoiser", part, unknown)
-        if any("ImageClassification" in str(name) for name in told.get("architectures") or ()):
-            (model,) = told["architectures"][:1]
+        config = _settings(file)
+        if config.get("_class_name") == "UNet2DModel":
+            part = _part("diffusers", path)
+            return Identified(
+                "folder of diffusers", _FAMILY_NAMES["diffusers"], "denoiser", part, unknown
+            )
+        if any("ImageClassification" in str(name) for name in config.get("architectures") or ()):
+            (model,) = config["architectures"][:1]
             return Identified("folder of transformers", str(model), "classifier",
-                              _line("transformers", path), unknown)  # fmt: skip
+                              _part("transformers", path), unknown)  # fmt: skip
     raise ValueError(
         f"{path} is not a folder of weights, for it has no card.json (unfool), no config.json of a "
         "UNet2DModel or an image classifier, and no unet, transformer, or text_encoder "
@@ -191,17 +193,17 @@ def _folder(path: Path) -> Identified:
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        told = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        settings = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
-    return told if isinstance(told, dict) else {}
+    return settings if isinstance(settings, dict) else {}
 
 
-def _line(name: str, path: Path) -> Part:
+def _part(name: str, path: Path) -> Part:
     return {"name": name, "weights": str(path)}
 
 
-def _form(path: Path) -> str:
+def _file_format(path: Path) -> str:
     if path.suffix == ".safetensors":
         return "safetensors"
     if zipfile.is_zipfile(path):
@@ -218,7 +220,7 @@ def _of_robustbench(path: Path, classes: int) -> Part | None:
     threat = next((t for t in fits if t == path.parent.name), next(iter(fits), None))
     if threat is None:
         return None
-    part: Part = {**_line("robustbench", path), "model": path.stem}
+    part: Part = {**_part("robustbench", path), "model": path.stem}
     if threat != "Linf":
         part["threat"] = threat
     if data != "cifar10":

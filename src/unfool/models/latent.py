@@ -73,39 +73,41 @@ def stable_diffusion(
             are invalid.
     """
     check_arguments(stable_diffusion, locals())
-    told = read_prompts(prompts, templates)
+    class_prompts = read_prompts(prompts, templates)
     weights = find_file(Path(weights))
     if weights.suffix in _ENDINGS and not weights.is_file():
         raise FileNotFoundError(f"there is no file {weights}: name a file or a folder of the model")
-    texts = ["", *(text for ways in told for text in ways)]
+    texts = ["", *(text for variants in class_prompts for text in variants)]
     if weights.is_file():
         file = read_single_file(weights, predicts, size)
-        words = _tokenizer(Path(tokenizer or weights.parent / "tokenizer"), weights, file.fill)
+        text_tokenizer = _tokenizer(
+            Path(tokenizer or weights.parent / "tokenizer"), weights, file.fill
+        )
         vae = build_vae(file)
         dtype = getattr(torch, precision if adapter is None else "float32")
         unet = build_unet(file, dtype, factor_of(vae))
         if adapter is not None:
             lora.load(unet, Path(adapter), precision=precision)
-        embedded = _embedded(words, build_text_encoder(file), texts)
+        embedded = _embed(text_tokenizer, build_text_encoder(file), texts)
         chain: tuple[Discrete, Predicts] = (Discrete(1000, *_OF_FILES), file.predicts)
     else:
         _complete(weights, ("unet", "vae", "text_encoder"), ("tokenizer",), download)
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         unet = _adapted(UNet2DConditionModel, weights / "unet", precision, adapter)
-        words = _tokenizer(Path(tokenizer or weights / "tokenizer"), weights)
-        embedded = _embedded(words, _text_encoder(weights / "text_encoder"), texts)
+        text_tokenizer = _tokenizer(Path(tokenizer or weights / "tokenizer"), weights)
+        embedded = _embed(text_tokenizer, _text_encoder(weights / "text_encoder"), texts)
         vae = _autoencoder(weights / "vae")
         chain = read_schedule(weights / "scheduler" / "scheduler_config.json")
-    wide = unet.config["cross_attention_dim"]
-    if embedded.shape[2] != wide:
+    text_width = unet.config["cross_attention_dim"]
+    if embedded.shape[2] != text_width:
         raise ValueError(
             f"the text embeddings of {weights} have {embedded.shape[2]} dimensions, and its U-Net "
-            f"takes {wide}: use the unet and the text_encoder of the same model"
+            f"takes {text_width}: use the unet and the text_encoder of the same model"
         )
-    network = Prompted(unet, embedded, _places([len(ways) for ways in told]))
-    wordings = tuple(len(ways) for ways in told)
-    return _latent(network, unet, vae, chain, predicts, size, len(told), wordings)
+    network = Prompted(unet, embedded, _text_indices([len(variants) for variants in class_prompts]))
+    wordings = tuple(len(variants) for variants in class_prompts)
+    return _latent(network, unet, vae, chain, predicts, size, len(class_prompts), wordings)
 
 
 def dit(
@@ -186,28 +188,28 @@ def _latent(
     classes: int,
     wordings: tuple[int, ...] = (),
 ) -> Latent:
-    schedule, told = chain
+    schedule, default_predicts = chain
     latent = Latent(
         network,
         vae,
         size=size or inner.config["sample_size"] * factor_of(vae),
         schedule=schedule,
-        predicts=predicts or told,
+        predicts=predicts or default_predicts,
         classes=classes,
         wordings=wordings if set(wordings) - {1} else (),
     )
     return latent.eval().requires_grad_(False)
 
 
-def _places(ways: Sequence[int]) -> Tensor:
+def _text_indices(counts: Sequence[int]) -> Tensor:
     """Return the index of the text for each label (see `Denoiser.wordings`); 0 is the null text."""
-    classes = len(ways)
-    places = torch.zeros(max(ways), classes + 1, dtype=torch.long)
+    classes = len(counts)
+    indices = torch.zeros(max(counts), classes + 1, dtype=torch.long)
     first = 1
-    for k, count in enumerate(ways):
-        places[:count, k] = torch.arange(first, first + count)
+    for k, count in enumerate(counts):
+        indices[:count, k] = torch.arange(first, first + count)
         first += count
-    return places.flatten()
+    return indices.flatten()
 
 
 def _autoencoder(folder: Path) -> Any:
@@ -248,7 +250,7 @@ def _tokenizer(folder: Path, model: Path, fill: str | None = None) -> Any:
 
 
 @torch.no_grad()
-def _embedded(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> Tensor:
+def _embed(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> Tensor:
     """Return the last hidden states (P, L, D) of the text encoder for P texts, on the CPU.
 
     Raises:
@@ -256,15 +258,15 @@ def _embedded(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> Tensor:
     """
     encoder = encoder.to(pick_device("auto"))
     most = encoder.config.max_position_embeddings
-    told = tokenizer(
+    tokens = tokenizer(
         list(texts), padding="max_length", max_length=most, truncation=True, return_tensors="pt"
     )
-    if (highest := int(told.input_ids.max())) >= encoder.config.vocab_size:
+    if (highest := int(tokens.input_ids.max())) >= encoder.config.vocab_size:
         raise ValueError(
             f"the tokenizer has a token {highest}, and the text encoder has tokens up to "
             f"{encoder.config.vocab_size - 1}: use both from the same model"
         )
-    parts = told.input_ids.to(encoder.device).split(32)
+    parts = tokens.input_ids.to(encoder.device).split(32)
     return torch.cat([encoder(part)[0].cpu() for part in parts])
 
 
@@ -294,9 +296,9 @@ def _load(kind: Any, part: Path, precision: Precision) -> Any:
             model, info = kind.from_pretrained(str(part), **options)
     except Exception as error:  # a damaged or unrelated file can raise any exception
         raise_system_error(error)
-        told = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{file} cannot be read as a {kind.__name__} ({told}): fetch it again"
+            f"{file} cannot be read as a {kind.__name__} ({message}): fetch it again"
         ) from error
     if lacks := sorted(info["missing_keys"]):
         raise ValueError(
@@ -309,15 +311,15 @@ def _load(kind: Any, part: Path, precision: Precision) -> Any:
 @contextmanager
 def _silence(kind: Any) -> Iterator[None]:
     """Silence warnings and progress bars of the library of `kind`; `_load` checks what matters."""
-    log = import_module(f"{kind.__module__.partition('.')[0]}.utils.logging")
-    said = log.get_verbosity()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
+    logging = import_module(f"{kind.__module__.partition('.')[0]}.utils.logging")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        log.set_verbosity(said)
-        log.enable_progress_bar()
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
 
 
 def _complete(

@@ -50,10 +50,10 @@ def add(
         ValueError: There are no such layers, an option is out of range, or peft is not installed.
     """
     check_arguments(add, locals())
-    host = host_of(model)
-    names = _chosen(host, layers)
+    network = adapted_network(model)
+    names = _choose_layers(network, layers)
     model.requires_grad_(False)
-    _inject(host, rank, alpha or rank, names, dropout)
+    _inject(network, rank, alpha or rank, names, dropout)
     return names
 
 
@@ -62,17 +62,22 @@ def save(model: nn.Module) -> bytes:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save as to_bytes
 
-    host = host_of(model)
-    role = _ROLES["Transformer" in type(host).__name__]
-    adapters: Any = host.peft_config
+    network = adapted_network(model)
+    role = _ROLES["Transformer" in type(network).__name__]
+    adapters: Any = network.peft_config
     config = adapters["default"]
     state = {
         role + name: tensor.detach().float().cpu().contiguous()
-        for name, tensor in get_peft_model_state_dict(host).items()
+        for name, tensor in get_peft_model_state_dict(network).items()
     }
-    told = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": list(_adapted(host))}
-    told = json.dumps({role + key: value for key, value in told.items()})
-    return to_bytes(state, {_METADATA: told})  # a single entry, because the order of several varies
+    metadata = {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": list(_adapted(network)),
+    }
+    metadata = json.dumps({role + key: value for key, value in metadata.items()})
+    # A single entry, because the order of several varies.
+    return to_bytes(state, {_METADATA: metadata})
 
 
 def load(model: nn.Module, path: Path, base: str | None = None, precision: str = "float32") -> None:
@@ -82,7 +87,8 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
         model: The denoiser that the adapter belongs to, in float32 (lower precision would round off
             what is added); it is changed in place.
         path: The file, in the layout of peft or an older one of diffusers.
-        base: The hash that `base_of` returned for the model in training; None if it is unknown.
+        base: The hash that `base_weights_hash` returned for the model in training; None if it is
+            unknown.
         precision: The precision of the network in training, to which the merged one is converted.
 
     Raises:
@@ -91,7 +97,7 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
     """
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
-    host = host_of(model)
+    network = adapted_network(model)
     state: dict[str, Tensor] = convert_unet_state_dict_to_peft(read_state(path))
     for role in _ROLES:
         state = {name.removeprefix(role): value for name, value in state.items()}
@@ -108,26 +114,26 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
         raise ValueError(
             f"{path} is not a complete LoRA adapter, for it lacks {lacks[0]}: copy it again"
         )
-    own = dict(host.named_modules())
+    own = dict(network.named_modules())
     strange = [name for name in layers if not isinstance(own.get(name), nn.Linear | nn.Conv2d)]
     misfit = f"{path} is an adapter for another model"
     if strange:
         raise ValueError(f"{misfit}: this one has no layer {strange[0]}")
-    if base is not None and base_of(model, layers, precision) != base:
+    if base is not None and base_weights_hash(model, layers, precision) != base:
         raise ValueError(f"{misfit}: the base weights have changed since it was trained")
     rank = next(len(value) for name, value in state.items() if ".lora_A." in name)
-    _inject(host, rank, _alpha(path) or rank, layers)
+    _inject(network, rank, _alpha(path) or rank, layers)
     from peft import set_peft_model_state_dict
 
     try:
-        said = set_peft_model_state_dict(host, state)
+        result = set_peft_model_state_dict(network, state)
     except RuntimeError as error:
         raise ValueError(f"{misfit}: a layer has another size ({str(error)[-80:]})") from error
-    if said.unexpected_keys:
+    if result.unexpected_keys:
         raise ValueError(
-            f"{misfit}: it has the weight {said.unexpected_keys[0]}, which this one lacks"
+            f"{misfit}: it has the weight {result.unexpected_keys[0]}, which this one lacks"
         )
-    _merge(host)
+    _merge(network)
     if precision != "float32":
         getattr(model, "network", model).to(getattr(torch, precision))
 
@@ -135,27 +141,27 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
 def merged(model: nn.Module) -> nn.Module:
     """Return a copy of a model with the adapter merged into its weights, in the original layers."""
     copy = deepcopy(model)
-    _merge(host_of(copy))
+    _merge(adapted_network(copy))
     return copy
 
 
-def base_of(
+def base_weights_hash(
     model: nn.Module, layers: Sequence[str] | None = None, precision: str = "float32"
 ) -> str:
     """Return a hash of the weights that an adapter belongs to, rounded to `precision`.
 
     Name `layers` if the model has no adapter yet.
     """
-    host, digest = host_of(model), hashlib.sha256()
-    for name in sorted(layers or _adapted(host)):
-        layer: Any = host.get_submodule(name)
+    network, digest = adapted_network(model), hashlib.sha256()
+    for name in sorted(layers or _adapted(network)):
+        layer: Any = network.get_submodule(name)
         weight = getattr(layer, "base_layer", layer).weight
         rounded = weight.detach().to(getattr(torch, precision)).float().cpu().contiguous()
         digest.update(name.encode() + rounded.numpy().tobytes())
     return digest.hexdigest()
 
 
-def host_of(model: nn.Module) -> nn.Module:
+def adapted_network(model: nn.Module) -> nn.Module:
     """Return the network that names the layers: diffusers' inner network, if there is one."""
     network = getattr(model, "network", model)
     return next((part for part in network.modules() if _of_diffusers(part)), network)
@@ -166,13 +172,13 @@ def _of_diffusers(module: nn.Module) -> bool:
     return any(kind.__name__ == "ModelMixin" for kind in type(module).__mro__)
 
 
-def _chosen(host: nn.Module, layers: Layers) -> list[str]:
-    found = {n: m for n, m in host.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+def _choose_layers(network: nn.Module, layers: Layers) -> list[str]:
+    candidates = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
 
     def ending(ends: Sequence[str]) -> list[str]:
-        return [n for n in found if any(n == end or n.endswith(f".{end}") for end in ends)]
+        return [n for n in candidates if any(n == end or n.endswith(f".{end}") for end in ends)]
 
-    convolutions = [name for name, layer in found.items() if isinstance(layer, nn.Conv2d)]
+    convolutions = [name for name, layer in candidates.items() if isinstance(layer, nn.Conv2d)]
     if layers is None:
         names = ending(ATTENTION) or convolutions
     elif isinstance(layers, str):
@@ -182,11 +188,11 @@ def _chosen(host: nn.Module, layers: Layers) -> list[str]:
             )
         names = ending(ATTENTION) if layers == "attention" else convolutions
     else:
-        lost = [end for end in layers if not ending([end])]
-        if lost:
+        unknown = [end for end in layers if not ending([end])]
+        if unknown:
             raise ValueError(
-                f"lora: the network has no linear or convolutional layer {lost[0]!r}; it has "
-                f"{', '.join(list(found)[:4])}, ..."
+                f"lora: the network has no linear or convolutional layer {unknown[0]!r}; it has "
+                f"{', '.join(list(candidates)[:4])}, ..."
             )
         names = ending(layers)
     if not names:
@@ -195,13 +201,13 @@ def _chosen(host: nn.Module, layers: Layers) -> list[str]:
 
 
 def _inject(
-    host: nn.Module, rank: int, alpha: float, names: Sequence[str], dropout: float = 0.0
+    network: nn.Module, rank: int, alpha: float, names: Sequence[str], dropout: float = 0.0
 ) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except (ImportError, RuntimeError) as error:
         raise ValueError("LoRA needs the library peft: run pip install 'unfool[lora]'") from error
-    if _adapted(host):
+    if _adapted(network):
         raise ValueError("the network already has an adapter: name the weights without it")
     config = LoraConfig(
         r=rank,
@@ -210,22 +216,24 @@ def _inject(
         target_modules="|".join(map(re.escape, names)),  # a pattern that matches only these names
         init_lora_weights="gaussian",
     )
-    inject_adapter_in_model(config, host)
-    for layer in _adapted(host).values():
+    inject_adapter_in_model(config, network)
+    for layer in _adapted(network).values():
         layer.lora_A.float()  # even if the weights are in half precision
         layer.lora_B.float()
-        layer.train(host.training)  # new modules start in training mode, with dropout
+        layer.train(network.training)  # new modules start in training mode, with dropout
 
 
-def _merge(host: nn.Module) -> None:
-    for name, layer in _adapted(host).items():
+def _merge(network: nn.Module) -> None:
+    for name, layer in _adapted(network).items():
         layer.merge()
-        host.set_submodule(name, layer.get_base_layer())
-    del host.peft_config  # pyright: ignore
+        network.set_submodule(name, layer.get_base_layer())
+    del network.peft_config  # pyright: ignore
 
 
-def _adapted(host: nn.Module) -> dict[str, Any]:
-    return {n: m for n, m in host.named_modules() if hasattr(m, "lora_A") and hasattr(m, "merge")}
+def _adapted(network: nn.Module) -> dict[str, Any]:
+    return {
+        n: m for n, m in network.named_modules() if hasattr(m, "lora_A") and hasattr(m, "merge")
+    }
 
 
 def _alpha(path: Path) -> float | None:
@@ -234,5 +242,7 @@ def _alpha(path: Path) -> float | None:
     if path.suffix != ".safetensors":
         return None
     with safe_open(path, "pt") as file:
-        told = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    return next((told[key] for role in (*_ROLES, "") if (key := f"{role}lora_alpha") in told), None)
+        metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    return next(
+        (metadata[key] for role in (*_ROLES, "") if (key := f"{role}lora_alpha") in metadata), None
+    )

@@ -39,9 +39,9 @@ class Inert(metaclass=_NeverCalled):
 
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
         """Make an object without attributes."""
-        made = super().__new__(cls)
-        made.state = {}
-        return made
+        instance = super().__new__(cls)
+        instance.state = {}
+        return instance
 
     def __setstate__(self, state: Any) -> None:
         parts = state if isinstance(state, tuple) else (state,)  # a tuple if there are slots
@@ -96,9 +96,9 @@ _OLD_TORCH_HEAD = pickle.dumps(_OLD_TORCH_FILE, protocol=2)
 
 
 def _inert(name: str, state: Any = None) -> Inert:
-    made = Inert.__new__(_NeverCalled(name, (Inert,), {}))
-    made.__setstate__(state)
-    return made
+    instance = Inert.__new__(_NeverCalled(name, (Inert,), {}))
+    instance.__setstate__(state)
+    return instance
 
 
 def _storage(content: bytes) -> Any:
@@ -114,8 +114,8 @@ def _storage(content: bytes) -> Any:
         begin = file.tell() + 8
         size = len(content) - begin
         if part is None and dtype is not None and 0 < length * dtype.itemsize == size:
-            held = torch.frombuffer(content, dtype=torch.uint8, offset=begin).untyped_storage()
-            return TypedStorage(wrap_storage=held, dtype=dtype, _internal=True)
+            storage = torch.frombuffer(content, dtype=torch.uint8, offset=begin).untyped_storage()
+            return TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
@@ -137,7 +137,7 @@ def _reconstructed(kind: Any, *_: Any) -> Any:
     return kind.__new__(kind)
 
 
-_CALLED: dict[tuple[str, str], Any] = {
+_ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "defaultdict"): lambda *_: defaultdict(),
     ("builtins", "set"): set,
@@ -172,7 +172,7 @@ _OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # of Python 2
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = _OLD_NAMES.get(module, module)
-        known = _CALLED.get((module, name))
+        known = _ALLOWED.get((module, name))
         return known or _NeverCalled(f"{module}.{name}", (Inert,), {})
 
 

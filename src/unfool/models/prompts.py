@@ -27,7 +27,7 @@ def read_prompts(source: str, templates: Sequence[str] = ()) -> list[list[str]]:
                 f"a template must contain {{class}}, which the class name replaces; {template!r} "
                 "does not"
             )
-    found: dict[int, list[str]] = {}
+    prompts: dict[int, list[str]] = {}
     for number, row in enumerate(_rows(source), 2):
         try:
             label = int(row["classidx"])
@@ -39,15 +39,15 @@ def read_prompts(source: str, templates: Sequence[str] = ()) -> list[list[str]]:
                 f"line {number} of the prompts {source} needs a prompt, a class name and a class "
                 "number from 0"
             )
-        told = found.setdefault(label, [])
-        told.extend(text for text in texts if text not in told)
-    missing = [k for k in range(max(found, default=0) + 1) if k not in found]
+        class_prompts = prompts.setdefault(label, [])
+        class_prompts.extend(text for text in texts if text not in class_prompts)
+    missing = [k for k in range(max(prompts, default=0) + 1) if k not in prompts]
     if missing:
         raise ValueError(
             f"the prompts {source} have none for class {missing[0]}: give every class number from "
             "0 up at least one row"
         )
-    return [found[k] for k in range(len(found))]
+    return [prompts[k] for k in range(len(prompts))]
 
 
 def _rows(source: str) -> list[dict[str, str]]:

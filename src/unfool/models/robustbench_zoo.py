@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 from unfool.models.checkpoints import read_state
-from unfool.models.cifar_layouts import CIFAR10, NOTHING, PYTORCH_CIFAR, Choices, filled, recognize
-from unfool.models.classifiers import NormalizedClassifier, Stated
+from unfool.models.cifar_layouts import (
+    CIFAR10,
+    IDENTITY,
+    PYTORCH_CIFAR,
+    Choices,
+    network_with_weights,
+    recognize,
+)
+from unfool.models.classifiers import NormalizedClassifier, ReportedAccuracy
 from unfool.networks.deepmind_resnet import DeepMindPreActResNet, DeepMindWideResNet
 from unfool.ranges import check_arguments
 from unfool.spec.menu import hint
@@ -175,22 +182,24 @@ def robustbench(
             an unknown network.
     """
     check_arguments(robustbench, locals())
-    stated = ACCURACY.get((dataset, threat), {})
-    if model not in stated:
+    accuracies = ACCURACY.get((dataset, threat), {})
+    if model not in accuracies:
         raise ValueError(
             f"there is no model {model!r} of {dataset}, {threat}, whose network is supported; "
-            f"{hint(model, stated)}"
+            f"{hint(model, accuracies)}"
         )
     choices = Choices(shortcut_of_input=model in _SHORTCUT_OF_INPUT)
     layout = recognize(read_state(Path(weights)), str(weights), choices)
-    network = filled(layout, str(weights))
+    network = network_with_weights(layout, str(weights))
     mean, std = layout.mean, layout.std
-    if not layout.normalized:
+    if not layout.normalization_in_file:
         if isinstance(network, DeepMindWideResNet | DeepMindPreActResNet):
-            usual = CIFAR10 if dataset == "cifar10" else _CIFAR100_DEEPMIND
+            default = CIFAR10 if dataset == "cifar10" else _CIFAR100_DEEPMIND
         else:
-            usual = NOTHING
-        mean, std = _INPUT.get((dataset, model), usual)
-    made = NormalizedClassifier(network, mean, std)
-    made.stated = Stated(stated[model] / 100, dataset, f"RobustBench ({model})")
-    return made
+            default = IDENTITY
+        mean, std = _INPUT.get((dataset, model), default)
+    classifier = NormalizedClassifier(network, mean, std)
+    classifier.reported = ReportedAccuracy(
+        accuracies[model] / 100, dataset, f"RobustBench ({model})"
+    )
+    return classifier

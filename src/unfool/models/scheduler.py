@@ -33,11 +33,11 @@ def read_schedule(path: Path) -> tuple[Discrete, Predicts]:
             raise ValueError(
                 f"{path}: a schedule with {name} is not supported: use a model without it"
             )
-    told = settings.get("prediction_type", "epsilon")
-    if told not in TERMS:
+    prediction = settings.get("prediction_type", "epsilon")
+    if prediction not in TERMS:
         raise ValueError(
-            f"{path}: the prediction_type must be one of {', '.join(TERMS)}, not {told!r}"
+            f"{path}: the prediction_type must be one of {', '.join(TERMS)}, not {prediction!r}"
         )
     steps = settings.get("num_train_timesteps", 1000)
     low, high = settings.get("beta_start", 1e-4), settings.get("beta_end", 0.02)
-    return Discrete(steps, KINDS[kind], low * steps, high * steps), TERMS[told]
+    return Discrete(steps, KINDS[kind], low * steps, high * steps), TERMS[prediction]

@@ -41,31 +41,31 @@ def _pieces(thing: Any, name: str, seen: dict[int, Any]) -> Iterator[bytes]:
         yield f"{name} {thing.dtype} {tuple(thing.shape)};".encode()
         yield _bytes(thing)
         return
-    for key, value in _inside(thing):
+    for key, value in _members(thing):
         yield from _pieces(value, f"{name}.{key}", seen)
 
 
-def _inside(thing: Any) -> list[tuple[str, Any]]:
+def _members(thing: Any) -> list[tuple[str, Any]]:
     if isinstance(thing, Mapping):
         return [(str(key), value) for key, value in thing.items()]
     if isinstance(thing, list | tuple | set | frozenset):
-        return [(str(place), value) for place, value in enumerate(thing)]
+        return [(str(index), value) for index, value in enumerate(thing)]
     if isinstance(thing, partial):
         return [("", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
     if inspect.ismethod(thing):
         return [("", thing.__func__), ("self", thing.__self__)]
     if isinstance(thing, FunctionType):
-        return _reached(thing)
+        return _captured(thing)
     if isinstance(thing, nn.Module):
-        found: list[tuple[str, Any]] = list(thing.named_parameters(recurse=False))
-        found += thing.named_buffers(recurse=False)
-        found += thing.named_children()
-        found += [(key, value) for key, value in sorted(vars(thing).items()) if key not in _STATE]
-        return found + _methods(type(thing))
-    found = sorted(vars(thing).items()) if hasattr(thing, "__dict__") else []
+        members: list[tuple[str, Any]] = list(thing.named_parameters(recurse=False))
+        members += thing.named_buffers(recurse=False)
+        members += thing.named_children()
+        members += [(key, value) for key, value in sorted(vars(thing).items()) if key not in _STATE]
+        return members + _methods(type(thing))
+    members = sorted(vars(thing).items()) if hasattr(thing, "__dict__") else []
     slots = [key for kind in type(thing).__mro__ for key in getattr(kind, "__slots__", ())]
-    found += [(key, getattr(thing, key)) for key in slots if hasattr(thing, key)]
-    return found + _methods(type(thing))
+    members += [(key, getattr(thing, key)) for key in slots if hasattr(thing, key)]
+    return members + _methods(type(thing))
 
 
 def _methods(kind: type) -> list[tuple[str, Any]]:
@@ -75,17 +75,19 @@ def _methods(kind: type) -> list[tuple[str, Any]]:
     return [(key, value) for key, value in vars(kind).items() if isinstance(value, FunctionType)]
 
 
-def _reached(function: FunctionType) -> list[tuple[str, Any]]:
+def _captured(function: FunctionType) -> list[tuple[str, Any]]:
     """Return the closure of a function, and the global networks and arrays that it uses."""
-    found: list[tuple[str, Any]] = []
+    captured: list[tuple[str, Any]] = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
-            found.append((name, cell.cell_contents))
+            captured.append((name, cell.cell_contents))
         except ValueError:  # the cell is still empty
             continue
     known = function.__globals__
     used = [(name, known[name]) for name in function.__code__.co_names if name in known]
-    return found + [(name, v) for name, v in used if isinstance(v, Tensor | np.ndarray | nn.Module)]
+    return captured + [
+        (name, v) for name, v in used if isinstance(v, Tensor | np.ndarray | nn.Module)
+    ]
 
 
 def _bytes(value: Tensor | np.ndarray) -> bytes:

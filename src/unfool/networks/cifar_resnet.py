@@ -41,15 +41,17 @@ class _Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(after)
-        self.stride, self.more = stride, after - before
+        self.stride, self.extra_channels = stride, after - before
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         # Option A: subsample the pixels, and pad the missing channels with zeros on both sides.
         x = x[:, :, :: self.stride, :: self.stride]
-        if self.more:
-            x = nn.functional.pad(x, (0, 0, 0, 0, self.more // 2, self.more // 2))
+        if self.extra_channels:
+            x = nn.functional.pad(
+                x, (0, 0, 0, 0, self.extra_channels // 2, self.extra_channels // 2)
+            )
         return torch.relu(out + x)
 
 

@@ -19,7 +19,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Map features (B, C, H, W) to features (B, C', H', W')."""
         simple = self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if not simple or not _leads_to(input, self.weight, self.bias):
+        if not simple or not _needs_only_input_gradient(input, self.weight, self.bias):
             return super().forward(input)
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
@@ -38,14 +38,14 @@ def norm_silu(
         shift: The shift of each channel (B, C, 1, 1).
     """
     cast = torch.is_autocast_enabled(x.device.type)
-    if _leads_to(x, norm.weight, norm.bias, scale, shift) and not cast:
+    if _needs_only_input_gradient(x, norm.weight, norm.bias, scale, shift) and not cast:
         x = x.contiguous(memory_format=_format(x))
         return _NormSiLU.apply(x, norm, scale, shift)  # pyright: ignore[reportReturnType]
     in_place = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     return F.silu(_modulated(norm(x), scale, shift), inplace=in_place)
 
 
-def _leads_to(x: Tensor, *others: Tensor | None) -> bool:
+def _needs_only_input_gradient(x: Tensor, *others: Tensor | None) -> bool:
     """Return whether autograd tracks `x` but none of `others`, outside torch.compile."""
     return (
         torch.is_grad_enabled()
@@ -75,12 +75,12 @@ class _Convolution(torch.autograd.Function):
             (out - 1) * stride[i] - 2 * padding[i] + dilation[i] * (size - 1) + 1
             for i, (out, size) in enumerate(zip(gradient.shape[2:], layer.kernel_size, strict=True))
         ]
-        beyond = [size - least for size, least in zip(ctx.shape[2:], smallest, strict=True)]
+        output_padding = [size - least for size, least in zip(ctx.shape[2:], smallest, strict=True)]
         weight = layer.weight.to(gradient.dtype)
-        found = F.conv_transpose2d(
-            gradient, weight, None, stride, padding, beyond, layer.groups, dilation
+        input_gradient = F.conv_transpose2d(
+            gradient, weight, None, stride, padding, output_padding, layer.groups, dilation
         )
-        return found, None
+        return input_gradient, None
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -101,22 +101,23 @@ class _NormSiLU(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradient will itself be differentiated
             y = F.silu(_modulated(norm(x), scale, shift))
             return torch.autograd.grad(y, x, gradient, create_graph=True)[0], None, None, None
-        rows, channels, places, groups = *x.shape[:2], x.shape[2:].numel(), norm.num_groups
+        rows, channels, positions, groups = *x.shape[:2], x.shape[2:].numel(), norm.num_groups
         y, mean, rstd = torch.native_group_norm(
-            x, norm.weight, norm.bias, rows, channels, places, groups, norm.eps
+            x, norm.weight, norm.bias, rows, channels, positions, groups, norm.eps
         )
         gradient = torch.ops.aten.silu_backward(gradient, _modulated(y, scale, shift))
         gradient = gradient if scale is None else gradient.mul_(1 + scale)
         gradient = gradient.contiguous(memory_format=_format(x))
-        found, _, _ = torch.ops.aten.native_group_norm_backward(
-            gradient, x, mean, rstd, norm.weight, rows, channels, places, groups,
+        input_gradient, _, _ = torch.ops.aten.native_group_norm_backward(
+            gradient, x, mean, rstd, norm.weight, rows, channels, positions, groups,
             [True, False, False],
         )  # fmt: skip
-        return found, None, None, None
+        return input_gradient, None, None, None
 
 
 def _format(x: Tensor) -> torch.memory_format:
     """Return the memory format in which torch normalizes `x`: only a CPU keeps channels last."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    whole = x.stride(0) == x.shape[1:].numel()  # for a single image torch allows any stride(0)
-    return torch.channels_last if last and whole and not x.is_cuda else torch.contiguous_format
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    # For a single image torch allows any stride(0).
+    channels_last = channels_last and x.stride(0) == x.shape[1:].numel() and not x.is_cuda
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -24,7 +24,7 @@ class MagnitudeUNet(nn.Module):
         layers: Residual blocks per level on the way down; there is one more on the way up.
         attention: The levels (from 0) that have self-attention; the middle always has it.
         channels: Channels of an image.
-        embedded: Dimensions of the embedding of time and label; the largest width if None.
+        embedding_size: Dimensions of the embedding of time and label; the largest width if None.
         frequencies: Number of frequencies that embed the time; the first width if None.
         classes: Labels to condition on, besides the null class; 0 for none.
         head_width: Channels per attention head.
@@ -40,23 +40,25 @@ class MagnitudeUNet(nn.Module):
         layers: int = 3,
         attention: Sequence[int] = (),
         channels: int = 3,
-        embedded: int | None = None,
+        embedding_size: int | None = None,
         frequencies: int | None = None,
         classes: int = 0,
         head_width: int = 64,
     ):
         super().__init__()
-        told, waves = embedded or max(widths), frequencies or widths[0]
+        embedding_size, waves = embedding_size or max(widths), frequencies or widths[0]
         self.register_buffer("frequencies", torch.zeros(waves))
         self.register_buffer("phases", torch.zeros(waves))
-        self.time = nn.Linear(waves, told, bias=False)
-        self.label = nn.Linear(classes, told, bias=False) if classes else None
+        self.time = nn.Linear(waves, embedding_size, bias=False)
+        self.label = nn.Linear(classes, embedding_size, bias=False) if classes else None
 
         def block(
             inputs: int, width: int, encodes: bool, attends: bool = False, resample: int = 0
         ) -> Block:
             head = head_width if attends else 0
-            return Block(inputs, width, told, encodes=encodes, resample=resample, head=head)
+            return Block(
+                inputs, width, embedding_size, encodes=encodes, resample=resample, head=head
+            )
 
         self.conv_in = convolution(channels + 1, widths[0], 3)  # plus a channel of ones
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -103,26 +105,33 @@ class Block(nn.Module):
     Args:
         inputs: Input channels.
         width: Output channels.
-        told: Dimensions of the embedding.
+        embedding_size: Dimensions of the embedding.
         encodes: Whether the block is on the way down, where features are normalized first.
         resample: `DOWN`, `UP`, or 0.
         head: Channels per attention head; 0 for no attention.
     """
 
     def __init__(
-        self, inputs: int, width: int, told: int, *, encodes: bool, resample: int, head: int
+        self,
+        inputs: int,
+        width: int,
+        embedding_size: int,
+        *,
+        encodes: bool,
+        resample: int,
+        head: int,
     ):
         super().__init__()
         self.encodes, self.resample, self.head = encodes, resample, head
         self.conv1 = convolution(width if encodes else inputs, width, 3)
         self.conv2 = convolution(width, width, 3)
-        self.time = nn.Linear(told, width, bias=False)
+        self.time = nn.Linear(embedding_size, width, bias=False)
         self.shortcut = convolution(inputs, width, 1) if inputs != width else nn.Identity()
         self.qkv = convolution(width, 3 * width, 1) if head else None
         self.out = convolution(width, width, 1) if head else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map features (B, inputs, H, W) and embeddings (B, told) to (B, width, H', W')."""
+        """Map features (B, inputs, H, W) and embeddings (B, embedding_size) to (B, width, H', W')."""
         if self.resample:
             x = F.interpolate(x, scale_factor=2.0) if self.resample == UP else F.avg_pool2d(x, 2)
         if self.encodes:
@@ -134,8 +143,8 @@ class Block(nn.Module):
             # The query, key and value of a channel are adjacent.
             table = self.qkv(x).flatten(2).unflatten(1, (-1, self.head, 3))
             q, k, v = (part.transpose(2, 3) for part in to_unit(table, (2,)).unbind(3))
-            seen = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
-            x = weighted_sum(x, self.out(seen), SHARE)
+            attended = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
+            x = weighted_sum(x, self.out(attended), SHARE)
         return x.clamp(-LARGEST, LARGEST)
 
 

@@ -45,18 +45,20 @@ class UNet(nn.Module):
         multi_head: bool = False,
     ):
         super().__init__()
-        first, embedded, head = widths[0], 4 * widths[0], min(64, *widths)
+        first, embedding_size, head = widths[0], 4 * widths[0], min(64, *widths)
 
         def block(inputs: int, width: int, attends: bool) -> Block:
-            return Block(inputs, width, embedded, groups, dropout, head if attends else 0)
+            return Block(inputs, width, embedding_size, groups, dropout, head if attends else 0)
 
         self.patch, self.width = patch, first
         self.conv_in = Conv2d(channels * patch**2, first, 3, padding=1)
         self.time = nn.Sequential(
-            nn.Linear(first, embedded), nn.SiLU(), nn.Linear(embedded, embedded)
+            nn.Linear(first, embedding_size), nn.SiLU(), nn.Linear(embedding_size, embedding_size)
         )
         self.heads = classes + 1 if classes and multi_head else 0
-        self.label = nn.Embedding(classes + 1, embedded) if classes and not multi_head else None
+        self.label = (
+            nn.Embedding(classes + 1, embedding_size) if classes and not multi_head else None
+        )
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, width, levels = [first], first, range(len(widths))
@@ -134,10 +136,10 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """Return the features after each block and after the halving."""
-        made = []
+        features = []
         for block in self.blocks:
-            made.append(x := block(x, embedding))
-        return made if self.resample is None else [*made, self.resample(x)]
+            features.append(x := block(x, embedding))
+        return features if self.resample is None else [*features, self.resample(x)]
 
 
 class Up(nn.Module):
@@ -167,19 +169,19 @@ class Block(nn.Module):
     Args:
         inputs: Input channels.
         width: Output channels.
-        embedded: Dimensions of the embedding of time and label.
+        embedding_size: Dimensions of the embedding of time and label.
         groups: Number of groups of the group normalization.
         dropout: The dropout rate before the second convolution.
         head: Channels per attention head.
     """
 
     def __init__(
-        self, inputs: int, width: int, embedded: int, groups: int, dropout: float, head: int
+        self, inputs: int, width: int, embedding_size: int, groups: int, dropout: float, head: int
     ):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, inputs)
         self.conv1 = Conv2d(inputs, width, 3, padding=1)
-        self.time = nn.Linear(embedded, width)
+        self.time = nn.Linear(embedding_size, width)
         self.norm2 = nn.GroupNorm(groups, width)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv2d(width, width, 3, padding=1)
@@ -187,7 +189,7 @@ class Block(nn.Module):
         self.attention = Attention(width, groups, head) if head else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map features (B, inputs, H, W) and embeddings (B, embedded) to (B, width, H, W)."""
+        """Map features (B, inputs, H, W) and embeddings (B, embedding_size) to (B, width, H, W)."""
         inner = self.conv1(norm_silu(self.norm1, x)) + self.time(embedding)[:, :, None, None]
         inner = self.conv2(self.dropout(norm_silu(self.norm2, inner)))
         return self.attention(self.shortcut(x) + inner)
@@ -208,25 +210,27 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map features (B, C, H, W) to features of the same shape."""
         # Contiguous, because batched products of a transposed view are slow.
-        places = self.norm(x.flatten(2)).transpose(1, 2).contiguous()
+        tokens = self.norm(x.flatten(2)).transpose(1, 2).contiguous()
         q, k, v = (
-            project(places).unflatten(2, (-1, self.head)).transpose(1, 2)
+            project(tokens).unflatten(2, (-1, self.head)).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         # `x` comes first, because the sum takes the memory layout of its first operand.
-        return x + self.to_out(seen).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.to_out(attended).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-def timestep_embedding(time: Tensor, width: int, reached: bool = False) -> Tensor:
+def timestep_embedding(time: Tensor, width: int, lowest_frequency_exact: bool = False) -> Tensor:
     """Return the sinusoidal embedding (B, width) of times (B,) in float32: cosines, then sines.
 
-    The `width // 2` frequencies fall from 1 toward 1/10,000; if `reached`, the last one is exactly
-    1/10,000, as in Ho et al. (2020). If `width` is odd, the last entry is 0.
+    The `width // 2` frequencies fall from 1 toward 1/10,000; if `lowest_frequency_exact`, the last
+    one is exactly 1/10,000, as in Ho et al. (2020). If `width` is odd, the last entry is 0.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=time.device)
-    angles = time[:, None].float() * torch.exp(-math.log(10_000) * steps / (half - reached))
+    angles = time[:, None].float() * torch.exp(
+        -math.log(10_000) * steps / (half - lowest_frequency_exact)
+    )
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 

@@ -14,7 +14,7 @@ from unfool.analysis.gradients import Gradients
 from unfool.analysis.landscape import Landscape
 from unfool.analysis.purification import ATTACKED, CLEAN, PURE, Purification
 from unfool.analysis.samples import REAL, Samples
-from unfool.analysis.trajectories import Trajectories, flat
+from unfool.analysis.trajectories import Trajectories, stack_iterates
 from unfool.report.document import (
     Block,
     Code,
@@ -31,7 +31,7 @@ from unfool.report.figures import analyses as figures
 from unfool.report.figures import trajectories as paths
 from unfool.report.figures.analyses import METRICS
 from unfool.report.formatting import cell, duration, interval, mean
-from unfool.report.provenance import started
+from unfool.report.provenance import start_entries
 from unfool.report.write import write_document
 from unfool.runtime.provenance import Made
 from unfool.statistics import percent
@@ -39,14 +39,14 @@ from unfool.statistics import percent
 About = Mapping[str, Any]
 
 
-def write_gradients(folder: Path, found: Gradients, about: About) -> Document:
-    """Report what `analysis.gradients.compare` returned.
+def write_gradients(folder: Path, result: Gradients, about: About) -> Document:
+    """Report what `analysis.gradients.compare_gradients` returned.
 
     `about` also holds the `loss`, and the number of `draws` of the noise.
     """
-    summary = found.summary()
+    summary = result.summary()
     kind = "float64" if summary["precise"] else "float32, as the model refuses float64"
-    said = (
+    text = (
         f"{summary['images']} images with {about['draws']} draws of the defense's noise each, the "
         f"same for every gradient. The loss is `{about['loss']}`. Finite differences use "
         f"{summary['directions']} random directions, in {kind}. Means over images with 95 % "
@@ -73,13 +73,13 @@ def write_gradients(folder: Path, found: Gradients, about: About) -> Document:
         "with the exact gradient, image by image."
     )
     missing = [f"No {name} gradient: {why}." for name, why in summary["missing"].items()]
-    drawn = Figure("gradients.png", "Cosines of gradients", caption, figures.cosines(found))
-    blocks = [Paragraph(said), Table(heads, rows), *map(Paragraph, missing), drawn]
+    figure = Figure("gradients.png", "Cosines of gradients", caption, figures.cosines(result))
+    blocks = [Paragraph(text), Table(heads, rows), *map(Paragraph, missing), figure]
     arrays = {
-        "ways": np.array([way.name for way in found.variants]),
-        "gradients": found.gradients,
-        "directions": found.directions,
-        "slopes": found.slopes,
+        "ways": np.array([variant.name for variant in result.variants]),
+        "gradients": result.gradients,
+        "directions": result.directions,
+        "slopes": result.slopes,
     }
     return write_analysis(
         folder,
@@ -93,10 +93,10 @@ def write_gradients(folder: Path, found: Gradients, about: About) -> Document:
     )
 
 
-def write_purification(folder: Path, found: Purification, about: About) -> Document:
+def write_purification(folder: Path, result: Purification, about: About) -> Document:
     """Report what `analysis.purification.purification` returned."""
-    summary = found.summary()
-    metrics = list(next(iter(found.distances.values())))
+    summary = result.summary()
+    metrics = list(next(iter(result.distances.values())))
     rows = [
         [row["row"], *(mean(row.get(metric), ".3f") for metric in metrics), cell(row["right"])]
         for row in summary["rows"]
@@ -129,62 +129,62 @@ def write_purification(folder: Path, found: Purification, about: About) -> Docum
             "Distance to the clean image",
             "One value per image (mean over draws), and the mean over images. A higher SSIM is "
             "closer.",
-            figures.distances(found, metrics),
+            figures.distances(result, metrics),
         ),
         Figure(
             "purification-images.png",
             "The first images",
             "The images for the first draw, as the classifier gets them (clipped to [0, 1] for "
             "display).",
-            figures.purified_images(found),
+            figures.purified_images(result),
         ),
     ]
     arrays = {
         f"{row}/{metric}": values
-        for row, measured in found.distances.items()
+        for row, measured in result.distances.items()
         for metric, values in measured.items()
     }
-    arrays |= {f"{row}/right": values for row, values in found.right.items()}
-    arrays |= {f"{row}/pictures": values for row, values in found.pictures.items()}
-    arrays["left"] = found.left
+    arrays |= {f"{row}/right": values for row, values in result.correct.items()}
+    arrays |= {f"{row}/pictures": values for row, values in result.images.items()}
+    arrays["left"] = result.remaining
     title = "What purification does to images"
     return write_analysis(
         folder, "purification", title, blocks, about, summary, summary["rows"], arrays
     )
 
 
-def write_samples(folder: Path, found: Samples, about: About) -> Document:
+def write_samples(folder: Path, result: Samples, about: About) -> Document:
     """Report what `analysis.samples.samples` returned."""
-    summary = found.summary()
-    said = (
+    summary = result.summary()
+    text = (
         f"The distance between {summary['size']} images and as many real ones: the mean over "
         f"{summary['sets']} sets with a 95 % confidence interval. The row {REAL} shows the "
         "distance between two sets of real images. This is not FID: the features are those of this "
         "classifier, so numbers of other classifiers or set sizes cannot be compared."
     )
     rows = [[name, mean(value, ".3g")] for name, value in summary["frechet"].items()]
-    drawn = figures.generated_images(found)
+    drawing = figures.generated_images(result)
     blocks = [
-        Paragraph(said),
+        Paragraph(text),
         Table(["images", "Fréchet distance over the classifier's features"], rows),
         Figure(
             "samples.png",
             "The first generated images",
             "All models start from the same noise.",
-            drawn,
+            drawing,
         ),
     ]
-    arrays = {f"{name}/distances": np.array(values) for name, values in found.distances.items()}
-    arrays |= {f"{name}/pictures": kept.cpu().numpy() for name, kept in found.pictures.items()}
+    arrays = {f"{name}/distances": np.array(values) for name, values in result.distances.items()}
+    arrays |= {f"{name}/pictures": images.cpu().numpy() for name, images in result.images.items()}
     title = "Generated images compared with real ones"
     records = [{"images": name, **value} for name, value in summary["frechet"].items()]
     return write_analysis(folder, "samples", title, blocks, about, summary, records, arrays)
 
 
-def write_trajectories(folder: Path, found: Trajectories, about: About) -> Document:
+def write_trajectories(folder: Path, result: Trajectories, about: About) -> Document:
     """Report what `analysis.trajectories.trajectories` returned, with figures of the first image."""
-    summary, (points, where) = found.summary(), flat(found.runs, 0)
-    said = (
+    summary, (points, slices) = result.summary(), stack_iterates(result.runs, 0)
+    introduction = (
         f"{summary['images']} images. Losses and accuracies are those at the ends of the runs, for "
         f"the noise that DW-box knows and for {summary['draws']} fresh draws; cosines compare the "
         "perturbations there. Means over images with 95 % confidence intervals."
@@ -196,7 +196,7 @@ def write_trajectories(folder: Path, found: Trajectories, about: About) -> Docum
         pairs = [(mean(row["loss"][kind], ".2f"), cell(row["right"][kind])) for kind in paths.KINDS]
         rows.append([row["setting"], str(row["runs"]), *(text for pair in pairs for text in pair)])
     cosines = [[_pair(row["between"]), mean(row["cosine"], ".2f")] for row in summary["cosines"]]
-    blocks = [Paragraph(said), Table(heads, rows), Table(["ends of", "cosine"], cosines)]
+    blocks = [Paragraph(introduction), Table(heads, rows), Table(["ends of", "cosine"], cosines)]
     arrays = {}
     for name, flat_points, axes in (
         ("trajectories", paths.principal_components(points), "principal components"),
@@ -207,21 +207,21 @@ def write_trajectories(folder: Path, found: Trajectories, about: About) -> Docum
             "that DW-box knows; right, with fresh noise. The horizontal axes are the first two "
             f"{axes}."
         )
-        drawn = paths.paths(found, flat_points, where)
-        blocks.append(Figure(f"{name}.png", "Paths of all runs", caption, drawn))
-        arrays |= {f"{name}/{run}/{number}": flat_points[own] for run, number, own in where}
-    for name, runs in found.runs.items():
+        drawing = paths.paths(result, flat_points, slices)
+        blocks.append(Figure(f"{name}.png", "Paths of all runs", caption, drawing))
+        arrays |= {f"{name}/{run}/{number}": flat_points[span] for run, number, span in slices}
+    for name, runs in result.runs.items():
         arrays |= {f"{name}/ends": runs.ends, f"{name}/paths": runs.paths}
         arrays |= {f"{name}/height-{kind}": height for kind, height in runs.heights.items()}
         arrays |= {f"{name}/loss-{kind}": loss for kind, loss in runs.losses.items()}
-        arrays |= {f"{name}/right-{kind}": share for kind, share in runs.right.items()}
+        arrays |= {f"{name}/right-{kind}": share for kind, share in runs.accuracies.items()}
     title, records = "Paths of attacks", summary["settings"]
     return write_analysis(folder, "trajectories", title, blocks, about, summary, records, arrays)
 
 
-def write_landscapes(folder: Path, found: Mapping[str, Landscape], about: About) -> Document:
+def write_landscapes(folder: Path, landscapes: Mapping[str, Landscape], about: About) -> Document:
     """Report what `analysis.landscape.landscape` returned for each model, by its name."""
-    said = (
+    caption = (
         "The loss in the plane of two attacks from one image. The horizontal axis is the final "
         "perturbation of DW-box (at 1), the vertical axis the part of the white-box (EOT) "
         "perturbation that is orthogonal to it (at 1). Lines are the iterates of both attacks, "
@@ -229,19 +229,19 @@ def write_landscapes(folder: Path, found: Mapping[str, Landscape], about: About)
     )
     summary = {
         name: {
-            "loss at the image": {k: float(getattr(seen, k)[0, 0]) for k in paths.KINDS},
-            "highest loss": {k: float(getattr(seen, k).max()) for k in paths.KINDS},
-            "outside the plane": seen.outside,
+            "loss at the image": {k: float(getattr(landscape, k)[0, 0]) for k in paths.KINDS},
+            "highest loss": {k: float(getattr(landscape, k).max()) for k in paths.KINDS},
+            "outside the plane": landscape.outside,
         }
-        for name, seen in found.items()
+        for name, landscape in landscapes.items()
     }
     arrays: dict[str, np.ndarray] = {}
-    for name, seen in found.items():
-        values = {"along": seen.along, "known": seen.known, "fresh": seen.fresh}
-        values |= {"directions": seen.directions, **seen.paths}
+    for name, landscape in landscapes.items():
+        values = {"along": landscape.along, "known": landscape.known, "fresh": landscape.fresh}
+        values |= {"directions": landscape.directions, **landscape.paths}
         arrays |= {f"{name}/{key}": np.asarray(value) for key, value in values.items()}
     title = "The loss around an image"
-    blocks = [Figure("landscape.png", title, said, paths.surfaces(found))]
+    blocks = [Figure("landscape.png", title, caption, paths.surfaces(landscapes))]
     records = [{"model": name, **values} for name, values in summary.items()]
     return write_analysis(
         folder, "landscape", title, blocks, about, {"models": summary}, records, arrays
@@ -259,18 +259,18 @@ def write_analysis(
     arrays: Mapping[str, np.ndarray],
 ) -> Document:
     """Write the report of an analysis into a folder, with its record and its command below."""
-    made = about.get("made")
-    where = [Heading("Record"), Definitions(_record(made))] if made else []
-    below = [*where, Heading("How to reproduce it"), Code(about["command"])]
+    provenance = about.get("made")
+    record = [Heading("Record"), Definitions(_record(provenance))] if provenance else []
+    below = [*record, Heading("How to reproduce it"), Code(about["command"])]
     document = Document(title, [*blocks, *below], f"unfool analyze {name}")
     write_document(folder, name, document, {"version": 1, **about, **summary}, records, arrays)
     return document
 
 
-def _record(made: Made) -> list[tuple[str, str]]:
-    told = started([made])
-    told.insert(1, ("duration", duration(made["seconds"])))
-    return told
+def _record(provenance: Made) -> list[tuple[str, str]]:
+    entries = start_entries([provenance])
+    entries.insert(1, ("duration", duration(provenance["seconds"])))
+    return entries
 
 
 def _about_purification(summary: Mapping[str, Any]) -> str:
@@ -292,12 +292,12 @@ def _about_purification(summary: Mapping[str, Any]) -> str:
 def _near_zero(value: Mapping[str, float]) -> str:
     """Format a mean that may be tiny, with its interval unless that is narrow."""
 
-    def said(value: float) -> str:
+    def formatted(value: float) -> str:
         return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.0e}"
 
     if max(abs(value[key] - value["mean"]) for key in ("low", "high")) < 5e-4:
-        return said(value["mean"])
-    return f"{said(value['mean'])} [{said(value['low'])}, {said(value['high'])}]"
+        return formatted(value["mean"])
+    return f"{formatted(value['mean'])} [{formatted(value['low'])}, {formatted(value['high'])}]"
 
 
 def _pair(names: Sequence[str]) -> str:

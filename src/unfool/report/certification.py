@@ -38,7 +38,7 @@ def write_report(run: Run) -> Summary:
         OSError: The folder cannot be written.
     """
     summary = certificate.summary(run)
-    document = whole(summary, run.manifest["classes"])
+    document = full(summary, run.manifest["classes"])
     records = summary["certified"]
     write_document(run.folder, "report", document, summary, records, images=summary["images"])
     return summary
@@ -49,7 +49,7 @@ def brief(summary: Summary) -> Document:
     return Document(headline(summary), [*notices(summary), _by_radius(summary), _readings(summary)])
 
 
-def whole(summary: Summary, classes: Sequence[str]) -> Document:
+def full(summary: Summary, classes: Sequence[str]) -> Document:
     """Make the full report.
 
     Args:

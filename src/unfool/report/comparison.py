@@ -49,163 +49,171 @@ IMAGE_BY_IMAGE = (
 )
 
 
-def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
+def brief(comparison: Comparison, gates: Sequence[Gate] = ()) -> Document:
     """Make the short report for a terminal or notebook: differences, doubts, and bounds.
 
     Args:
-        found: What `results.compare.compare` returned.
-        kept: What `results.gates.gates` returned.
+        comparison: What `results.compare.compare` returned.
+        gates: What `results.gates.gates` returned.
     """
-    title, *opening = _opening(found)
+    title, *opening = _opening(comparison)
     strong: dict[int, Style] = {
-        i: "strong" for i, row in enumerate(found.rows) if row.name == "robust"
+        i: "strong" for i, row in enumerate(comparison.rows) if row.name == "robust"
     }
-    how = "" if all(row.agree for row in found.rows) else " by bootstrap over images"
+    how = "" if all(row.agree for row in comparison.rows) else " by bootstrap over images"
     blocks: list[Block] = [
         *map(Paragraph, opening),
-        Table(HEADS, _lines(found), strong),
-        Paragraph(ABOUT.format(draws=found.draws, how=how), "note"),
-        *_agreement(found),
+        Table(HEADS, _lines(comparison), strong),
+        Paragraph(ABOUT.format(draws=comparison.draws, how=how), "note"),
+        *_agreement(comparison),
     ]
     doubts = [
         {"name": f"{doubt['name']} (run {run})", "severity": doubt["severity"], "why": doubt["why"]}
-        for run, listed in zip("AB", found.doubts, strict=True)
-        for doubt in listed
+        for run, entries in zip("AB", comparison.doubts, strict=True)
+        for doubt in entries
     ]
     blocks += [Doubts(doubts)] if doubts else []
-    blocks += [_bound(gate) for gate in kept]
+    blocks += [_bound(gate) for gate in gates]
     return Document(title, blocks)
 
 
-def whole(found: Comparison, kept: Sequence[Gate], command: str) -> Document:
+def full(comparison: Comparison, gates: Sequence[Gate], command: str) -> Document:
     """Make the full report.
 
     Args:
-        found: What `results.compare.compare` returned.
-        kept: What `results.gates.gates` returned.
+        comparison: What `results.compare.compare` returned.
+        gates: What `results.gates.gates` returned.
         command: The command to make it again.
     """
-    short, figure = brief(found, kept), paired_accuracy(found.rows, kept)
-    opening, (differences, *rest) = _opening(found)[1:], short.blocks[2:]
+    short, figure = brief(comparison, gates), paired_accuracy(comparison.rows, gates)
+    opening, (differences, *rest) = _opening(comparison)[1:], short.blocks[2:]
     blocks = [
         *map(Paragraph, opening),
-        _tiles(found),
-        *([Heading("What neither run tried"), Items(found.not_tried)] if found.not_tried else []),
+        _tiles(comparison),
+        *(
+            [Heading("What neither run tried"), Items(comparison.not_tried)]
+            if comparison.not_tried
+            else []
+        ),
         Heading("Accuracy"),
         differences,
         *rest,
         figure,
         Heading("Image by image"),
         Paragraph(IMAGE_BY_IMAGE, "note"),
-        paired_table(found.images),
+        paired_table(comparison.images),
         Heading("Record"),
-        both_records(*found.provenance),
+        both_records(*comparison.provenance),
         Heading("How to reproduce it"),
         Code(command),
     ]
     return Document(short.title, blocks, "Two runs compared")
 
 
-def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command: str) -> None:
+def write_report(folder: Path, comparison: Comparison, gates: Sequence[Gate], command: str) -> None:
     """Write `compare.html`, `.md`, `.png`, `.json`, and `.csv` into a folder.
 
     `images.json` and `images.csv` hold the result of each image.
 
     Args:
         folder: The output folder.
-        found: What `results.compare.compare` returned.
-        kept: What `results.gates.gates` returned.
+        comparison: What `results.compare.compare` returned.
+        gates: What `results.gates.gates` returned.
         command: The command to make it again.
 
     Raises:
         OSError: The folder cannot be written.
     """
-    numbers: dict[str, Any] = {"version": VERSION, "command": command} | asdict(found)
-    numbers["rows"] = [named(row) for row in found.rows]
+    numbers: dict[str, Any] = {"version": VERSION, "command": command} | asdict(comparison)
+    numbers["rows"] = [named(row) for row in comparison.rows]
     numbers["gates"] = [
         asdict(gate) | {"found": gate.found._asdict(), "ok": gate.ok, "sure": gate.sure}
-        for gate in kept
+        for gate in gates
     ]
     del numbers["images"]  # they have a file of their own
-    document = whole(found, kept, command)
-    write_document(folder, "compare", document, numbers, numbers["rows"], images=found.images)
+    document = full(comparison, gates, command)
+    write_document(folder, "compare", document, numbers, numbers["rows"], images=comparison.images)
 
 
-def junit(kept: Sequence[Gate], command: str = "compare", whose: str = " of B") -> bytes:
+def junit(gates: Sequence[Gate], command: str = "compare", suffix: str = " of B") -> bytes:
     """Convert gates to a JUnit XML file for CI systems, with one test case per gate.
 
     Args:
-        kept: The gates.
+        gates: The gates.
         command: The command that checked them.
-        whose: Words after "robust accuracy" (`describe_gate`).
+        suffix: Words after "robust accuracy" (`describe_gate`).
 
     Raises:
         ValueError: There are no gates.
     """
-    if not kept:
+    if not gates:
         raise ValueError(
             "--junit reports on bounds, and there is none: add --min-robust or --max-drop"
         )
-    failed = str(sum(not gate.ok for gate in kept))
-    count = {"tests": str(len(kept)), "failures": failed, "errors": "0"}
+    failed = str(sum(not gate.ok for gate in gates))
+    count = {"tests": str(len(gates)), "failures": failed, "errors": "0"}
     root = ElementTree.Element("testsuites", count)
     suite = ElementTree.SubElement(root, "testsuite", {"name": f"unfool {command}", **count})
-    for gate in kept:
+    for gate in gates:
         name = f"{gate.name} {gate.bound:g} ({gate.condition})"
-        told_of = {"classname": f"unfool.{command}", "name": name}
-        case = ElementTree.SubElement(suite, "testcase", told_of)
-        where = "failure" if not gate.ok else "system-out"
-        beside = {"type": gate.name, "message": describe_gate(gate, whose)} if not gate.ok else {}
-        ElementTree.SubElement(case, where, beside).text = describe_gate(gate, whose)
+        attributes = {"classname": f"unfool.{command}", "name": name}
+        case = ElementTree.SubElement(suite, "testcase", attributes)
+        tag = "failure" if not gate.ok else "system-out"
+        failure_attributes = (
+            {"type": gate.name, "message": describe_gate(gate, suffix)} if not gate.ok else {}
+        )
+        ElementTree.SubElement(case, tag, failure_attributes).text = describe_gate(gate, suffix)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
-def describe_gate(gate: Gate, whose: str = " of B") -> str:
+def describe_gate(gate: Gate, suffix: str = " of B") -> str:
     """Describe a gate and its outcome in one sentence.
 
     Args:
         gate: The gate.
-        whose: Words after "robust accuracy".
+        suffix: Words after "robust accuracy".
     """
     if gate.name == "min-robust":
         share = {"accuracy": gate.found.mean, "low": gate.found.low, "high": gate.found.high}
-        said = f"robust accuracy{whose} is {cell(share)}"
+        text = f"robust accuracy{suffix} is {cell(share)}"
         end, needed = "lower", f"must be at least {percent(gate.bound)}"
     else:
-        said = f"{gate.condition} accuracy: the drop A - B is {_points(gate.found)} points"
+        text = f"{gate.condition} accuracy: the drop A - B is {_points(gate.found)} points"
         end, needed = "upper", f"must be at most {100 * gate.bound:.1f}"
     which = f"the {end} end of the interval " if gate.strict else ""
-    said += f", and {which}{needed}"
+    text += f", and {which}{needed}"
     unsure = "; the bound lies inside the interval, so more images would make the result clearer"
-    return said + ("" if gate.sure else unsure)
+    return text + ("" if gate.sure else unsure)
 
 
-def _opening(found: Comparison) -> list[str]:
+def _opening(comparison: Comparison) -> list[str]:
     """Return the title with the main change, the two runs, and what differs between them."""
-    row = {row.name: row for row in found.rows}
-    name = "robust" if "robust" in row else "clean"
-    change = _points(row[name].change)
+    rows = {row.name: row for row in comparison.rows}
+    name = "robust" if "robust" in rows else "clean"
+    change = _points(rows[name].change)
+    a_folder, b_folder = comparison.folders
     images = (
-        f"{found.n} images"
-        if found.n == found.requested
-        else f"{found.n} of {found.requested} images"
+        f"{comparison.n} images"
+        if comparison.n == comparison.requested
+        else f"{comparison.n} of {comparison.requested} images"
     )
     where = "; ".join(
-        f"{path} {name_of(a)} in A, {name_of(b)} in B" for path, (a, b) in found.differs.items()
+        f"{path} {name_of(a)} in A, {name_of(b)} in B"
+        for path, (a, b) in comparison.differs.items()
     )
     return [
         f"From A to B, {name} accuracy per draw changes by {change} points.",
-        f"A: {found.folders[0]}; B: {found.folders[1]}; {images}, {found.draws} held-out draws each.",
+        f"A: {a_folder}; B: {b_folder}; {images}, {comparison.draws} held-out draws each.",
         f"What differs: {where}."
         if where
         else "Both runs have the same spec and were made by the same versions.",
     ]
 
 
-def _tiles(found: Comparison) -> Tiles:
+def _tiles(comparison: Comparison) -> Tiles:
     """Return the main accuracy of A and of B, and their difference."""
-    row = next((row for row in found.rows if row.name == "robust"), found.rows[0])
+    row = next((row for row in comparison.rows if row.name == "robust"), comparison.rows[0])
     sides = [
         Tile(percent(share.value), f"{row.name} accuracy of {run}", interval(share_entry(share)))
         for run, share in (("A", row.a), ("B", row.b))
@@ -214,22 +222,22 @@ def _tiles(found: Comparison) -> Tiles:
     return Tiles([*sides, Tile(change[0], "B - A, percentage points", f"[{change[2]}")])
 
 
-def _agreement(found: Comparison) -> list[Paragraph]:
+def _agreement(comparison: Comparison) -> list[Paragraph]:
     """Name the conditions under which both runs agree on every image and draw."""
-    alike = [title_of(row) for row in found.rows if row.agree]
-    if not alike:
+    agreeing = [title_of(row) for row in comparison.rows if row.agree]
+    if not agreeing:
         return []
-    every = len(alike) == len(found.rows)
-    where = "under every condition" if every else f"under {', '.join(alike)}"
+    all_agree = len(agreeing) == len(comparison.rows)
+    where = "under every condition" if all_agree else f"under {', '.join(agreeing)}"
     return [Paragraph(AGREE.format(where=where))]
 
 
 def _bound(gate: Gate) -> Paragraph:
-    said = f"{'pass' if gate.ok else 'FAIL'}: {gate.name}: {describe_gate(gate)}"
-    return Paragraph(said, "" if gate.ok else "warning")
+    text = f"{'pass' if gate.ok else 'FAIL'}: {gate.name}: {describe_gate(gate)}"
+    return Paragraph(text, "" if gate.ok else "warning")
 
 
-def _lines(found: Comparison) -> list[list[str]]:
+def _lines(comparison: Comparison) -> list[list[str]]:
     """Return a row of the table (`HEADS`) for each condition."""
     return [
         [
@@ -241,7 +249,7 @@ def _lines(found: Comparison) -> list[list[str]]:
             str(row.only_b),
             f"{row.p:.3f}" if row.p >= 0.001 else "< 0.001",
         ]
-        for row in found.rows
+        for row in comparison.rows
     ]
 
 

@@ -15,7 +15,7 @@ from unfool.results.attack_roles import roles
 from unfool.results.report_json import ShareEntry, Summary
 
 About = Mapping[str, Any]
-ENOUGH = 5  # the fewest runs for which a rank correlation is reported
+MIN_RUNS = 5  # the fewest runs for which a rank correlation is reported
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Measured:
 
     Attributes:
         name: The name in the report.
-        found: The compression rates.
+        compression: The compression rates.
         run: The summary of the run; None if the defense came from a spec.
     """
 
     name: str
-    found: Compression
+    compression: Compression
     run: Summary | None = None
 
 
@@ -44,9 +44,9 @@ def write_compression(
         about: The `command`, and further entries for the JSON file.
         skipped: The names of sources without a purifier.
     """
-    summaries = {row.name: row.found.summary() for row in measured}
+    summaries = {row.name: row.compression.summary() for row in measured}
     first = next(iter(summaries.values()))
-    said = (
+    note = (
         f"{first['images']} images with {first['draws']} draws of the defense's noise each. The "
         "rate is the l2 distance between the purified image and its purified perturbed copy, with "
         "the same noise, divided by the length of the perturbation: below 1, the purifier "
@@ -69,65 +69,65 @@ def write_compression(
         for name, summary in summaries.items()
         for row in summary["sizes"]
     ]
-    blocks: list[Block] = [Paragraph(said), Table(heads, rows)]
-    blind = [row.name for row in measured if row.found.without_gradient]
+    blocks: list[Block] = [Paragraph(note), Table(heads, rows)]
+    blind = [row.name for row in measured if row.compression.without_gradient]
     if blind:
-        said = (
+        note = (
             f"Power iteration finds no worse direction than a random one for {', '.join(blind)}: "
             "either there is none, or the gradient is masked, and the adversarial rate is too low."
         )
-        blocks.append(Paragraph(said, "notice"))
+        blocks.append(Paragraph(note, "notice"))
     if skipped:
         blocks.append(Paragraph(f"Left out, for they have no purifier: {', '.join(skipped)}."))
     points = [_point(row, summaries[row.name]) for row in measured if row.run is not None]
-    blocks += [*_against(points), _drawn(summaries)]
+    blocks += [*_against(points), _rates_figure(summaries)]
     numbers = {"defenses": summaries, "runs": points, "skipped": skipped}
     records = [
-        {"defense": name, **row} for name, told in summaries.items() for row in told["sizes"]
+        {"defense": name, **row} for name, entry in summaries.items() for row in entry["sizes"]
     ]
     arrays = {
         f"{row.name}/{key}": values
         for row in measured
-        for key, values in row.found.arrays().items()
+        for key, values in row.compression.arrays().items()
     }
     title = "How far purification contracts perturbations"
     return write_analysis(folder, "compression", title, blocks, about, numbers, records, arrays)
 
 
-def write_critical_eps(folder: Path, found: CriticalEps, about: About) -> Document:
+def write_critical_eps(folder: Path, result: CriticalEps, about: About) -> Document:
     """Report what `analysis.critical_eps.critical_eps` returned."""
-    summary = found.summary()
-    said = (
-        f"{summary['images']} images. The critical eps of an image is the budget in {found.norm} "
+    summary = result.summary()
+    text = (
+        f"{summary['images']} images. The critical eps of an image is the budget in {result.norm} "
         "at which PGD starts to fool the majority of held-out draws, found by bisection. It is an "
         "upper bound: a stronger attack may need less."
     )
     rows = [
         ["wrong without an attack", cell(summary["wrong"])],
-        [f"robust at the spec's eps, {_budget(found, found.eps)}", cell(summary["at_eps"])],
-        [f"robust at the largest, {_budget(found, found.largest)}", cell(summary["unbroken"])],
+        [f"robust at the spec's eps, {_budget(result, result.eps)}", cell(summary["at_eps"])],
+        [f"robust at the largest, {_budget(result, result.largest)}", cell(summary["unbroken"])],
     ]
     quartiles = [
-        [f"{share} % of images", "above the largest" if at is None else _budget(found, at)]
+        [f"{share} % of images", "above the largest" if at is None else _budget(result, at)]
         for share, at in summary["quartiles"].items()
     ]
     caption = (
         "Robust accuracy (by majority) at each budget: the share of images whose critical eps is "
         "above it."
     )
-    drawn = Figure("critical-eps.png", "Images not broken", caption, figures.surviving(found))
+    figure = Figure("critical-eps.png", "Images not broken", caption, figures.surviving(result))
     blocks: list[Block] = [
-        Paragraph(said),
+        Paragraph(text),
         Table(["images", "share"], rows),
         Table(["share of images", "eps"], quartiles),
-        drawn,
+        figure,
     ]
-    arrays = {"low": found.low, "high": found.high}
+    arrays = {"low": result.low, "high": result.high}
     title, records = "The critical eps of each image", summary["brackets"]
     return write_analysis(folder, "critical-eps", title, blocks, about, summary, records, arrays)
 
 
-def _drawn(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
+def _rates_figure(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     caption = (
         "The compression rate against the size of perturbations, with 95 % confidence intervals. "
         "Below the dashed line, the purifier contracts."
@@ -138,20 +138,20 @@ def _drawn(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
 def _point(row: Measured, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a run for the figure of rates against accuracies."""
     assert row.run is not None
-    at = summary["sizes"][summary["main"]]
+    at_budget = summary["sizes"][summary["main"]]
     known = [
-        told["robust"]["per_draw"] for told in row.run["known_noise"] if told["knows"] == "both"
+        entry["robust"]["per_draw"] for entry in row.run["known_noise"] if entry["knows"] == "both"
     ]
     attacked = bool(roles(row.run["spec"]["attacks"]).attacks)
     return {
         "name": row.name,
-        "size": at["size"],
-        "rates": {kind: at[kind]["rate"]["mean"] for kind in KINDS},
+        "size": at_budget["size"],
+        "rates": {kind: at_budget[kind]["rate"]["mean"] for kind in KINDS},
         "clean": _share(row.run["clean"]),
         "robust": row.run["robust"]["per_draw"] if attacked else None,
         "known": min(known, key=lambda share: share["accuracy"], default=None),
         "images": row.run["n"],
-        "without_gradient": row.found.without_gradient,
+        "without_gradient": row.compression.without_gradient,
     }
 
 
@@ -182,14 +182,14 @@ def _against(points: list[dict[str, Any]]) -> list[Block]:
         "maps all images to a single one contracts everything and is never right, so compare with "
         "the clean accuracy, too."
     )
-    drawn = Figure(
+    figure = Figure(
         "compression-robustness.png",
         "Compression against robust accuracy",
         caption,
         figures.against_robustness(shown),
     )
-    blocks: list[Block] = [Table(heads, rows), drawn]
-    if len(shown) >= ENOUGH:
+    blocks: list[Block] = [Table(heads, rows), figure]
+    if len(shown) >= MIN_RUNS:
         blocks.insert(1, Paragraph(_correlation(shown)))
     return blocks
 
@@ -197,18 +197,18 @@ def _against(points: list[dict[str, Any]]) -> list[Block]:
 def _correlation(shown: Sequence[Mapping[str, Any]]) -> str:
     from scipy.stats import spearmanr
 
-    told = []
+    correlations = []
     for key, word in (("robust", "robust accuracy"), ("known", "accuracy under DW-box")):
-        some = [p for p in shown if p[key] is not None and not p["without_gradient"]]
-        for kind in KINDS if len(some) >= ENOUGH else ():
-            pair = [p["rates"][kind] for p in some], [p[key]["accuracy"] for p in some]
+        points = [p for p in shown if p[key] is not None and not p["without_gradient"]]
+        for kind in KINDS if len(points) >= MIN_RUNS else ():
+            pair = [p["rates"][kind] for p in points], [p[key]["accuracy"] for p in points]
             if all(len(set(values)) > 1 for values in pair):
                 rho: Any = spearmanr(*pair)
-                told.append(f"{rho.statistic:.2f} ({kind}, {word}, {len(some)} runs)")
-    if not told:
+                correlations.append(f"{rho.statistic:.2f} ({kind}, {word}, {len(points)} runs)")
+    if not correlations:
         return "There are too few different runs with attacks by gradient for a rank correlation."
-    return f"Rank correlation (Spearman) of rate and accuracy: {', '.join(told)}."
+    return f"Rank correlation (Spearman) of rate and accuracy: {', '.join(correlations)}."
 
 
-def _budget(found: CriticalEps, eps: float) -> str:
-    return f"{255 * eps:.2f}/255" if found.norm == "linf" else f"{eps:.3g}"
+def _budget(result: CriticalEps, eps: float) -> str:
+    return f"{255 * eps:.2f}/255" if result.norm == "linf" else f"{eps:.3g}"

@@ -135,14 +135,14 @@ class ImageTable:
         rows: The images.
         filters: Title of a filter to its choices: tag to label.
         file: The name of the file beside the page that holds all images.
-        of: The number of images in that file.
+        total: The number of images in that file.
     """
 
     heads: Sequence[str]
     rows: Sequence[ImageRow]
     filters: Mapping[str, Mapping[str, str]]
     file: str
-    of: int
+    total: int
 
 
 class Tile(NamedTuple):
@@ -198,12 +198,12 @@ class Doubts:
     """The doubts about a result, in the order of their numbers.
 
     Attributes:
-        found: `severity`, `name`, and `why` of each doubt.
+        entries: `severity`, `name`, and `why` of each doubt.
         checked: What was checked; shown if no doubt was raised.
         unchecked: What could not be checked yet.
     """
 
-    found: Sequence[Mapping[str, Any]]
+    entries: Sequence[Mapping[str, Any]]
     checked: Sequence[str] = ()
     unchecked: Sequence[str] = ()
 
@@ -233,5 +233,5 @@ class Document:
         return [block for block in self.blocks if isinstance(block, Figure)]
 
 
-EXPLAINED = "https://github.com/unfool/unfool/blob/main/docs/doubts.md"  # a heading for each doubt
+DOUBTS_URL = "https://github.com/unfool/unfool/blob/main/docs/doubts.md"  # a heading for each doubt
 NOT_CHECKED = "Not checked yet, because none of the images that these checks use is done:"

@@ -16,7 +16,7 @@ from unfool.report.document import (
     Tile,
     Tiles,
 )
-from unfool.report.evaluation_tables import weakest_bare
+from unfool.report.evaluation_tables import worst_undefended
 from unfool.report.figures import evaluation as figures
 from unfool.report.figures import examples
 from unfool.report.figures.examples import Gallery, small_images
@@ -47,7 +47,7 @@ def write_report(run: Run) -> Summary:
     """
     summary = summarize_run(run)
     images = image_records(run.outcomes(), run.manifest["classes"])
-    document = whole(summary, Gallery.of(run), images)
+    document = full(summary, Gallery.of(run), images)
     write_document(run.folder, "report", document, summary, tables.records(summary), images=images)
     return summary
 
@@ -61,13 +61,13 @@ def brief(summary: Summary) -> Document:
             Paragraph(sentences.basis(summary)),
             tables.accuracy(summary),
             Definitions(_meanings(summary)),
-            *_section("With the noise known", tables.knowing(summary)),
+            *_section("With the noise known", tables.known_noise(summary)),
             Doubts(tables.doubts(summary)),
         ],
     )
 
 
-def whole(summary: Summary, gallery: Gallery | None, images: Sequence[ImageRecord]) -> Document:
+def full(summary: Summary, gallery: Gallery | None, images: Sequence[ImageRecord]) -> Document:
     """Make the full report.
 
     Args:
@@ -76,7 +76,7 @@ def whole(summary: Summary, gallery: Gallery | None, images: Sequence[ImageRecor
         images: The result of each image.
     """
     quality, ladder = tables.quality(summary), tables.ladder(summary)
-    again, known = tables.resubmission(summary), tables.knowing(summary)
+    again, known = tables.resubmission(summary), tables.known_noise(summary)
     command = f"unfool evaluate spec.yaml --out runs/{summary['run']}-again"
     versions = summary["versions"] | {"unfool (this report)": summary["unfool"]}
     return Document(
@@ -97,7 +97,7 @@ def whole(summary: Summary, gallery: Gallery | None, images: Sequence[ImageRecor
             Paragraph(" ".join(sentences.about_accuracy(summary)), "note"),
             figures.accuracy(summary),
             *_section("Attack by attack", ladder, sentences.about_ladder(summary)),
-            *_section("With the noise known", known, sentences.KNOWING),
+            *_section("With the noise known", known, sentences.KNOWN_NOISE),
             *([figures.loss_curves(summary)] if summary.get("loss_curves") else []),
             *_section("Submitted again", again, sentences.RESUBMISSION),
             *([figures.resubmission(summary)] if again.rows else []),
@@ -118,24 +118,24 @@ def whole(summary: Summary, gallery: Gallery | None, images: Sequence[ImageRecor
 def tiles(summary: Summary) -> Tiles:
     """Return the three numbers that a reader looks for first."""
     clean, robust = summary["clean"]["per_draw"], summary["robust"]
-    found = [_tile(clean, "accuracy on clean images")]
+    shown = [_tile(clean, "accuracy on clean images")]
     if summary["attacks"]:
-        found.append(_tile(robust["per_draw"], "accuracy under the attack that counts"))
+        shown.append(_tile(robust["per_draw"], "accuracy under the attack that counts"))
         if len(tables.columns(summary)) > 2:
-            found.append(
+            shown.append(
                 _tile(
                     robust["all_draws"],
                     f"accuracy under attack, if all {robust['k']} answers must be right",
                 )
             )
     elif "corrupted" in summary:
-        found.append(_tile(summary["corrupted"]["per_draw"], "accuracy on corrupted images"))
-    if len(found) < 3 and "undefended" in robust:
-        bare = weakest_bare(summary)[1] if summary["attacks"] else robust["undefended"]
-        found.append(_tile(bare, "accuracy without the defense, in the worst case"))
+        shown.append(_tile(summary["corrupted"]["per_draw"], "accuracy on corrupted images"))
+    if len(shown) < 3 and "undefended" in robust:
+        undefended = worst_undefended(summary)[1] if summary["attacks"] else robust["undefended"]
+        shown.append(_tile(undefended, "accuracy without the defense, in the worst case"))
     images = f"of the {summary['requested']} images of the spec"
-    found = found if len(found) > 2 else [*found, Tile(str(summary["n"]), "images", images)]
-    return Tiles(found[:3])
+    shown = shown if len(shown) > 2 else [*shown, Tile(str(summary["n"]), "images", images)]
+    return Tiles(shown[:3])
 
 
 def _tile(share: Share, title: str) -> Tile:
@@ -145,8 +145,8 @@ def _tile(share: Share, title: str) -> Tile:
 def notices(summary: Summary | CertificationSummary) -> list[Paragraph]:
     """Return the notices at the top: that a run is unfinished, or that it has red doubts."""
     unfinished, warning = sentences.unfinished(summary), sentences.warning(summary)
-    found = [Paragraph(unfinished, "notice")] if unfinished else []
-    return found + ([Paragraph(warning, "warning")] if warning else [])
+    paragraphs = [Paragraph(unfinished, "notice")] if unfinished else []
+    return paragraphs + ([Paragraph(warning, "warning")] if warning else [])
 
 
 def _section(title: str, table: Table, about: str = "") -> list[Block]:
@@ -156,12 +156,12 @@ def _section(title: str, table: Table, about: str = "") -> list[Block]:
 
 
 def _images(gallery: Gallery) -> list[Block]:
-    drawn = [examples.image_grid(gallery)]
-    drawn += [examples.confidence(gallery)] if "times" in gallery.arrays else []
-    return [Heading("Images"), *drawn]
+    grids = [examples.image_grid(gallery)]
+    grids += [examples.confidence(gallery)] if "times" in gallery.arrays else []
+    return [Heading("Images"), *grids]
 
 
 def _meanings(summary: Summary) -> list[tuple[str, str]]:
     """Return the meaning of each column, and of the row `robust`."""
-    found = [(column.title, column.meaning) for column in tables.columns(summary)]
-    return found + ([("robust", sentences.ROBUST)] if summary["attacks"] else [])
+    pairs = [(column.title, column.meaning) for column in tables.columns(summary)]
+    return pairs + ([("robust", sentences.ROBUST)] if summary["attacks"] else [])

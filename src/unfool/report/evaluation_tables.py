@@ -56,24 +56,26 @@ def columns(summary: Summary) -> list[Column]:
     One reading is enough if k is 1, or if the model has no defense and all its readings agree.
     """
     k = summary["robust"]["k"]
-    found = []
+    shown = []
     if "undefended" in summary["robust"]:
         meaning = "the same images, given to the classifier without its defense"
         if summary["attacks"]:
             meaning += "; in the row robust, under the attack that hurts it most"
-        found.append(Column("undefended", "undefended", meaning))
-    defended = "defended" if found else "accuracy"
+        shown.append(Column("undefended", "undefended", meaning))
+    defended = "defended" if shown else "accuracy"
     if _one_reading(summary):
-        return [*found, Column("per_draw", defended, "how often the model is right")]
-    may = f": the attacker may submit {k} times" if summary["attacks"] else ""
-    few = f", of the first {draws}" if (draws := summary["robust"].get("draws")) else ""
+        return [*shown, Column("per_draw", defended, "how often the model is right")]
+    attacker_note = f": the attacker may submit {k} times" if summary["attacks"] else ""
+    scope = f", of the first {draws}" if (draws := summary["robust"].get("draws")) else ""
     return [
-        *found,
+        *shown,
         Column(
-            "per_draw", f"{defended}, per draw", f"how often one answer of the model is right{few}"
+            "per_draw",
+            f"{defended}, per draw",
+            f"how often one answer of the model is right{scope}",
         ),
         Column("majority", f"majority of {k}", f"how often the true class leads in {k} answers"),
-        Column("all_draws", f"all {k} right", f"how often all {k} are{may}"),
+        Column("all_draws", f"all {k} right", f"how often all {k} are{attacker_note}"),
     ]
 
 
@@ -86,7 +88,7 @@ def rows(summary: Summary) -> list[TableRow]:
     if summary["attacks"]:
         table.append(("robust", "robust", summary["robust"]))
         if "undefended" in summary["robust"]:
-            bare: ShareEntry = weakest_bare(summary)[1]
+            bare: ShareEntry = worst_undefended(summary)[1]
             table[-1] = ("robust", "robust", {**summary["robust"], "undefended": bare})
     table += [(row["name"], row["name"], row["robust"]) for row in summary.get("unbounded", [])]
     corruptions = summary.get("corruptions", [])
@@ -141,19 +143,21 @@ QUALITY = (
 
 def quality(summary: Summary) -> Table:
     """Tabulate distances to the clean images by condition; without rows if not measured."""
-    lines, whens = summary.get("quality", []), (("before", ""), ("after", ", purified"))
-    shown = [w for w in whens if any(w[0] in line for line in lines)]
+    lines, stages = summary.get("quality", []), (("before", ""), ("after", ", purified"))
+    shown = [stage for stage in stages if any(stage[0] in line for line in lines)]
     metrics = [
-        m for m in QUALITY if any(m[0] in line.get(when, {}) for line in lines for when, _ in whens)
+        m
+        for m in QUALITY
+        if any(m[0] in line.get(stage, {}) for line in lines for stage, _ in stages)
     ]
-    heads = ["images", *(name + told for _, name, _ in metrics for _, told in shown)]
+    heads = ["images", *(name + suffix for _, name, _ in metrics for _, suffix in shown)]
     titles = {row.name: row.title for row in rows(summary)}
     body = [
         [titles[line["name"]]]
         + [
-            mean(line.get(when, {}).get(metric), digits)
+            mean(line.get(stage, {}).get(metric), digits)
             for metric, _, digits in metrics
-            for when, _ in shown
+            for stage, _ in shown
         ]
         for line in lines
     ]
@@ -172,17 +176,17 @@ def ladder(summary: Summary) -> Table:
     return Table(titles, body if len(rungs) > 1 else [])
 
 
-def knowing(summary: Summary) -> Table:
+def known_noise(summary: Summary) -> Table:
     """Tabulate accuracy if the attacker knows some of the noise; possibly without rows.
 
     The first rows are the attacks without this knowledge, for comparison.
     """
     table = summary.get("known_noise", [])
-    beside = {row["beside"] for row in table if "beside" in row}
+    compared = {row["beside"] for row in table if "beside" in row}
     body = [
         [row["name"], "none of the noise is known", cell(row["robust"]["per_draw"]), "-"]
         for row in summary["attacks"]
-        if row["name"] in beside
+        if row["name"] in compared
     ]
     body += [
         [
@@ -220,57 +224,59 @@ def costs(summary: Summary) -> Table:
         "classifier_forward": "classifier, forward calls",
         "classifier_vjp": "classifier, backward calls",
     }
-    found = [(title, f"{cost[k]:,}", f"{cost[k] / n:,.0f}") for k, title in names.items()]
+    calls = [(title, f"{cost[k]:,}", f"{cost[k] / n:,.0f}") for k, title in names.items()]
     lines = [
-        *found,
+        *calls,
         ("time", duration(cost["seconds"]), f"{cost['seconds'] / n:.3g} s"),
         ("images per second", f"{cost['images_per_second']:.3g}", ""),
         ("peak memory", memory(cost["peak_bytes"]), ""),
-        *_against(summary),
+        *_forecast_rows(summary),
     ]
     return Table(["cost", "in all", "per image"], lines)
 
 
-def _against(summary: Summary) -> list[tuple[str, str, str]]:
+def _forecast_rows(summary: Summary) -> list[tuple[str, str, str]]:
     """Return rows with the forecast for this number of images, and the fraction of it used."""
-    told, cost, n = summary.get("forecast"), summary["cost"], summary["n"]
-    if not told:
+    forecast, cost, n = summary.get("forecast"), summary["cost"], summary["n"]
+    if not forecast:
         return []
-    most, part = ("at most " if told["is_upper_bound"] else ""), n / told["images"]
-    calls, seconds = (part * sum(told["calls"].values()), part * told["seconds"])
-    took = sum(cost[key] for key in told["calls"])
+    qualifier, fraction = ("at most " if forecast["is_upper_bound"] else ""), n / forecast["images"]
+    calls, seconds = (fraction * sum(forecast["calls"].values()), fraction * forecast["seconds"])
+    taken = sum(cost[key] for key in forecast["calls"])
     return [
         (
             "forecast, calls",
-            f"{most}{calls:,.0f}",
-            f"{percent(took / calls, 0)} taken" if calls else "",
+            f"{qualifier}{calls:,.0f}",
+            f"{percent(taken / calls, 0)} taken" if calls else "",
         ),
         (
             "forecast, time",
-            most + duration(seconds),
+            qualifier + duration(seconds),
             f"{percent(cost['seconds'] / seconds, 0)} taken",
         ),
     ]
 
 
-def weakest_bare(summary: Summary) -> tuple[str, ShareEntry]:
+def worst_undefended(summary: Summary) -> tuple[str, ShareEntry]:
     """Return what hurts the undefended classifier most, and the classifier's accuracy under it.
 
     The attack that counts against the defense may be harmless to the classifier alone; comparing both
     under it would make the defense look worthless.
     """
-    told = [("the attack that counts", summary["robust"])]
-    told += [(f"the attack '{attack['name']}'", attack["robust"]) for attack in summary["attacks"]]
-    found = [(name, row["undefended"]) for name, row in told if "undefended" in row]
-    return min(reversed(found), key=lambda pair: pair[1]["accuracy"])
+    candidates = [("the attack that counts", summary["robust"])]
+    candidates += [
+        (f"the attack '{attack['name']}'", attack["robust"]) for attack in summary["attacks"]
+    ]
+    accuracies = [(name, row["undefended"]) for name, row in candidates if "undefended" in row]
+    return min(reversed(accuracies), key=lambda pair: pair[1]["accuracy"])
 
 
-def weakest(summary: Summary, most: int = 30) -> list[ClassRow]:
-    """Return the classes in their own order, or the `most` least robust ones if there are more."""
+def weakest(summary: Summary, limit: int = 30) -> list[ClassRow]:
+    """Return the classes in their own order, or the `limit` least robust ones if there are more."""
     classes = summary["classes"]
-    if len(classes) <= most:
+    if len(classes) <= limit:
         return list(classes)
-    return sorted(classes, key=lambda row: row["robust"]["accuracy"])[:most]
+    return sorted(classes, key=lambda row: row["robust"]["accuracy"])[:limit]
 
 
 def _draws(readings: Readings, reading: str) -> int:
@@ -282,12 +288,12 @@ def _one_reading(summary: Summary) -> bool:
     robust = summary["robust"]
     if robust["k"] == 1:
         return True
-    read = [robust, summary["clean"], summary.get("random", robust)]
+    readings = [robust, summary["clean"], summary.get("random", robust)]
     for key in ("attacks", "unbounded", "corruptions"):
-        read += [row["robust"] for row in summary.get(key, [])]
+        readings += [row["robust"] for row in summary.get(key, [])]
     return "undefended" not in robust and all(
-        each["per_draw"]["accuracy"] == each[key]["accuracy"]
-        for each in read
+        row["per_draw"]["accuracy"] == row[key]["accuracy"]
+        for row in readings
         for key in ("majority", "all_draws")
     )
 
@@ -298,9 +304,9 @@ def _marks(summary: Summary, name: str, shares: Mapping[str, Any]) -> tuple[int,
     if name == ("robust" if summary["attacks"] else without):
         return tuple(range(1, len(summary["doubts"]) + 1))
     attack = any(attack["name"] == name for attack in summary["attacks"])
-    said = enumerate(doubts(summary), 1)
-    return tuple(number for number, doubt in said if attack and _speaks(doubt["why"], name))
+    numbered = enumerate(doubts(summary), 1)
+    return tuple(number for number, doubt in numbered if attack and _mentions(doubt["why"], name))
 
 
-def _speaks(text: str, name: str) -> bool:
+def _mentions(text: str, name: str) -> bool:
     return f" {name} " in f" {text.replace(',', ' ').replace(':', ' ')} "

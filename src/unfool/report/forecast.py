@@ -23,8 +23,8 @@ def so_far(spec: Mapping[str, Any], folder: Path) -> Document:
     if (images := images_at_start(spec, folder)) is None:
         return Document("", [])
     done = len(Run.open(folder).lines())
-    said = f"The run already exists with {images} images, of which {done} are done."
-    return Document("", [Paragraph(said)])
+    text = f"The run already exists with {images} images, of which {done} are done."
+    return Document("", [Paragraph(text)])
 
 
 def brief(
@@ -44,12 +44,12 @@ def brief(
     ]
     table = Table(["of an image", *TITLES.values(), "time"], lines, {len(lines) - 1: "strong"})
     half_width = (forecast.high - forecast.low) / 2
-    known = (
+    note = (
         f"The 95 % confidence interval of an accuracy will be about +-{percent(half_width)} (at 50 %; "
         "narrower near 0 or 100 %)."
     )
     total = Paragraph(_total(forecast, shards, budget))
-    return Document("", [table, total, *([Paragraph(known)] if judged else [])])
+    return Document("", [table, total, *([Paragraph(note)] if judged else [])])
 
 
 def in_short(*forecasts: Forecast) -> str:
@@ -61,14 +61,14 @@ def in_short(*forecasts: Forecast) -> str:
 
 
 def _total(forecast: Forecast, shards: int, budget: str | None) -> str:
-    most, machines = ("at most " if forecast.is_upper_bound else ""), shards * forecast.workers
-    said = f"{forecast.images} images"
+    qualifier, machines = ("at most " if forecast.is_upper_bound else ""), shards * forecast.workers
+    text = f"{forecast.images} images"
     if budget:
-        said += f" (as many as fit into {budget}, but at least one block)"
-    said += f": {most}{sum(forecast.total.calls.values()):,.0f} network calls, "
-    said += f"{most}{duration(forecast.total.seconds)} on this machine"
+        text += f" (as many as fit into {budget}, but at least one block)"
+    text += f": {qualifier}{sum(forecast.total.calls.values()):,.0f} network calls, "
+    text += f"{qualifier}{duration(forecast.total.seconds)} on this machine"
     if machines > 1:
-        said += f", {duration(forecast.total.seconds / machines)} on each of {machines}"
+        text += f", {duration(forecast.total.seconds / machines)} on each of {machines}"
     if forecast.batch_size:
-        said += f"; timed on calls of up to {forecast.batch_size} images"
-    return f"{said}."
+        text += f"; timed on calls of up to {forecast.batch_size} images"
+    return f"{text}."

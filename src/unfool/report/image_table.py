@@ -7,7 +7,7 @@ from unfool.results.image_records import ConditionRecord, ImageRecord, PairedIma
 from unfool.results.report_json import CertifiedImage
 from unfool.statistics import percent
 
-MOST = 2000  # images on a page; the files beside it hold all of them
+MAX_IMAGES = 2000  # images on a page; the files beside it hold all of them
 TITLES = {"random": "random noise"}
 Versions = Mapping[int, Sequence[tuple[str, SmallImage]]]
 
@@ -21,27 +21,37 @@ def image_table(records: Sequence[ImageRecord], versions: Versions) -> ImageTabl
     """
     names = list(records[0]["conditions"])
     attacks = [name for name in names if name not in ("clean", "random")]
-    what = {"broken": "right when clean, wrong when changed", "held": "right under everything"}
-    what |= {f"wrong-{i}": f"wrong: {TITLES.get(name, name)}" for i, name in enumerate(names)}
+    answer_filters = {
+        "broken": "right when clean, wrong when changed",
+        "held": "right under everything",
+    }
+    answer_filters |= {
+        f"wrong-{i}": f"wrong: {TITLES.get(name, name)}" for i, name in enumerate(names)
+    }
     rows = []
-    for record in records[:MOST]:
-        found = [record["conditions"][name] for name in names]
-        wrong = {f"wrong-{i}" for i, each in enumerate(found) if not each["majority"]}
+    for record in records[:MAX_IMAGES]:
+        conditions = [record["conditions"][name] for name in names]
+        wrong = {
+            f"wrong-{i}" for i, condition in enumerate(conditions) if not condition["majority"]
+        }
         broken = record["conditions"]["clean"]["majority"] and any(
             not record["conditions"][name]["majority"] for name in attacks
         )
         rows.append(
             ImageRow(
-                [str(record["index"]), record["class_name"], *map(_answers, found)],
-                [record["index"], record["class_name"], *map(_rate, found)],
-                [None, None, *(each["majority"] for each in found)],
+                [str(record["index"]), record["class_name"], *map(_answers, conditions)],
+                [record["index"], record["class_name"], *map(_rate, conditions)],
+                [None, None, *(condition["majority"] for condition in conditions)],
                 {f"class-{record['label']}", *wrong}
                 | ({"broken"} if broken else set())
                 | (set() if wrong else {"held"}),
                 versions.get(record["index"], ()),
             )
         )
-    filters = {"answers": what, "class": _classes([(r["label"], r["class_name"]) for r in records])}
+    filters = {
+        "answers": answer_filters,
+        "class": _classes([(r["label"], r["class_name"]) for r in records]),
+    }
     heads = ["image", "class", *(TITLES.get(name, name) for name in names)]
     return ImageTable(heads, rows, filters, "images", len(records))
 
@@ -49,37 +59,39 @@ def image_table(records: Sequence[ImageRecord], versions: Versions) -> ImageTabl
 def paired_table(images: Sequence[PairedImage]) -> ImageTable:
     """Tabulate how many answers to each image are right in run A and in run B."""
     names = list(images[0]["conditions"])
-    what = {
+    answer_filters = {
         f"{kind}-{i}": f"{words}: {TITLES.get(name, name)}"
         for i, name in enumerate(names)
         for kind, words in (("a", "only A right"), ("b", "only B right"))
     }
     rows = []
-    for image in images[:MOST]:
-        pairs = [(each["a"], each["b"]) for each in image["conditions"].values()]
-        told = [f"{a['right']} \u2192 {b['right']} of {b['draws']}" for a, b in pairs]
-        won = {
+    for image in images[:MAX_IMAGES]:
+        pairs = [(condition["a"], condition["b"]) for condition in image["conditions"].values()]
+        texts = [f"{a['right']} \u2192 {b['right']} of {b['draws']}" for a, b in pairs]
+        tags = {
             f"{'a' if a['majority'] else 'b'}-{i}"
             for i, (a, b) in enumerate(pairs)
             if a["majority"] != b["majority"]
         }
         rows.append(
             ImageRow(
-                [str(image["index"]), image["class_name"], *told],
+                [str(image["index"]), image["class_name"], *texts],
                 [image["index"], image["class_name"], *(_rate(b) - _rate(a) for a, b in pairs)],
                 [None] * (2 + len(pairs)),
-                {f"class-{image['label']}", *won},
+                {f"class-{image['label']}", *tags},
             )
         )
     classes = _classes([(image["label"], image["class_name"]) for image in images])
     heads = ["image", "class", *(TITLES.get(name, name) for name in names)]
-    return ImageTable(heads, rows, {"answers": what, "class": classes}, "images", len(images))
+    return ImageTable(
+        heads, rows, {"answers": answer_filters, "class": classes}, "images", len(images)
+    )
 
 
 def certified_table(images: Sequence[CertifiedImage], classes: Sequence[str]) -> ImageTable:
     """Tabulate the smoothed classifier's certified answer to each image."""
     rows = []
-    for row in images[:MOST]:
+    for row in images[:MAX_IMAGES]:
         answer = "abstains" if row["answer"] is None else _name(classes, row["answer"])
         right = row["answer"] == row["label"]
         state = "right" if right else "abstains" if row["answer"] is None else "wrong"
@@ -105,12 +117,12 @@ def certified_table(images: Sequence[CertifiedImage], classes: Sequence[str]) ->
     return ImageTable(heads, rows, filters, "images", len(images))
 
 
-def _answers(found: ConditionRecord) -> str:
-    return f"{found['right']} of {found['draws']}"
+def _answers(condition: ConditionRecord) -> str:
+    return f"{condition['right']} of {condition['draws']}"
 
 
-def _rate(found: ConditionRecord) -> float:
-    return found["right"] / found["draws"]
+def _rate(condition: ConditionRecord) -> float:
+    return condition["right"] / condition["draws"]
 
 
 def _classes(pairs: Sequence[tuple[int, str]]) -> dict[str, str]:

@@ -27,36 +27,36 @@ def record(provenance: Provenance, seconds: float, images: int) -> list[Block]:
         seconds: The time that its images took, summed over processes.
         images: The number of finished images.
     """
-    took = f"{duration(seconds)} of work on {images} image{'' if images == 1 else 's'}"
+    work = f"{duration(seconds)} of work on {images} image{'' if images == 1 else 's'}"
     hashes = [
         ("images, SHA-256", f"`{provenance['images']}`"),
         ("weights, SHA-256", f"`{provenance['weights']}`" if "weights" in provenance else UNKNOWN),
     ]
-    told = started(provenance["starts"])
-    told.insert(1, ("duration", took))
-    return [Heading("Record"), Definitions(told + hashes), Paragraph(HASHES, "note")]
+    entries = start_entries(provenance["starts"])
+    entries.insert(1, ("duration", work))
+    return [Heading("Record"), Definitions(entries + hashes), Paragraph(HASHES, "note")]
 
 
-def started(starts: Sequence[Start]) -> list[tuple[str, str]]:
+def start_entries(starts: Sequence[Start]) -> list[tuple[str, str]]:
     """List dates, hardware, commands, and commits of the processes that worked on a result."""
-    dates = list(dict.fromkeys(_words(start["date"]) for start in starts))
+    dates = list(dict.fromkeys(_date_text(start["date"]) for start in starts))
     if len(dates) > SHOWN:
         dates = [dates[0], f"{len(dates) - 2} more", dates[-1]]
     return [
         ("date", ", then ".join(dates) or UNKNOWN),
-        ("hardware", _each([start["hardware"] for start in starts])),
-        ("command", _each([_code(start.get("command", "")) for start in starts])),
-        ("commit of unfool", _each([_code(start.get("commit", "")) for start in starts])),
+        ("hardware", _join_distinct([start["hardware"] for start in starts])),
+        ("command", _join_distinct([_code(start.get("command", "")) for start in starts])),
+        ("commit of unfool", _join_distinct([_code(start.get("commit", "")) for start in starts])),
     ]
 
 
 def both_records(a: Provenance, b: Provenance) -> Table:
     """Tabulate the records of two runs, side by side."""
-    told = [dict(started(side["starts"])) for side in (a, b)]
-    for words, side in zip(told, (a, b), strict=True):
-        words["images, SHA-256"] = f"{side['images'][:16]}…"
-        words["weights, SHA-256"] = f"{side['weights'][:16]}…" if "weights" in side else UNKNOWN
-    rows = [[name, *(words[name].replace("`", "") for words in told)] for name in told[0]]
+    records = [dict(start_entries(side["starts"])) for side in (a, b)]
+    for entries, side in zip(records, (a, b), strict=True):
+        entries["images, SHA-256"] = f"{side['images'][:16]}…"
+        entries["weights, SHA-256"] = f"{side['weights'][:16]}…" if "weights" in side else UNKNOWN
+    rows = [[name, *(entries[name].replace("`", "") for entries in records)] for name in records[0]]
     return Table(["of the run", "A", "B"], rows)
 
 
@@ -70,17 +70,19 @@ def how_to_reproduce(
         command: The command to run once the spec is saved as `spec.yaml`.
         versions: Name to version of what made the run.
     """
-    said: list[Block] = [
+    steps: list[Block] = [
         Paragraph("Save the spec below as `spec.yaml`, then run this command:"),
         Code(command, "console"),
     ]
     if function := spec.get("python"):
-        called = f"`{function}` was called from Python with objects that the spec below describes."
-        said = [Paragraph(called)]
+        sentence = (
+            f"`{function}` was called from Python with objects that the spec below describes."
+        )
+        steps = [Paragraph(sentence)]
     text = yaml.safe_dump(dict(spec), sort_keys=False, allow_unicode=True, width=88)
     return [
         Heading("How to reproduce it"),
-        *said,
+        *steps,
         Code(text, "yaml"),
         Paragraph("To rebuild this report from the run's folder, run `unfool report FOLDER`."),
         Heading("Versions"),
@@ -88,16 +90,16 @@ def how_to_reproduce(
     ]
 
 
-def _each(said: Sequence[str]) -> str:
+def _join_distinct(values: Sequence[str]) -> str:
     """Join the distinct recorded values."""
-    found = list(dict.fromkeys(filter(None, said)))
-    more = f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
-    return "; ".join(found[:SHOWN]) + more if found else UNKNOWN
+    distinct = list(dict.fromkeys(filter(None, values)))
+    more = f" (and {len(distinct) - SHOWN} more)" if len(distinct) > SHOWN else ""
+    return "; ".join(distinct[:SHOWN]) + more if distinct else UNKNOWN
 
 
 def _code(text: str) -> str:
     return f"`{text.replace('`', chr(39))}`" if text else ""
 
 
-def _words(date: str) -> str:
+def _date_text(date: str) -> str:
     return date.replace("T", " ").replace("Z", " UTC")

@@ -13,7 +13,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
-from unfool.report.document import EXPLAINED, NOT_CHECKED, Document, Drawing
+from unfool.report.document import DOUBTS_URL, NOT_CHECKED, Document, Drawing
 
 SCALE = 1.7  # pixels of a figure's file per CSS pixel of the page
 
@@ -45,7 +45,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"not_checked": NOT_CHECKED, "explained": EXPLAINED}
+    environment.globals |= {"not_checked": NOT_CHECKED, "doubts_url": DOUBTS_URL}
     environment.filters |= {
         "kind": lambda block: type(block).__name__,
         "text": _text,
@@ -62,8 +62,8 @@ def _text(text: str) -> Markup:
     A line never breaks between a number, its percent sign, and the two ends of its interval.
     """
     pattern = r"\d %( \[[\d.]+, [\d.]+\])?"
-    whole = re.sub(pattern, lambda found: found[0].replace(" ", "\u00a0"), text)
-    parts = re.split(r"`([^`]+)`", whole)
+    unbroken = re.sub(pattern, lambda match: match[0].replace(" ", "\u00a0"), text)
+    parts = re.split(r"`([^`]+)`", unbroken)
     code = Markup("<code>{}</code>")
     return Markup().join(code.format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
 

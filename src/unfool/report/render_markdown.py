@@ -43,7 +43,7 @@ def _block(block: doc.Block) -> str:
         case doc.ImageTable(file=file):
             return f"The result of each image: [{file}.csv]({file}.csv), [{file}.json]({file}.json)"
         case doc.Tiles(tiles):
-            return "\n".join(f"- **{each.value}** {each.title} ({each.note})" for each in tiles)
+            return "\n".join(f"- **{tile.value}** {tile.title} ({tile.note})" for tile in tiles)
         case doc.Items(texts):
             return _list(texts)
         case doc.Definitions(pairs):
@@ -65,8 +65,8 @@ def _doubts(doubts: doc.Doubts) -> str:
     parts = ["## Doubts"]
     numbered = [
         f"{number}. **{doubt['severity']}: {quote(doubt['name'])}**: {_text(doubt['why'])} "
-        f"([explained]({doc.EXPLAINED}#{doubt['name'].partition(' ')[0]}))"
-        for number, doubt in enumerate(doubts.found, 1)
+        f"([explained]({doc.DOUBTS_URL}#{doubt['name'].partition(' ')[0]}))"
+        for number, doubt in enumerate(doubts.entries, 1)
     ]
     if numbered:
         parts.append("\n".join(numbered))

@@ -68,11 +68,11 @@ def _lines(block: object) -> list[Text]:
             return [Text(f"- {text}") for text in texts]
         case doc.Definitions(pairs):
             return [Text(f"  {term}: {about}", "dim") for term, about in pairs]
-        case doc.Doubts(found):
+        case doc.Doubts(entries):
             numbered = [
                 Text(f"[{n}] {doubt['severity']} doubt ", SEVERITY.get(doubt["severity"], ""))
                 + Text(f"{doubt['name']}: {doubt['why']}", "default")
-                for n, doubt in enumerate(found, 1)
+                for n, doubt in enumerate(entries, 1)
             ]
             return [Text(""), *(numbered or [Text("No doubts were raised.")])]
     return []

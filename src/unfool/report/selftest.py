@@ -25,28 +25,28 @@ def brief(checks: Sequence[Check]) -> Document:
     """
     lines: list[list[str]] = []
     styles: dict[int, Style] = {}
-    for part, among in groupby(checks, lambda check: check.part):
+    for part, checks_of_part in groupby(checks, lambda check: check.part):
         styles[len(lines)] = "strong"
         lines.append([part, *[""] * (len(HEADS) - 2)])
-        for check in among:
+        for check in checks_of_part:
             styles |= {} if check.ok else {len(lines): "failed"}
             lines.append([f"  {check.what}", *_numbers(check)])
     return Document(headline(checks), [Table(HEADS[1:], lines, styles)])
 
 
-def whole(checks: Sequence[Check], machine: dict[str, Any]) -> Document:
+def full(checks: Sequence[Check], machine: dict[str, Any]) -> Document:
     """Make the full report.
 
     Args:
         checks: What `evaluation.selftest.run` returned.
         machine: The hardware and the duration, for the record.
     """
-    on = ", ".join(f"{name} {value}" for name, value in (machine | versions()).items())
+    environment = ", ".join(f"{name} {value}" for name, value in (machine | versions()).items())
     lines = [[check.part, check.what, *_numbers(check)] for check in checks]
     failed: dict[int, Style] = {i: "failed" for i, check in enumerate(checks) if not check.ok}
-    made = Paragraph(f"Made by `unfool selftest`: {on}.", "note")
+    note = Paragraph(f"Made by `unfool selftest`: {environment}.", "note")
     return Document(
-        headline(checks), [Table(HEADS, lines, failed), gaps(checks), made], "Self-test"
+        headline(checks), [Table(HEADS, lines, failed), gaps(checks), note], "Self-test"
     )
 
 
@@ -68,7 +68,7 @@ def write_report(folder: Path, checks: Sequence[Check], machine: dict[str, Any])
         "machine": machine,
         "versions": versions(),
     }
-    write_document(folder, "selftest", whole(checks, machine), numbers)
+    write_document(folder, "selftest", full(checks, machine), numbers)
 
 
 def headline(checks: Sequence[Check]) -> str:
@@ -85,8 +85,8 @@ def headline(checks: Sequence[Check]) -> str:
 
 
 def _numbers(check: Check) -> list[str]:
-    truth, found = _number(check.truth, check.unit), _number(check.found, check.unit)
-    return [truth, found, _range(check), "ok" if check.ok else "FAILED"]
+    truth, measured = _number(check.truth, check.unit), _number(check.found, check.unit)
+    return [truth, measured, _range(check), "ok" if check.ok else "FAILED"]
 
 
 def _range(check: Check) -> str:

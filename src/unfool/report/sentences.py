@@ -1,6 +1,6 @@
 """The sentences of a report, for readers who know nothing about diffusion models."""
 
-from unfool.report.evaluation_tables import columns, weakest, weakest_bare
+from unfool.report.evaluation_tables import columns, weakest, worst_undefended
 from unfool.report.formatting import cell, complement, interval
 from unfool.results.attack_roles import EXACT_VIEWS, GRADIENT_FREE, PRECOMPUTED, TRANSFER, roles
 from unfool.results.report_json import CertificationSummary, DoubtEntry, Summary
@@ -44,7 +44,7 @@ QUALITY = (
     "and LPIPS (if measured); an identical image has 100 dB, 1, and 0. Means over images, for one "
     "draw of the purifier; in brackets, 95 % confidence intervals (Student's t)."
 )
-KNOWING = (
+KNOWN_NOISE = (
     "The attacker knows what noise the defense will draw, and is evaluated on that noise. The gap "
     "shows how much of the accuracy depends on the attacker not knowing the noise; in brackets, 95 "
     "% confidence intervals over images (Student's t). These rows do not count in the row robust."
@@ -62,7 +62,7 @@ RESUBMISSION = (
 )
 ROBUST = "for each image, the attack that did best on the attacker's own draws"
 COST = "A call is one image through one network once, with every draw, step and restart counted."
-OF_ATTACKS = (
+ATTACK_CHECKS = (
     "zero-gradient",
     "gradient-disagrees",
     "clamped",
@@ -78,7 +78,7 @@ OF_ATTACKS = (
     "unknown-attack",
     "no-whole-view",
 )
-PROBED = (
+PROBE_CHECKS = (
     "probabilities-for-logits",
     "zero-gradient",
     "gradient-disagrees",
@@ -141,17 +141,19 @@ def lead(summary: Summary) -> list[str]:
     """Return sentences that a reader must know before quoting the headline."""
     robust, clean = summary["robust"], summary["clean"]["per_draw"]
     if not summary["attacks"]:
-        said = [f"On clean images the model is right {cell(clean)} of the time."]
+        sentences = [f"On clean images the model is right {cell(clean)} of the time."]
         if "corrupted" in summary:
             bare, corrupted = (summary[key].get("undefended") for key in ("clean", "corrupted"))
             if bare and corrupted:
-                said.append(
+                sentences.append(
                     f"Without its defense the classifier is right on {cell(bare)} of the clean images "
                     f"and {cell(corrupted)} of the corrupted ones."
                 )
-            said.append("No attacker chose these images: they say nothing about robustness to one.")
-        return said
-    said = [
+            sentences.append(
+                "No attacker chose these images: they say nothing about robustness to one."
+            )
+        return sentences
+    sentences = [
         f"Without an attack the model is right {cell(clean)} of the time, under attack "
         f"{cell(robust['per_draw'])}."
     ]
@@ -159,19 +161,21 @@ def lead(summary: Summary) -> list[str]:
         k = robust["k"]
         worst, majority = complement(robust["all_draws"]), complement(robust["majority"])
         idle = cell(complement(summary["clean"]["all_draws"]))
-        said.append(
+        sentences.append(
             f"An attacker who may submit the same image {k} times gets through on {cell(worst)} of "
             f"the images (with clean images, on {idle}); if the majority of {k} draws decides (a "
             f"tie counts as wrong), on {cell(majority)}."
         )
     if "undefended" in robust:
-        name, bare = weakest_bare(summary)
-        said.append(
+        name, bare = worst_undefended(summary)
+        sentences.append(
             f"The classifier without its defense is wrong on {cell(complement(bare))} of the images "
             f"under {name}."
         )
-    said.append("Only the attacks below were tried: a better one can only get through more often.")
-    return said
+    sentences.append(
+        "Only the attacks below were tried: a better one can only get through more often."
+    )
+    return sentences
 
 
 def warning(summary: Summary | CertificationSummary) -> str | None:
@@ -180,8 +184,8 @@ def warning(summary: Summary | CertificationSummary) -> str | None:
     red = sum(doubt["severity"] == "red" for doubt in doubts)
     if not red:
         return None
-    told = "One red doubt was" if red == 1 else f"{red} red doubts are"
-    return f"{told} raised: the numbers may be wrong or too good. Read it before you quote them."
+    subject = "One red doubt was" if red == 1 else f"{red} red doubts are"
+    return f"{subject} raised: the numbers may be wrong or too good. Read it before you quote them."
 
 
 def unfinished(summary: Summary | CertificationSummary) -> str | None:
@@ -207,19 +211,19 @@ def _broken(summary: Summary) -> str | None:
     """Say how many images each attack broke; None without attacks."""
     if not summary["attacks"]:
         return None
-    each = ", ".join(f"{attack['name']} {attack['broken']}" for attack in summary["attacks"])
+    counts = ", ".join(f"{attack['name']} {attack['broken']}" for attack in summary["attacks"])
     return (
         "Images that the majority gets right when clean, but wrong under attack, by the attack that "
-        f"counts: {each}."
+        f"counts: {counts}."
     )
 
 
 def about_accuracy(summary: Summary) -> list[str]:
     """Return sentences about the table of accuracies."""
-    said = [_about_beyond(summary), _about_corrupted(summary), "In brackets: 95 % intervals."]
+    sentences = [_about_beyond(summary), _about_corrupted(summary), "In brackets: 95 % intervals."]
     if summary["doubts"]:
-        said.append("Small numbers after the name of a row refer to the doubts about it.")
-    return [text for text in (*said, _broken(summary), _scatter(summary)) if text]
+        sentences.append("Small numbers after the name of a row refer to the doubts about it.")
+    return [text for text in (*sentences, _broken(summary), _scatter(summary)) if text]
 
 
 def about_classes(summary: Summary) -> str:
@@ -232,14 +236,14 @@ def about_classes(summary: Summary) -> str:
 
 def about_ladder(summary: Summary) -> str:
     """Explain the table of one attack after another."""
-    said = (
+    text = (
         "Each row combines an attack with all attacks above it: for each image, the one that did "
         "best on the attacker's own draws counts."
     )
     if all(rung["attacked"] == summary["n"] for rung in summary.get("by_attack", [])):
-        return said
+        return text
     return (
-        f"{said} An attack was tried only on images that no earlier attack had made wrong on all "
+        f"{text} An attack was tried only on images that no earlier attack had made wrong on all "
         "of these draws; for the others, its row under Accuracy repeats the earlier result."
     )
 
@@ -267,26 +271,28 @@ def _about_corrupted(summary: Summary) -> str | None:
 
 def checks(summary: Summary) -> tuple[list[str], list[str]]:
     """Return what was checked, and what could not be because no image that the checks use is done."""
-    asked = {n: text for n, text in CHECKED.items() if summary["attacks"] or n not in OF_ATTACKS}
+    applicable = {
+        n: text for n, text in CHECKED.items() if summary["attacks"] or n not in ATTACK_CHECKS
+    }
     if not all(row.get("bounded", True) for row in roles(summary["spec"]["attacks"]).attacks):
-        del asked["weaker-than-random"]
+        del applicable["weaker-than-random"]
     if not summary["attacks"]:
-        asked["few-images"] = "the interval of the accuracy is at most 20 points wide"
+        applicable["few-images"] = "the interval of the accuracy is at most 20 points wide"
     if summary["images_checked"]:
-        return list(asked.values()), []
-    done = [text for name, text in asked.items() if name not in PROBED]
-    return done, [text for name, text in asked.items() if name in PROBED]
+        return list(applicable.values()), []
+    done = [text for name, text in applicable.items() if name not in PROBE_CHECKS]
+    return done, [text for name, text in applicable.items() if name in PROBE_CHECKS]
 
 
 def _knows(spec: EvaluationSpec) -> str:
     attacks = [row for row in roles(spec["attacks"]).attacks if row["name"] not in PRECOMPUTED]
     if not attacks:
         return "brings images made elsewhere"
-    asking = [row for row in attacks if row["name"] not in TRANSFER]
-    if not asking:
+    querying = [row for row in attacks if row["name"] not in TRANSFER]
+    if not querying:
         return "knows another classifier, but not the model,"
-    views = {part("view", attack["view"])["name"] for attack in asking}
-    if all(attack["name"] in GRADIENT_FREE for attack in asking) and views & set(EXACT_VIEWS):
+    views = {part("view", attack["view"])["name"] for attack in querying}
+    if all(attack["name"] in GRADIENT_FREE for attack in querying) and views & set(EXACT_VIEWS):
         return "sees the answers of the whole model"
     if not spec.get("purifier"):
         return "knows the whole model"

@@ -11,7 +11,7 @@ from unfool.report.figures.examples import SIGNS, image_file, magnify
 from unfool.report.render_html import to_html
 from unfool.runtime.files import write_bytes
 
-MOST = 24  # images on a sheet
+MAX_IMAGES = 24  # images on a sheet
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,28 @@ class SheetRow:
     size: str = ""
 
 
-def write_sheet(path: Path, rows: Sequence[SheetRow], title: str, said: str, command: str) -> Path:
+def write_sheet(
+    path: Path, rows: Sequence[SheetRow], title: str, caption: str, command: str
+) -> Path:
     """Write a sheet of the first images.
 
     Args:
         path: The HTML file.
-        rows: The rows in order; those after the first `MOST` are left out.
+        rows: The rows in order; those after the first `MAX_IMAGES` are left out.
         title: What was done to the images.
-        said: How to read the sheet.
+        caption: How to read the sheet.
         command: The command to make it again.
 
     Raises:
         OSError: The file cannot be written.
     """
-    shown = rows[:MOST]
+    shown = rows[:MAX_IMAGES]
     factor = magnify(max(float(np.abs(row.difference).max()) for row in shown))
     titles = list(dict.fromkeys(title for row in shown for title in row.versions))
     heads = [*titles, f"difference \u00d7 {factor:g}"]
     lines = [(row.about, [*_versions(row, titles), _difference(row, factor)]) for row in shown]
-    grid = ImageGrid("", title, said, Drawing(b"", ""), heads, lines)
-    more = f" The other {len(rows) - MOST} are not shown." if len(rows) > MOST else ""
+    grid = ImageGrid("", title, caption, Drawing(b"", ""), heads, lines)
+    more = f" The other {len(rows) - MAX_IMAGES} are not shown." if len(rows) > MAX_IMAGES else ""
     count = f"{len(rows)} image{'' if len(rows) == 1 else 's'}.{more}"
     document = Document(title, [Paragraph(count), grid, Code(command)] if command else [grid])
     write_bytes(path, to_html(document).encode())
@@ -62,16 +64,16 @@ def write_sheet(path: Path, rows: Sequence[SheetRow], title: str, said: str, com
 
 
 def _versions(row: SheetRow, titles: Sequence[str]) -> list[SmallImage]:
-    found = []
+    images = []
     for title in titles:
         if title not in row.versions:
-            found.append(SmallImage(image_file(np.ones((1, 1, 1))), "none"))
+            images.append(SmallImage(image_file(np.ones((1, 1, 1))), "none"))
             continue
         answer = row.answers.get(title, "")
         right = None if not answer or row.truth is None else answer == row.truth
-        said = answer if right is None else f"{SIGNS[right]} {answer}"
-        found.append(SmallImage(image_file(row.versions[title]), said, right))
-    return found
+        text = answer if right is None else f"{SIGNS[right]} {answer}"
+        images.append(SmallImage(image_file(row.versions[title]), text, right))
+    return images
 
 
 def _difference(row: SheetRow, factor: float) -> SmallImage:

@@ -24,7 +24,7 @@ from unfool.report.document import (
 from unfool.report.figures.sweep import Point, figure, legible, over_numbers
 from unfool.report.formatting import cell as share_of
 from unfool.report.formatting import duration
-from unfool.report.provenance import UNKNOWN, started
+from unfool.report.provenance import UNKNOWN, start_entries
 from unfool.report.write import write_document
 from unfool.results.doubts.doubt import Doubt
 from unfool.results.report_json import Summary
@@ -39,14 +39,14 @@ Done = Sequence[tuple[Cell, Summary]]
 
 
 def write_report(
-    folder: Path, done: Done, requested: int, command: str, failed: Sequence[str] = ()
+    folder: Path, done: Done, total: int, command: str, failed: Sequence[str] = ()
 ) -> Document:
     """Write `sweep.html`, `.md`, `.png`, `.json`, and `.csv` into the folder of a sweep.
 
     Args:
         folder: The sweep's folder.
         done: The cells that are done, with the summaries of their runs.
-        requested: The number of cells of the sweep.
+        total: The total number of cells.
         command: The command to make it again.
         failed: The values of each cell that cannot be run, and the reason.
 
@@ -54,19 +54,21 @@ def write_report(
         The report.
     """
     runs = [Run.open(sweeps.run_folder_of(folder, cell)) for cell, _ in done]
-    found = verdicts(
+    convergences = verdicts(
         [(cell, run, summary) for (cell, summary), run in zip(done, runs, strict=True)]
     )
-    doubts = list(sweep_doubts(found))
-    lines = [*(f"not run: {each}" for each in failed), *_lines_below(done, found, doubts)]
+    doubts = list(sweep_doubts(convergences))
+    lines = [*(f"not run: {entry}" for entry in failed), *_lines_below(done, convergences, doubts)]
     pooled = pool([(cell, run) for (cell, _), run in zip(done, runs, strict=True)])
     pooled = pooled if len(pooled) < len(done) else []  # else no two cells differ only in seeds
-    document = _whole(done, requested, pooled, doubts, lines, command)
+    document = _full(done, total, pooled, doubts, lines, command)
     cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
-    numbers = {"version": VERSION, "requested": requested, "command": command, "cells": cells}
+    numbers = {"version": VERSION, "requested": total, "command": command, "cells": cells}
     numbers |= {"failed": list(failed)}
-    numbers |= {"pooled": [asdict(each) for each in pooled]}
-    numbers |= {"verdicts": [asdict(each) | {"change": each.change._asdict()} for each in found]}
+    numbers |= {"pooled": [asdict(entry) for entry in pooled]}
+    numbers |= {
+        "verdicts": [asdict(entry) | {"change": entry.change._asdict()} for entry in convergences]
+    }
     numbers |= {"doubts": [asdict(doubt) for doubt in doubts]}
     write_document(folder, "sweep", document, numbers, records(done))
     return document
@@ -82,22 +84,22 @@ def records(done: Done) -> list[dict[str, Any]]:
 
 def brief(done: Done, failed: Sequence[str] = ()) -> Document:
     """Make the short report for a terminal or notebook: the table, and what could not be run."""
-    below = [Items([f"not run: {each}" for each in failed])] if failed else []
+    below = [Items([f"not run: {reason}" for reason in failed])] if failed else []
     return Document("Accuracy per draw", [sweep_table(done), *below])
 
 
-def _whole(
+def _full(
     done: Done,
-    requested: int,
+    total: int,
     pooled: Sequence[Pooled],
     doubts: Sequence[Doubt],
     lines: Sequence[str],
     command: str,
 ) -> Document:
-    points = [Point(each.values, each.shares) for each in pooled]
+    points = [Point(row.values, row.shares) for row in pooled]
     points = points or [Point(cell.values, _shares(summary)) for cell, summary in done]
     names, attacks, title = _conditions(done), _attacks(done), _title(done, pooled)
-    about = _about(done, requested) + _about_columns(done) + _about_figure(points, names, attacks)
+    about = _about(done, total) + _about_columns(done) + _about_figure(points, names, attacks)
     tables: list[Block] = [sweep_table(done)]
     if pooled:
         note = Paragraph(_about_pooled(done, pooled), "note")
@@ -119,35 +121,37 @@ def _whole(
 def _tiles(done: Done) -> Tiles:
     """Return the lowest and the highest main accuracy, and the number of combinations."""
     key = "robust" if any(summary["attacks"] for _, summary in done) else "clean"
-    found = [(_shares(summary).get(key, {}), cell) for cell, summary in done]
-    found = [(share, cell) for share, cell in found if share]
-    ends = [pick(found, key=lambda pair: pair[0]["accuracy"]) for pick in (min, max)]
-    said = [
+    accuracies = [(_shares(summary).get(key, {}), cell) for cell, summary in done]
+    accuracies = [(share, cell) for share, cell in accuracies if share]
+    ends = [pick(accuracies, key=lambda pair: pair[0]["accuracy"]) for pick in (min, max)]
+    tiles = [
         Tile(percent(share["accuracy"]), f"{word} {key} accuracy", cell.name)
         for word, (share, cell) in zip(("lowest", "highest"), ends, strict=True)
     ]
     images = sum(summary["n"] for _, summary in done)
-    return Tiles([*said, Tile(str(len(done)), "combinations", f"{images} evaluations of an image")])
+    return Tiles(
+        [*tiles, Tile(str(len(done)), "combinations", f"{images} evaluations of an image")]
+    )
 
 
 def _not_tried(done: Done) -> list[Block]:
     """List what no run of the sweep tried."""
     first, *others = [summary["not_tried"] for _, summary in done]
-    said = [each for each in first if all(each in other for other in others)]
-    return [Heading("What no run tried"), Items(said)] if said else []
+    shared = [item for item in first if all(item in other for other in others)]
+    return [Heading("What no run tried"), Items(shared)] if shared else []
 
 
 def _record(done: Done) -> list[tuple[str, str]]:
     """Record where the numbers of all runs come from."""
     starts = [start for _, summary in done for start in summary["provenance"]["starts"]]
     seconds = sum(summary["cost"]["seconds"] for _, summary in done)
-    told = started(sorted(starts, key=lambda start: start["date"]))
-    told.insert(1, ("duration", f"{duration(seconds)} of work on {len(done)} runs"))
+    entries = start_entries(sorted(starts, key=lambda start: start["date"]))
+    entries.insert(1, ("duration", f"{duration(seconds)} of work on {len(done)} runs"))
     for key in ("images", "weights"):
         hashes = dict.fromkeys(str(s["provenance"].get(key, UNKNOWN)) for _, s in done)
-        said = f"`{next(iter(hashes))}`" if len(hashes) == 1 else "each run has its own"
-        told.append((f"{key}, SHA-256", said))
-    return told
+        text = f"`{next(iter(hashes))}`" if len(hashes) == 1 else "each run has its own"
+        entries.append((f"{key}, SHA-256", text))
+    return entries
 
 
 def _title(done: Done, pooled: Sequence[Pooled]) -> str:
@@ -162,52 +166,58 @@ def _seeds(done: Done) -> str:
     return " and ".join(path for path in done[0][0].values if is_seed(path))
 
 
-def _about(done: Done, requested: int) -> str:
+def _about(done: Done, total: int) -> str:
     images, draws = (_range(values) for values in _sizes(done))
     return (
-        f"{len(done)} of {requested} combinations; {images} images and {draws} held-out draws each. "
+        f"{len(done)} of {total} combinations; {images} images and {draws} held-out draws each. "
         "Accuracy is per draw; in brackets, 95 % confidence intervals over images and draws."
     )
 
 
 def _about_figure(points: Sequence[Point], names: Sequence[str], attacks: Sequence[str]) -> str:
     """Say how many attacks the figure leaves out for lack of space."""
-    left = len(legible(points, names, attacks, len(names))) - len(legible(points, names, attacks))
-    if not (left and over_numbers(points)):
+    hidden = len(legible(points, names, attacks, len(names))) - len(legible(points, names, attacks))
+    if not (hidden and over_numbers(points)):
         return ""
-    return f" The figure leaves out {left} of the attacks, those with the highest accuracy."
+    return f" The figure leaves out {hidden} of the attacks, those with the highest accuracy."
 
 
 def _about_pooled(done: Done, pooled: Sequence[Pooled]) -> str:
     """Explain how the table was pooled, and which variation its intervals do not include."""
     paths = [path for path in done[0][0].values if is_seed(path)]
     models = [path for path in paths if not path.startswith(("evaluation.", "data."))]
-    images = _range([each.images for each in pooled])
-    said = (
-        f"Pooled over {_seeds(done)}: {_range([each.runs for each in pooled])} runs and {images} "
+    images = _range([row.images for row in pooled])
+    text = (
+        f"Pooled over {_seeds(done)}: {_range([row.runs for row in pooled])} runs and {images} "
         "distinct images in each row. An image in several runs counts once, with the mean of its "
         "draws, and a draw of the same noise counts once, so the intervals are over distinct "
         "images and their draws."
     )
     if models:
-        said += (
+        text += (
             f" They do not include the variation between other values of {' and '.join(models)}, "
             "which would change all images together."
         )
-    return said
+    return text
 
 
 def _pooled_table(pooled: Sequence[Pooled], names: Sequence[str]) -> Table:
     rows = []
-    for each in pooled:
-        shares = [share_of(each.shares[n]) if n in each.shares else "-" for n in names]
-        rows.append([*each.values.values(), *shares, str(each.runs), str(each.images)])
+    for row in pooled:
+        shares = [share_of(row.shares[n]) if n in row.shares else "-" for n in names]
+        rows.append([*row.values.values(), *shares, str(row.runs), str(row.images)])
     return Table([*pooled[0].values, *names, "runs", "distinct images"], rows)
 
 
-def _lines_below(done: Done, found: Sequence[Convergence], doubts: Sequence[Doubt]) -> list[str]:
+def _lines_below(
+    done: Done, convergences: Sequence[Convergence], doubts: Sequence[Doubt]
+) -> list[str]:
     """Return the notes below the table: verdicts that raise no doubt, and the doubts of single runs."""
-    lines = [describe(each) for each in found if not any(describe(each) in d.why for d in doubts)]
+    lines = [
+        describe(convergence)
+        for convergence in convergences
+        if not any(describe(convergence) in d.why for d in doubts)
+    ]
     single = Counter(doubt["name"] for _, summary in done for doubt in summary["doubts"])
     if single:
         names = ", ".join(f"{name} ({count})" for name, count in single.most_common())
@@ -224,43 +234,43 @@ def sweep_table(done: Done) -> Table:
     rows = []
     for cell, summary in done:
         cost, n = summary["cost"], summary["n"]
-        calls, found = (cost["nfe_forward"] + cost["nfe_vjp"]) / n, _shares(summary)
+        calls, accuracies = (cost["nfe_forward"] + cost["nfe_vjp"]) / n, _shares(summary)
         *values, last = cell.values.values()
         last += f" ({n} of {summary['requested']} images)" if n < summary["requested"] else ""
-        shares = [share_of(found[name]) if name in found else "-" for name in names]
+        shares = [share_of(accuracies[name]) if name in accuracies else "-" for name in names]
         rows.append([*values, last, *shares, f"{calls:.0f}", f"{cost['seconds'] / n:.2f}"])
     return Table(heads, rows)
 
 
 def _about_columns(done: Done) -> str:
     """Explain the columns of the attacks, if there are several."""
-    said = ""
+    text = ""
     if len(_conditions(done)) > 2 and any(summary["attacks"] for _, summary in done):
-        said = " For robust, the attack that did best on its own draws counts for each image"
+        text = " For robust, the attack that did best on its own draws counts for each image"
         if any(summary.get("known_noise") for _, summary in done):
-            said += "; attackers who know some of the noise are listed after it and do not count"
-    return said and said + "."
+            text += "; attackers who know some of the noise are listed after it and do not count"
+    return text and text + "."
 
 
 def _shares(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     """Return accuracy per draw by condition, in the order of a run's own report."""
-    found = {"clean": summary["clean"]["per_draw"]}
-    found |= {row["name"]: row["robust"]["per_draw"] for row in summary["attacks"]}
+    shares = {"clean": summary["clean"]["per_draw"]}
+    shares |= {row["name"]: row["robust"]["per_draw"] for row in summary["attacks"]}
     if summary["attacks"]:
-        found["robust"] = summary["robust"]["per_draw"]
+        shares["robust"] = summary["robust"]["per_draw"]
     for key in ("unbounded", "known_noise"):
-        found |= {row["name"]: row["robust"]["per_draw"] for row in summary.get(key, [])}
+        shares |= {row["name"]: row["robust"]["per_draw"] for row in summary.get(key, [])}
     if "corrupted" in summary:
-        found["corrupted"] = summary["corrupted"]["per_draw"]
-    return found
+        shares["corrupted"] = summary["corrupted"]["per_draw"]
+    return shares
 
 
 def _conditions(done: Done) -> list[str]:
     """List the conditions of all runs; if each run has just one attack, only clean and robust."""
-    found = [list(_shares(summary)) for _, summary in done]
-    if all(len(names) <= 3 and ("robust" in names[2:]) for names in found):
+    names_by_run = [list(_shares(summary)) for _, summary in done]
+    if all(len(names) <= 3 and ("robust" in names[2:]) for names in names_by_run):
         return ["clean", "robust"]
-    return list(dict.fromkeys(name for names in found for name in names))
+    return list(dict.fromkeys(name for names in names_by_run for name in names))
 
 
 def _attacks(done: Done) -> list[str]:

@@ -42,17 +42,17 @@ def write_document(
     Raises:
         OSError: The folder cannot be written.
     """
-    made: dict[str, bytes] = {f"{name}.csv": to_csv(records)} if records else {}
+    contents: dict[str, bytes] = {f"{name}.csv": to_csv(records)} if records else {}
     if images:
-        made |= {"images.json": _json(list(images)), "images.csv": to_csv(images)}
+        contents |= {"images.json": _json(list(images)), "images.csv": to_csv(images)}
     if arrays is not None:
-        made[f"{name}.npz"] = npz_bytes(arrays)
-    made[f"{name}.md"] = to_markdown(document).encode()
-    beside = [f"{name}.json", *made]
-    made[f"{name}.html"] = to_html(document, beside).encode()
+        contents[f"{name}.npz"] = npz_bytes(arrays)
+    contents[f"{name}.md"] = to_markdown(document).encode()
+    linked_files = [f"{name}.json", *contents]
+    contents[f"{name}.html"] = to_html(document, linked_files).encode()
     for figure in document.figures:
         write_if_other(folder / figure.file, figure.drawing.png)
-    for file, content in made.items():
+    for file, content in contents.items():
         write_if_other(folder / file, content)
     write_if_other(folder / f"{name}.json", _json(numbers))
 

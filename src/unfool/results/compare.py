@@ -169,10 +169,10 @@ def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int)
     """Compute means over images of paired differences, with 95 % intervals from resampled images.
 
     Two images are added, on either side of the mean, as far from it as those of
-    `statistics.change_of` are from 0. So an interval has a width even if no image differs, and
-    covers what few images do not show. It goes from the 2.5th to the 97.5th percentile of the means
-    of the resamples (Efron and Tibshirani, 1993, chapter 13). All conditions use the same
-    resamples.
+    `statistics.paired_difference_interval` are from 0. So an interval has a width even if no image
+    differs, and covers what few images do not show. It goes from the 2.5th to the 97.5th percentile
+    of the means of the resamples (Efron and Tibshirani, 1993, chapter 13). All conditions use the
+    same resamples.
 
     Args:
         gaps: (images, conditions), each the mean of `draws` differences between values of 0 or 1.

@@ -9,7 +9,7 @@ REQUIRED = ("label", "clean", "attacked", "clean_answer", "attacked_answer")
 REQUIRED_WITH = {"times": ("clean_sure",), "clean_fooled": ("clean_surest", "attacked_bare")}
 
 
-def describe_damage(block: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+def find_problem_in_examples(block: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     """Return what is wrong with the arrays of an example file, in words; "" if nothing is.
 
     Args:

@@ -15,7 +15,7 @@ class Format(TypedDict):
 
 
 class StatedAccuracy(TypedDict):
-    """The clean accuracy that the source of a classifier states (`models.classifiers.Stated`)."""
+    """The clean accuracy that the source of a classifier states, a `ReportedAccuracy`."""
 
     accuracy: float
     data: str

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
-from unfool.results.example_images import describe_damage
+from unfool.results.example_images import find_problem_in_examples
 from unfool.results.manifest import Format, KeptForecast, Manifest
 from unfool.results.outcome import Condition, Indexed, Line, Outcome
 from unfool.results.run_differences import MUST_MATCH, describe_difference
@@ -311,8 +311,8 @@ class Run:
             except Exception as error:  # a damaged archive may raise anything
                 raise_system_error(error)
                 raise RuntimeError(f"{path} is damaged ({error}); {DELETE_ADVICE}") from error
-            if wrong := describe_damage(block, names):
-                raise RuntimeError(f"{path} is damaged ({wrong}); {DELETE_ADVICE}")
+            if problem := find_problem_in_examples(block, names):
+                raise RuntimeError(f"{path} is damaged ({problem}); {DELETE_ADVICE}")
             yield block
 
 

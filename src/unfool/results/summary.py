@@ -29,7 +29,13 @@ from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
 from unfool.results.starts import provenance
 from unfool.results.threat_model import card
-from unfool.statistics import Share, change_of, mean_of, resubmissions, wilson
+from unfool.statistics import (
+    Share,
+    mean_rate_interval,
+    paired_difference_interval,
+    resubmissions,
+    wilson,
+)
 
 VERSION = 1
 
@@ -76,7 +82,7 @@ def judge(
     has_bare = rows[0][0].undefended is not None
     return Judged(
         name=name,
-        per_draw=mean_of([hits / draws for hits in right], draws),
+        per_draw=mean_rate_interval([hits / draws for hits in right], draws),
         majority=wilson(won, n),
         all_draws=wilson(sum(row.always(label) for row, label in rows), n),
         k=rows[0][0].k,
@@ -176,7 +182,7 @@ def flip_rate(outcomes: Sequence[Outcome]) -> Share:
     for outcome in outcomes:
         draws = outcome.conditions["clean"].draws
         rates.append(1 - max(Counter(draws).values()) / len(draws))
-    return mean_of(rates, len(outcomes[0].conditions["clean"].draws))
+    return mean_rate_interval(rates, len(outcomes[0].conditions["clean"].draws))
 
 
 def _readings(judged: Judged) -> Readings:
@@ -200,7 +206,7 @@ def _judge_together(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged
 
     def mean(right: Callable[[Condition, int], float], draws: int) -> Share:
         rates = [fmean(right(o.conditions[name], o.label) for name in names) for o in outcomes]
-        return mean_of(rates, draws)
+        return mean_rate_interval(rates, draws)
 
     has_bare = first.undefended is not None
     return Judged(
@@ -236,7 +242,7 @@ def _known_noise_rows(spec: EvaluationSpec, outcomes: Sequence[Outcome]) -> list
             gaps = [o.rate(other) - o.rate(name) for o in outcomes]
             draws = min(len(outcomes[0].conditions[n].draws) for n in (name, other))
             entry["beside"] = other
-            entry["gap"] = mean_entry(change_of(gaps, draws))
+            entry["gap"] = mean_entry(paired_difference_interval(gaps, draws))
         rows.append(entry)
     return rows
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from torch import Tensor
 
 from unfool import __version__
-from unfool.api.apply import array_of_images, purified_like
+from unfool.api.apply import images_to_array, resize_purified
 from unfool.data.image_files import png
 from unfool.serve import examples, open_inference
 from unfool.serve.batcher import ModelFailed, Overloaded
@@ -279,10 +279,10 @@ def _told_pure(
     told: dict[str, Any], body: Body, images: Images, pure: list[Tensor], json_: bool
 ) -> Response:
     """Return purified images: an array as an array, one file as PNG, others as base64 in JSON."""
-    made = [purified_like(x, shape) for x, shape in zip(pure, images.shapes, strict=True)]
+    made = [resize_purified(x, shape) for x, shape in zip(pure, images.shapes, strict=True)]
     if body.array is not None:
         last = body.array.ndim == 4 and images.shapes[0][1:] != body.array.shape[1:]
-        return JSONResponse(told | {"images": array_of_images(made[0], body.array, last).tolist()})
+        return JSONResponse(told | {"images": images_to_array(made[0], body.array, last).tolist()})
     if len(made) == 1 and not json_:
         return Response(png(made[0][0]), media_type="image/png")
     return JSONResponse(told | {"png": [base64.b64encode(png(x[0])).decode() for x in made]})

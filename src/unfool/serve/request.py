@@ -20,12 +20,12 @@ from torch import Tensor
 from unfool.api.apply import (
     Loaded,
     Shape,
-    images_of_array,
-    picture_for,
-    read_picture,
+    array_to_images,
+    read_image,
+    read_image_for_model,
     refuse_large,
-    stretched,
-    to_purify,
+    resize_for_denoiser,
+    resize_for_model,
 )
 from unfool.serve.limits import Held, Limits, Refused
 
@@ -222,10 +222,10 @@ def images_to_classify(body: Body, loaded: Loaded, limits: Limits) -> Images:
         name = f"image {number}"
         room.take(_pixels(content, name))
         file = io.BytesIO(content)
-        found.groups.append(_decoded(picture_for, loaded, file, name, found.notes.append))
+        found.groups.append(_decoded(read_image_for_model, loaded, file, name, found.notes.append))
     if body.array is not None:
         x = _checked_array(body.array, room)
-        found.groups.append(stretched(x, loaded.shape, found.notes.append))
+        found.groups.append(resize_for_model(x, loaded.shape, found.notes.append))
     return found
 
 
@@ -244,12 +244,12 @@ def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limit
             except ValueError as error:
                 raise Refused(413, str(error)) from None
         found.shapes.append(x.shape)
-        found.groups.append(to_purify(x, shape, found.notes.append))
+        found.groups.append(resize_for_denoiser(x, shape, found.notes.append))
 
     for number, content in enumerate(body.files, 1):
         name = f"image {number}"
         room.take(_pixels(content, name))
-        add(_decoded(read_picture, io.BytesIO(content), name, shape, found.notes.append), name)
+        add(_decoded(read_image, io.BytesIO(content), name, shape, found.notes.append), name)
     if body.array is not None:
         add(_checked_array(body.array, room), "each image")
     return found
@@ -301,7 +301,7 @@ def to_array(values: object, kind: type) -> np.ndarray:
 
 def _checked_array(array: np.ndarray, room: _Room) -> Tensor:
     try:
-        x, _ = images_of_array(array, "the body")
+        x, _ = array_to_images(array, "the body")
     except ValueError as error:
         raise Refused(400, str(error)) from None
     room.take(len(x) * x.shape[2] * x.shape[3], len(x))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from unfool.errors import SpecError
-from unfool.ranges import complaint, hints
+from unfool.ranges import hints, violation
 from unfool.runtime.downloads import allowed, cache_folder
 from unfool.runtime.memory import lack_of_memory
 from unfool.runtime.validate import fitted, shown
@@ -283,7 +283,7 @@ def _fit(where: str, kind: Any, value: Any) -> Any:
     """Convert the value of an option to its type."""
     if kind is inspect.Parameter.empty:
         return value
-    if wrong := complaint(kind, value):
+    if wrong := violation(kind, value):
         raise SpecError(f"{where} {wrong}")
     try:
         result = fitted(kind, value, where)

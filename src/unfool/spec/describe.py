@@ -8,7 +8,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from unfool.ranges import choices, hints, range_text, remark
+from unfool.ranges import choices, hints, range_note, range_text
 from unfool.spec.check import option_types
 from unfool.spec.menu import MENU, find, kind_of, options_of
 
@@ -128,7 +128,7 @@ def _type(key: str, hint: Any) -> str:
     what = " | ".join(map(str, words)) if words else _plain(hint)
     if words and NoneType in get_args(hint):
         what += " | null"
-    return ", ".join(told for told in (what, range_text(hint), remark(hint)) if told)
+    return ", ".join(told for told in (what, range_text(hint), range_note(hint)) if told)
 
 
 def _plain(hint: Any) -> str:

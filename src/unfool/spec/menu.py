@@ -27,7 +27,7 @@ MENU: dict[str, dict[str, str]] = {
         "cifar100": "unfool.data.cifar:cifar100",
         "digits": "unfool.data.digits:digits",
         "folder": "unfool.data.folder:Folder",
-        "hub": "unfool.data.hub_table:hub",
+        "huggingface": "unfool.data.hub_table:huggingface",
         "imagenet": "unfool.data.imagenet_folders:imagenet",
         "mnist": "unfool.data.mnist:mnist",
         "tiny-imagenet": "unfool.data.imagenet_folders:tiny_imagenet",

@@ -48,16 +48,16 @@ class Empirical(Denoiser):
                 f"each image needs one label, and there are {len(points)} images and {len(labels)} "
                 "labels"
             )
-        found = labels.unique().tolist()
-        if found != list(range(len(found))):
+        classes = labels.unique().tolist()
+        if classes != list(range(len(classes))):
             raise ValueError(
-                f"every class needs at least one image, and there are only images of {found}"
+                f"every class needs at least one image, and there are only images of {classes}"
             )
         self.register_buffer("points", points)
         self.register_buffer("labels", labels)
         self.spread, self.schedule = spread, schedule or VP()
         _, *shape = points.shape
-        self.shape, self.classes = (shape[0], shape[1], shape[2]), len(found)
+        self.shape, self.classes = (shape[0], shape[1], shape[2]), len(classes)
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t], in closed form."""
@@ -66,8 +66,8 @@ class Empirical(Denoiser):
         if label is not None:
             log = log.masked_fill(label[:, None] != self.labels, -torch.inf)
         flat = (log.softmax(1).to(self.points) @ self.points.flatten(1)).view_as(x_t).to(x_t)
-        pull = (alpha * self.spread**2 / variance).to(x_t)[..., None, None]
-        return flat + pull * (x_t - alpha.to(x_t)[..., None, None] * flat)
+        share = (alpha * self.spread**2 / variance).to(x_t)[..., None, None]
+        return flat + share * (x_t - alpha.to(x_t)[..., None, None] * flat)
 
     def evidence(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The log-likelihoods (B, K) in float64, log p(x_t | c) up to a term that classes share.
@@ -78,8 +78,8 @@ class Empirical(Denoiser):
         """
         log = self._log(x_t, *self._scales(x_t, t))
         member = nn.functional.one_hot(self.labels, self.classes).T.bool()
-        each = log[:, None].masked_fill(~member, -torch.inf).logsumexp(2)
-        return each - member.sum(1).log()
+        log_sums = log[:, None].masked_fill(~member, -torch.inf).logsumexp(2)
+        return log_sums - member.sum(1).log()
 
     def _scales(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha, and the variance of x_t around a point, (1, 1) or (B, 1) in float64."""

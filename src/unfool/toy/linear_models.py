@@ -60,9 +60,9 @@ class LinearClassifier(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Logits (B, 4) of images (B, C, H, W): the scaled distance, its negative, two low ones."""
-        lead = ((x - GRAY) * self.weight.to(x)).flatten(1).sum(1)
-        low = torch.full_like(lead, -3.0)
-        return self.scale * torch.stack([lead, -lead, low, low - 1], 1)
+        distance = ((x - GRAY) * self.weight.to(x)).flatten(1).sum(1)
+        low = torch.full_like(distance, -3.0)
+        return self.scale * torch.stack([distance, -distance, low, low - 1], 1)
 
 
 class MultiPlaneClassifier(nn.Module):
@@ -84,11 +84,13 @@ class MultiPlaneClassifier(nn.Module):
     def distances(self, x: Tensor, norm: str) -> Tensor:
         """The distance of each image to the nearest of another class, (B,), even beyond [0, 1]."""
         logits = self(x, Noise(()))
-        own = logits.argmax(1)
-        apart = (self.weights[own][:, None] - self.weights[None]).flatten(2).to(x)  # (B, K, D)
-        dual = apart.abs().sum(2) if norm == "linf" else apart.norm(dim=2)
-        gap = logits.gather(1, own[:, None]) - logits
-        return (gap / dual).scatter(1, own[:, None], torch.inf).amin(1)
+        predicted = logits.argmax(1)
+        normals = (
+            (self.weights[predicted][:, None] - self.weights[None]).flatten(2).to(x)
+        )  # (B, K, D)
+        lengths = normals.abs().sum(2) if norm == "linf" else normals.norm(dim=2)
+        gap = logits.gather(1, predicted[:, None]) - logits
+        return (gap / lengths).scatter(1, predicted[:, None], torch.inf).amin(1)
 
 
 class AddGaussianNoise(nn.Module):
@@ -162,9 +164,9 @@ class Points:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         normal, label = normal_vector(), index % 2
         spread = 0.2 * (Noise.of(2, [index]).uniform(normal[None])[0] - 0.5)
-        along = (spread * normal).sum()
-        lead = self.nearest + (self.farthest - self.nearest) * index / (self.size - 1)
-        x = GRAY + spread + ((1 - 2 * label) * lead - along) * normal
+        projection = (spread * normal).sum()
+        distance = self.nearest + (self.farthest - self.nearest) * index / (self.size - 1)
+        x = GRAY + spread + ((1 - 2 * label) * distance - projection) * normal
         return x, 0 if self.one_class else label
 
 
@@ -174,39 +176,39 @@ def normal_vector() -> Tensor:
     return normal / normal.norm()
 
 
-def leads(x: Tensor, y: Tensor) -> Tensor:
+def signed_distances(x: Tensor, y: Tensor) -> Tensor:
     """The Euclidean distance from the plane, (B,), positive on the side of the true class."""
-    lead = ((x - GRAY) * normal_vector().to(x)).flatten(1).sum(1)
-    return (1 - 2 * y) * lead
+    distance = ((x - GRAY) * normal_vector().to(x)).flatten(1).sum(1)
+    return (1 - 2 * y) * distance
 
 
 def accuracy(x: Tensor, y: Tensor, sigma: float = 0.2) -> Tensor:
     """The probability that `noisy_plane(sigma)` is right on each image, (B,), in closed form."""
-    return torch.special.ndtr(leads(x.double(), y) / sigma)
+    return torch.special.ndtr(signed_distances(x.double(), y) / sigma)
 
 
-def worst(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+def worst_case(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
     """The worst-case images of a plane, noisy or not, for images that are far from 0 and 1.
 
     The distance from the plane falls by eps times the dual norm of the plane's normal. For l1, 0
     and 1 may be near: the values with the largest weights go that far, until the budget is spent.
     """
     normal = normal_vector().to(x)
-    away = (2 * y - 1).to(x)[:, None, None, None] * normal
+    direction = (2 * y - 1).to(x)[:, None, None, None] * normal
     if threat.norm == "l1":
-        room = torch.where(away > 0, 1 - x, x).flatten(1)
+        room = torch.where(direction > 0, 1 - x, x).flatten(1)
         order = normal.flatten().abs().argsort(descending=True)
-        spent = room[:, order].cumsum(1)
-        sizes = (threat.eps - spent + room[:, order]).clamp(min=0).minimum(room[:, order])
+        used = room[:, order].cumsum(1)
+        sizes = (threat.eps - used + room[:, order]).clamp(min=0).minimum(room[:, order])
         sizes = torch.zeros_like(room).index_copy(1, order, sizes)
-        return x + away.sign() * sizes.view_as(x)
-    return x + threat.eps * threat.steepest(away)
+        return x + direction.sign() * sizes.view_as(x)
+    return x + threat.eps * threat.steepest(direction)
 
 
-def worst_rounded(x: Tensor, y: Tensor, eps: float, levels: int = 8) -> Tensor:
-    """The least value of `leads` behind `rounded_plane(levels)` within `eps` of linf, (B,).
+def worst_case_rounded(x: Tensor, y: Tensor, eps: float, levels: int = 8) -> Tensor:
+    """The least value of `signed_distances` behind `rounded_plane(levels)` within `eps` of linf, (B,).
 
     Rounding is monotone, so each pixel moves against the plane as far as it may.
     """
-    reached = worst(x, y, Threat("linf", eps))
-    return leads(Quantize(levels)(reached, Noise(())), y)
+    x_adv = worst_case(x, y, Threat("linf", eps))
+    return signed_distances(Quantize(levels)(x_adv, Noise(())), y)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from unfool.lazy import lazily
+from unfool.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from unfool.training.objectives.addt import ADDT as ADDT
@@ -21,4 +21,4 @@ if TYPE_CHECKING:
     from unfool.training.objectives.weight_perturbation import AWP as AWP
     from unfool.training.options import TrainingOptions as TrainingOptions
 else:  # only at run time, so that a type checker still rejects names that do not exist
-    __getattr__, __dir__, __all__ = lazily(__name__)
+    __getattr__, __dir__, __all__ = lazy_exports(__name__)

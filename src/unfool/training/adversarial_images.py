@@ -40,7 +40,7 @@ class AdversarialImages(CachedImages):
 def make_adversarial_images(
     data: Dataset,
     objective: TruthMaximization,
-    asked: Mapping[str, Any],
+    part: Mapping[str, Any],
     home: Path,
     device: str = "cpu",
     quiet: bool = False,
@@ -50,7 +50,7 @@ def make_adversarial_images(
     Args:
         data: Clean images with labels.
         objective: Defines the attacked model and the attack.
-        asked: The checked spec part from which `objective` was built.
+        part: The checked spec part from which `objective` was built.
         home: Folder that holds one subfolder for each set of images.
         device: Device on which the attack runs.
         quiet: Show no progress.
@@ -64,10 +64,10 @@ def make_adversarial_images(
         len(data), objective.images, objective.seed, stream="images", option="objective.images"
     )
 
-    def make(part: range) -> dict[str, Tensor]:
-        return attack_block(data, [indices[number] for number in part], objective, device)
+    def make(numbers: range) -> dict[str, Tensor]:
+        return attack_block(data, [indices[number] for number in numbers], objective, device)
 
-    options = {key: asked.get(key) for key in OPTIONS}
+    options = {key: part.get(key) for key in OPTIONS}
     folder = fill_cache(
         home, data, indices, len(indices), make, [objective.source], options,
         doing="attacking", device=device, quiet=quiet,
@@ -79,7 +79,7 @@ def attack_block(
     data: Dataset, indices: Sequence[int], objective: TruthMaximization, device: str
 ) -> dict[str, Tensor]:
     """Attack the images at `indices`, and return them as one block of the cache."""
-    x, y = (part.to(device) for part in fetch(data, indices))
+    x, y = (tensor.to(device) for tensor in fetch(data, indices))
     noise = Noise.of(objective.seed, indices).child("adversaries")
     x_adv = objective.attacked(x, y, noise).detach()
     model, heldout = objective.attacked_model(), noise.child("verdict")

@@ -5,18 +5,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.noise import Noise
-from unfool.threat import images
+from unfool.threat import per_image
 
 
 def augmented(x: Tensor, noise: Noise, flip: bool, crop: int) -> Tensor:
     """Mirror half of the images if `flip`, and shift all by up to `crop` pixels (gray outside)."""
     if flip:
-        x = torch.where(images(noise.child("flip").uniform(x[:, 0, 0, 0]) < 0.5), x.flip(3), x)
+        x = torch.where(per_image(noise.child("flip").uniform(x[:, 0, 0, 0]) < 0.5), x.flip(3), x)
     if crop:
         padded = F.pad(x, (crop,) * 4, value=0.5)
-        places = (noise.child("crop").uniform(x[:, 0, 0, :2]) * (2 * crop + 1)).long().tolist()
-        high, wide = x.shape[2:]
+        offsets = (noise.child("crop").uniform(x[:, 0, 0, :2]) * (2 * crop + 1)).long().tolist()
+        height, width = x.shape[2:]
         x = torch.stack(
-            [p[:, i : i + high, j : j + wide] for p, (i, j) in zip(padded, places, strict=True)]
+            [p[:, i : i + height, j : j + width] for p, (i, j) in zip(padded, offsets, strict=True)]
         )
     return x

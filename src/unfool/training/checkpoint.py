@@ -13,12 +13,12 @@ from unfool import spec as specs
 from unfool.data import fetch
 from unfool.protocols import Dataset
 from unfool.runtime.files import raise_system_error, write_bytes, write_torch
-from unfool.training.lr_schedule import OPEN
+from unfool.training.lr_schedule import CHANGEABLE
 from unfool.training.spec import TrainingSpec
 
 NAME, LOG = "latest.pt", "log.jsonl"
-LOOKED = 256  # images whose hash identifies the data set
-MEANT = {
+HASHED_IMAGES = 256  # images whose hash identifies the data set
+MISMATCHES = {
     "spec": "another spec",
     "data": "other data",
     "code": "other code of your own",
@@ -26,12 +26,12 @@ MEANT = {
 }
 
 
-def question(spec: TrainingSpec, data: Dataset, weights: str = "") -> dict[str, str]:
+def run_identity(spec: TrainingSpec, data: Dataset, weights: str = "") -> dict[str, str]:
     """Identify a training run by hashes of its spec, its data, the user's own code, and fixed weights.
 
     The hash of the data covers their size, their classes, and at most 256 images spread over them.
-    With `lr_schedule: linear`, the hash of the spec leaves out the options in `OPEN`, which may change
-    as long as the steps already done stay the same (`Plan.check_same`).
+    With `lr_schedule: linear`, the hash of the spec leaves out the options in `CHANGEABLE`, which may
+    change as long as the steps already done stay the same (`Plan.check_same`).
 
     Args:
         spec: A checked training spec.
@@ -39,12 +39,12 @@ def question(spec: TrainingSpec, data: Dataset, weights: str = "") -> dict[str, 
         weights: A hash of the weights that are used but not trained (`weights_hash`).
     """
     size = len(data)
-    x, y = fetch(data, sorted({place * size // LOOKED for place in range(LOOKED)}))
+    x, y = fetch(data, sorted({i * size // HASHED_IMAGES for i in range(HASHED_IMAGES)}))
     digest = hashlib.sha256(json.dumps([size, list(data.classes)]).encode())
     digest.update(x.numpy().tobytes() + y.numpy().tobytes())
     options = spec["training"]
     if options.get("lr_schedule") == "linear":
-        fixed = {key: value for key, value in options.items() if key not in OPEN}
+        fixed = {key: value for key, value in options.items() if key not in CHANGEABLE}
         spec = {**spec, "training": fixed}
     return {
         "spec": specs.identity(spec),
@@ -73,13 +73,13 @@ def prepare(folder: Path) -> None:
 
 
 def read(
-    folder: Path, asked: Mapping[str, str], device: str | None = None
+    folder: Path, identity: Mapping[str, str], device: str | None = None
 ) -> dict[str, Any] | None:
     """Read the checkpoint in a folder; None if there is none.
 
     Args:
         folder: The folder of the training run.
-        asked: The identity of the training run (see `question`).
+        identity: The identity of the training run (see `run_identity`).
         device: Device for its tensors; None to leave them in the file and skip the hash of its content.
 
     Raises:
@@ -92,7 +92,7 @@ def read(
         saved = torch.load(
             path, map_location=device or "cpu", weights_only=True, mmap=device is None
         )
-        before, _, _ = saved["asked"], int(saved["step"]), saved["plan"]
+        saved_identity, _, _ = saved["asked"], int(saved["step"]), saved["plan"]
     except Exception as error:  # a damaged file may raise anything
         raise_system_error(error)
         raise RuntimeError(f"{path} is damaged: delete it to start training again") from error
@@ -100,9 +100,13 @@ def read(
         raise RuntimeError(
             f"{path} is damaged (its content has changed): delete it to start training again"
         )
-    if before != asked:
-        known = before if isinstance(before, dict) else {}
-        changed = [what for key, what in MEANT.items() if known.get(key) != asked.get(key)]
+    if saved_identity != identity:
+        saved_hashes = saved_identity if isinstance(saved_identity, dict) else {}
+        changed = [
+            mismatch
+            for key, mismatch in MISMATCHES.items()
+            if saved_hashes.get(key) != identity.get(key)
+        ]
         raise RuntimeError(
             f"{path} belongs to {changed[0]}: name another folder with --out, or delete it"
         )
@@ -170,13 +174,13 @@ def _digest(content: Any) -> str:
             digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
         elif isinstance(value, Mapping):
             digest.update(b"{")
-            for key, each in value.items():
+            for key, item in value.items():
                 add(key)
-                add(each)
+                add(item)
         elif isinstance(value, list | tuple):
             digest.update(b"[")
-            for each in value:
-                add(each)
+            for item in value:
+                add(item)
         else:
             digest.update(f"{value!r};".encode())
 

@@ -48,22 +48,22 @@ class Processes:
         if self.count == 1:
             return loss
         grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-        whole = torch.cat([*(g.flatten() for g in grads), loss.flatten().to(grads[0])])
-        distributed.all_reduce(whole)
-        *parts, loss = (whole / self.count).split([*(w.numel() for w in weights), 1])
+        flat = torch.cat([*(g.flatten() for g in grads), loss.flatten().to(grads[0])])
+        distributed.all_reduce(flat)
+        *parts, loss = (flat / self.count).split([*(w.numel() for w in weights), 1])
         for weight, part in zip(weights, parts, strict=True):
             weight.grad = part.view_as(weight)
         return loss[0]
 
-    def agreed(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return the `value` of the first process in all processes, which wait for it."""
-        said = [value]
+        values = [value]
         if self.count > 1:
-            distributed.broadcast_object_list(said)
-        return said[0]
+            distributed.broadcast_object_list(values)
+        return values[0]
 
 
-def numbers() -> Processes:
+def rank_and_count() -> Processes:
     """Read rank and count from torchrun's RANK and WORLD_SIZE; without these, one process."""
     return Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
@@ -75,8 +75,8 @@ def together(device: str) -> Iterator[Processes]:
     Raises:
         ValueError: There are several processes, but torchrun's variables for connecting are missing.
     """
-    found = numbers()
-    if found.count == 1:
+    processes = rank_and_count()
+    if processes.count == 1:
         yield Processes()
         return
     on_gpu = torch.device(device).type == "cuda"
@@ -84,6 +84,6 @@ def together(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
-        yield found
+        yield processes
     finally:
         distributed.destroy_process_group()

@@ -100,8 +100,8 @@ def fill_cache(
             written = save({name: value.cpu().contiguous() for name, value in block.items()})
             write_bytes(_block(folder, number), written)
             show(done, "")
-    asked = {**options, "images": len(indices)}
-    write_bytes(folder / "asked.json", (json.dumps(asked, indent=2) + "\n").encode())
+    settings = {**options, "images": len(indices)}
+    write_bytes(folder / "asked.json", (json.dumps(settings, indent=2) + "\n").encode())
     for module in modules:
         module.cpu()  # frees memory for training
     return folder

@@ -12,7 +12,7 @@ from typing import Any
 from unfool.training.options import TrainingOptions
 
 # options that may change when a training run with `lr_schedule: linear` is resumed
-OPEN = ("steps", "decay_from", "grow")
+CHANGEABLE = ("steps", "decay_from", "grow")
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Plan:
         if self.lr_schedule == "none":
             return 1.0
         if self.lr_schedule == "linear":
-            begins = self.warmup if self.decay_from is None else self.decay_from
-            return min(1.0, (self.steps - step) / max(1, self.steps - begins))
+            decay_start = self.warmup if self.decay_from is None else self.decay_from
+            return min(1.0, (self.steps - step) / max(1, self.steps - decay_start))
         return 0.5 * (
             1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup))
         )
@@ -63,11 +63,11 @@ class Plan:
             else self.grow["batch_size"]
         )
 
-    def sizes(self) -> list[int]:
+    def batch_sizes(self) -> list[int]:
         """The batch sizes that occur, in increasing order."""
         return sorted({self.size(0), self.size(self.steps - 1)})
 
-    def before(self, step: int) -> int:
+    def images_before(self, step: int) -> int:
         """The total number of images in the steps before `step`."""
         if self.grow is None or step <= self.grow["at"]:
             return step * self.batch_size
@@ -86,11 +86,11 @@ class Plan:
         Raises:
             RuntimeError: They differ.
         """
-        was = Plan(**saved)
+        saved_plan = Plan(**saved)
         for done in range(step):
-            if self.rate(done) != was.rate(done) or self.size(done) != was.size(done):
+            if self.rate(done) != saved_plan.rate(done) or self.size(done) != saved_plan.size(done):
                 raise RuntimeError(
                     f"{step} steps are done, and step {done} used another learning rate or batch "
                     f"than this spec asks for: change only what comes after step {step} "
-                    f"({', '.join(OPEN)}), or name another folder with --out"
+                    f"({', '.join(CHANGEABLE)}), or name another folder with --out"
                 )

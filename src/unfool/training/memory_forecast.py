@@ -12,10 +12,10 @@ from unfool.noise import Noise
 from unfool.protocols import Dataset
 from unfool.runtime.memory import free_bytes, kept_by_graphs
 
-TRIED = 2  # images in the trial step
+TRIAL_IMAGES = 2  # images in the trial step
 # Training state in multiples of the weights' size: gradient, two moments, running average, and a
 # checkpoint on its way to disk.
-BESIDE = 8
+STATE_PER_WEIGHT = 8
 # Memory of a backward pass in multiples of what the graph keeps, because of gradients and workspaces
 # (measured at batch sizes from 512 to 2,048).
 BACKWARD = 1.7
@@ -39,7 +39,7 @@ def check_weights(build: Callable[[], nn.Module], device: str) -> None:
             weights = list(build().parameters())
     except Exception:  # a user's own network may raise anything
         return
-    needed = (1 + BESIDE) * sum(p.numel() * p.element_size() for p in weights)
+    needed = (1 + STATE_PER_WEIGHT) * sum(p.numel() * p.element_size() for p in weights)
     free = free_bytes(device)
     if free is not None and needed > free:
         raise SpecError(
@@ -75,19 +75,21 @@ def check_memory(
     Raises:
         SpecError: A step needs more memory than is free.
     """
-    fixed, each = forecast(model, objective, data, device, half)
+    fixed, per_image = forecast(model, objective, data, device, half)
     at_once, free = batch // parts, free_bytes(device)
-    needed = fixed + each * at_once
+    needed = fixed + per_image * at_once
     if free is None or needed <= free:
         return
-    fits = int((free - fixed) // each)
-    cure = "choose a smaller network"
-    if fits > 0:
-        share = f", or training.accumulate to split it into {-(-batch // fits)} parts or more"
-        cure = f"set training.batch_size to {fits * parts} or less{share}"
+    fitting_batch = int((free - fixed) // per_image)
+    advice = "choose a smaller network"
+    if fitting_batch > 0:
+        accumulate_advice = (
+            f", or training.accumulate to split it into {-(-batch // fitting_batch)} parts or more"
+        )
+        advice = f"set training.batch_size to {fitting_batch * parts} or less{accumulate_advice}"
     raise SpecError(
         f"a step of {at_once} images takes about {needed / 2**30:.1f} GiB, and {device} has "
-        f"{free / 2**30:.1f} GiB free: {cure}"
+        f"{free / 2**30:.1f} GiB free: {advice}"
     )
 
 
@@ -95,14 +97,17 @@ def forecast(
     model: nn.Module, objective: Any, data: Dataset, device: str, half: bool
 ) -> tuple[int, int]:
     """Return the bytes needed beyond the model itself: a fixed amount, and an amount per image."""
-    size = min(TRIED, len(data))
+    size = min(TRIAL_IMAGES, len(data))
     x, y = (part.to(device) for part in fetch(data, range(size)))
     kind = torch.device(device).type
     buffers = [buffer.clone() for buffer in model.buffers()]
-    with kept_by_graphs(model) as kept, torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
+    with (
+        kept_by_graphs(model) as graph_memory,
+        torch.autocast(kind, dtype=torch.bfloat16, enabled=half),
+    ):
         objective(model, x, y, Noise.of(0, range(size)).child("forecast"))
     with torch.no_grad():
-        for buffer, was in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(was)
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
     parameters = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return BESIDE * parameters, int(BACKWARD * kept.peak / size)
+    return STATE_PER_WEIGHT * parameters, int(BACKWARD * graph_memory.peak / size)

@@ -45,15 +45,15 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is None:
                     continue
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                move = self._kernel if group["muon"] else self._other
-                weight.sub_(group["lr"] * move(weight.grad, self.state[weight], group))
+                update = self._kernel if group["muon"] else self._other
+                weight.sub_(group["lr"] * update(weight.grad, self.state[weight], group))
 
     def _kernel(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         if not state:
             state["momentum"] = torch.zeros_like(grad)
-        kept, share = state["momentum"], 1 - group["momentum"]
-        kept.lerp_(grad, share)
-        matrix = kept.lerp(grad, share).flatten(1)
+        momentum, share = state["momentum"], 1 - group["momentum"]
+        momentum.lerp_(grad, share)
+        matrix = momentum.lerp(grad, share).flatten(1)
         rows, columns = matrix.shape
         return orthogonal(matrix).view_as(grad) * max(1, rows / columns) ** 0.5
 

@@ -13,7 +13,7 @@ from unfool.ranges import (
     ShareAboveZero,
     ShareBelowOne,
     checked_dataclass,
-    complaint,
+    violation,
 )
 
 ADAMW, MUON = (0.9, 0.999), 20.0  # default betas, and default factor of Muon's learning rate
@@ -95,21 +95,22 @@ class TrainingOptions:
 
     def _check_steps(self) -> None:
         """Check `decay_from`, `grow` and `save_steps`."""
-        steps, begins = self.steps, self.decay_from
-        if begins is not None and self.lr_schedule != "linear":
+        steps, decay_from = self.steps, self.decay_from
+        if decay_from is not None and self.lr_schedule != "linear":
             raise ValueError(
                 "decay_from belongs to lr_schedule: linear: set that, or leave decay_from out"
             )
-        if begins is not None and not self.warmup <= begins < steps:
+        if decay_from is not None and not self.warmup <= decay_from < steps:
             raise ValueError(
-                f"decay_from must be from warmup, {self.warmup}, to below steps, {steps}, not {begins}"
+                f"decay_from must be from warmup, {self.warmup}, to below steps, {steps}, not "
+                f"{decay_from}"
             )
         if self.grow is not None and set(self.grow) != set(GROW):
             raise ValueError(
                 f"grow must have the keys {' and '.join(GROW)}, not {', '.join(self.grow)}"
             )
         for key, value in (self.grow or {}).items():
-            if wrong := complaint(GROW[key], value):
+            if wrong := violation(GROW[key], value):
                 raise ValueError(f"grow.{key} {wrong}")
         if wrong := [step for step in self.save_steps if not 0 < step <= steps]:
             raise ValueError(f"save_steps must list steps from 1 to {steps}, not {wrong[0]}")

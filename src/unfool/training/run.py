@@ -38,7 +38,7 @@ from unfool.training.spec import TrainingSection, TrainingSpec, kind_of, loop_op
 from unfool.training.train import train
 
 # objectives whose images are made before training, by the name of the folder that caches them
-MADE: dict[str, tuple[type, Callable[..., Dataset]]] = {
+PRECOMPUTED: dict[str, tuple[type, Callable[..., Dataset]]] = {
     "adversaries": (TruthMaximization, make_adversarial_images),
     "purified": (PurifiedCopies, with_purified_copies),
 }
@@ -107,9 +107,9 @@ class Job:
         if self.section.lora is not None:
             card.save_adapter(folder, self.part, trained, **facts, **more)
         else:
-            network, began = card.network_of(self.kind, self.part)
+            network, origin = card.network_of(self.kind, self.part)
             half = self.section.save_half
-            card.save(folder, self.kind, network, trained, half, **began, **facts, **more)
+            card.save(folder, self.kind, network, trained, half, **origin, **facts, **more)
 
 
 def _run(job: Job) -> Path:
@@ -120,50 +120,50 @@ def _run(job: Job) -> Path:
     objective = build_objective(spec["objective"])
     check_objective_models(objective, data)
     fixed = weights_hash(objective)
-    _open(job, model)
+    _enable_gradients(job, model)
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
-    asked = checkpoint.question(spec, data, fixed + weights_hash(frozen))
-    options = loop_options(job.section, precision=_begin(job, asked))
-    _prepare(job, model, data)
-    most = max(options.batch_size, (options.grow or {}).get("batch_size", 0))
+    identity = checkpoint.run_identity(spec, data, fixed + weights_hash(frozen))
+    options = loop_options(job.section, precision=_choose_precision(job, identity))
+    _fit_to_data(job, model, data)
+    largest_batch = max(options.batch_size, (options.grow or {}).get("batch_size", 0))
     parts, half = processes.count * options.accumulate, options.precision == "bfloat16"
-    check_memory(model, objective, data, most, parts, device, half)
+    check_memory(model, objective, data, largest_batch, parts, device, half)
     images = len(data)
-    data, made = _made(job, objective, data)
-    facts = _facts(job, images, made, options.precision)
+    data, image_facts = _precompute_images(job, objective, data)
+    facts = _facts(job, images, image_facts, options.precision)
     trained = train(
         model,
         objective,
         data,
         folder,
         options,
-        kept=lambda step, mean: job.save(folder / "steps" / str(step), mean, facts, step=step),
+        on_save=lambda step, mean: job.save(folder / "steps" / str(step), mean, facts, step=step),
         **{**spec["machine"], "device": device},
-        asked=asked,
+        identity=identity,
         quiet=job.quiet,
         processes=processes,
     )
     if processes.first:
         _finish(job, trained, facts, test, data, getattr(objective, "t_max", 1.0))
-    processes.agreed(None)  # wait until everything is written
+    processes.broadcast(None)  # wait until everything is written
     return folder
 
 
-def _begin(job: Job, asked: Mapping[str, str]) -> str:
+def _choose_precision(job: Job, identity: Mapping[str, str]) -> str:
     """Prepare the folder, and return the precision in which all processes train."""
     if job.processes.first:
         checkpoint.prepare(job.folder)
-    job.processes.agreed(None)  # wait until the folder exists
-    before = (checkpoint.read(job.folder, asked) or {}).get("precision")
+    job.processes.broadcast(None)  # wait until the folder exists
+    saved_precision = (checkpoint.read(job.folder, identity) or {}).get("precision")
     if job.section.precision != "bfloat16":
         return job.section.precision
-    return job.processes.agreed(_precision(job.device, before, job.quiet))
+    return job.processes.broadcast(_precision(job.device, saved_precision, job.quiet))
 
 
 def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
     """Build the model to train, with its initial weights, and check it against the data."""
     kind, part = job.kind, job.part
-    start, dropped = job.section.init_from, job.section.dropout
+    start, dropout = job.section.init_from, job.section.dropout
     if not part.get("weights"):
         check_weights(lambda: specs.build(kind, part), job.device)
     seed_torch(job.section.seed, "weights")
@@ -172,18 +172,18 @@ def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
     if test is not None:
         check_test(kind, part, model, data, test)
     if start is not None:
-        new = card.begin(model, start)
-        if new and not job.quiet:
+        missing = card.initialize_from(model, start)
+        if missing and not job.quiet:
             print(
-                f"unfool: {start} has no weights for {', '.join(new)}, which start at random",
+                f"unfool: {start} has no weights for {', '.join(missing)}, which start at random",
                 file=sys.stderr,
             )
-    if dropped is not None:
-        set_dropout(getattr(model, "network", model), dropped)
+    if dropout is not None:
+        set_dropout(getattr(model, "network", model), dropout)
     return model
 
 
-def _open(job: Job, model: nn.Module) -> None:
+def _enable_gradients(job: Job, model: nn.Module) -> None:
     """Require gradients of the weights to train: all weights, or those of a new LoRA adapter."""
     model.to(job.device).train().requires_grad_(False)
     if job.section.lora is not None:
@@ -195,35 +195,35 @@ def _open(job: Job, model: nn.Module) -> None:
         trained.requires_grad_(True)  # but not the autoencoder of a latent denoiser
 
 
-def _prepare(job: Job, model: nn.Module, data: Dataset) -> None:
+def _fit_to_data(job: Job, model: nn.Module, data: Dataset) -> None:
     """Fit the parts of a new network that are fitted to data once, before training."""
-    begun = job.section.init_from is not None or job.part.get("weights")
-    if begun or job.part["name"] == "trained" or not isinstance(model, NormalizedClassifier):
+    has_weights = job.section.init_from is not None or job.part.get("weights")
+    if has_weights or job.part["name"] == "trained" or not isinstance(model, NormalizedClassifier):
         return
     if prepare := getattr(model.network, "prepare", None):
         x, _ = fetch(data, range(min(5000, len(data))))
         prepare((x.to(job.device) - model.mean) / model.std)
 
 
-def _made(job: Job, objective: Any, data: Dataset) -> tuple[Dataset, dict[str, Any]]:
+def _precompute_images(job: Job, objective: Any, data: Dataset) -> tuple[Dataset, dict[str, Any]]:
     """Return the training data, after making images if the objective needs that, and facts on them."""
     facts: dict[str, Any] = {}
-    for word, (made, make) in MADE.items():
-        if isinstance(objective, made):
-            home, part = job.folder.parent / word, job.spec["objective"]
-            for turn in (True, False):  # the first process makes them; the others read them
-                if job.processes.first == turn:
-                    data = make(data, objective, part, home, job.device, job.quiet)
-                job.processes.agreed(None)
-            facts[word] = cast(Any, data).facts()
+    for name, (kind, make) in PRECOMPUTED.items():
+        if isinstance(objective, kind):
+            folder, part = job.folder.parent / name, job.spec["objective"]
+            for is_first in (True, False):  # the first process makes them; the others read them
+                if job.processes.first == is_first:
+                    data = make(data, objective, part, folder, job.device, job.quiet)
+                job.processes.broadcast(None)
+            facts[name] = cast(Any, data).facts()
     return data, facts
 
 
-def _facts(job: Job, images: int, made: Mapping[str, Any], precision: str) -> dict[str, Any]:
+def _facts(job: Job, images: int, image_facts: Mapping[str, Any], precision: str) -> dict[str, Any]:
     """The facts about the training run for the card, without the folder of the data."""
     facts: dict[str, Any] = {
         "data": {**job.spec["data"], "images": images},
-        **made,
+        **image_facts,
         "objective": job.spec["objective"],
         "training": {**job.spec["training"], "precision": precision},
         "command": job.command,
@@ -256,16 +256,16 @@ def _finish(
 
 def build_objective(part: Part) -> Any:
     """Build an objective, including a purifier and its denoiser if it names one."""
-    rest: dict[str, Any] = dict(part)
-    given = {}
-    if isinstance(rest.get("purifier"), dict):
-        if "classifier" in specs.argument_names("purifier", rest["purifier"]):
-            name = rest["purifier"]["name"]
+    options: dict[str, Any] = dict(part)
+    built = {}
+    if isinstance(options.get("purifier"), dict):
+        if "classifier" in specs.argument_names("purifier", options["purifier"]):
+            name = options["purifier"]["name"]
             raise SpecError(
                 f"objective.purifier: {name} uses a classifier: choose a purifier that does not"
             )
-        given["denoiser"] = specs.build("denoiser", rest.pop("denoiser"))
-    return specs.build("objective", cast(Part, rest), **given)
+        built["denoiser"] = specs.build("denoiser", options.pop("denoiser"))
+    return specs.build("objective", cast(Part, options), **built)
 
 
 def result(folder: Path) -> str:
@@ -275,35 +275,35 @@ def result(folder: Path) -> str:
     trust = ", trust: true" if any(specs.modules_named(facts["part"])) else ""
     lines = [f"use it by: {facts['kind']}: {{name: trained, weights: {folder}{trust}}}"]
     if metrics is not None and "accuracy" in metrics:
-        share = percent_interval(metrics["accuracy"], *metrics["interval"])
-        lines.insert(0, f"right on {share} of {metrics['test_images']} test images")
+        accuracy = percent_interval(metrics["accuracy"], *metrics["interval"])
+        lines.insert(0, f"right on {accuracy} of {metrics['test_images']} test images")
     elif metrics is not None:
         losses = metrics["denoising_loss"].items()
         lines = [*(f"denoising loss at t = {t}: {loss}" for t, loss in losses), *lines]
     return "\n".join(lines)
 
 
-def _precision(device: str, before: str | None, quiet: bool) -> str:
+def _precision(device: str, saved_precision: str | None, quiet: bool) -> str:
     """Choose bfloat16 if it is faster; a resumed run keeps its precision, for the same bits.
 
     A run begun in bfloat16 still changes to float32 on a machine where bfloat16 is 4 times slower.
     """
-    costs = bfloat16_costs(device)
-    if before != "float32" and costs < (4 if before else 1):
+    relative_cost = bfloat16_costs(device)
+    if saved_precision != "float32" and relative_cost < (4 if saved_precision else 1):
         return "bfloat16"
     if not quiet:
-        why = "bfloat16 is slower here" if costs >= 1 else "as it began"
-        print(f"training in float32: {why}", file=sys.stderr)
+        reason = "bfloat16 is slower here" if relative_cost >= 1 else "as it began"
+        print(f"training in float32: {reason}", file=sys.stderr)
     return "float32"
 
 
-def set_dropout(model: nn.Module, share: float) -> None:
+def set_dropout(model: nn.Module, rate: float) -> None:
     """Set the rate of all dropout layers of a model (ADDT's release forces 0.1)."""
-    found = [part for part in model.modules() if isinstance(part, nn.Dropout)]
-    if not found:
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Dropout)]
+    if not layers:
         raise SpecError("training.dropout: this network has no dropout: leave the option out")
-    for part in found:
-        part.p = share
+    for layer in layers:
+        layer.p = rate
 
 
 @torch.inference_mode()
@@ -314,19 +314,19 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Metrics:
     if not isinstance(model, NetworkDenoiser):
         hits = 0
         for block in blocks:
-            x, y = (part.to(device) for part in fetch(test, block))
+            x, y = (tensor.to(device) for tensor in fetch(test, block))
             hits += int((predict(model, x, _noise(block)) == y).sum())
-        share = wilson(hits, size)
+        accuracy = wilson(hits, size)
         return {
             "test_images": size,
-            "accuracy": share.value,
-            "interval": [share.low, share.high],
+            "accuracy": accuracy.value,
+            "interval": [accuracy.low, accuracy.high],
         }
     losses: dict[str, float] = {}
     for t in (t_max * torch.arange(1, 9) / 8).tolist():
         total = 0.0
         for block in blocks:
-            x, y = (part.to(device) for part in fetch(test, block))
+            x, y = (tensor.to(device) for tensor in fetch(test, block))
             z = model.encode(x)
             loss = denoising_loss(model, z, torch.tensor(t), y, _noise(block).normal(z))
             total += float(loss.sum())
@@ -338,7 +338,7 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Metrics:
 def _draw(model: NetworkDenoiser, data: Dataset, folder: Path, t_max: float) -> None:
     """Save a grid of clean, noised and denoised images, and samples if training covers t = 1."""
     device = next(model.parameters()).device
-    x, y = (part.to(device) for part in fetch(data, range(min(16, len(data)))))
+    x, y = (tensor.to(device) for tensor in fetch(data, range(min(16, len(data)))))
     noise, t = _noise(range(len(x))), torch.tensor(t_max / 2 if t_max < 1 else 0.15)
     z = model.perturb(model.encode(x), t, noise)
     rows: list[Tensor] = [x, model.decode(z), model.decode(model(z, t, y))]
@@ -347,12 +347,17 @@ def _draw(model: NetworkDenoiser, data: Dataset, folder: Path, t_max: float) -> 
     grid(folder / "denoised.png", rows)
     if t_max == 1:
         start = noise.child("sample").normal(z)
-        back = noise.child("reverse")
+        reverse_noise = noise.child("reverse")
         chain = chain_length(model.schedule)
-        drawn = reverse(
-            model, start, strided(1, min(100, chain), chain), back, step=Ancestral(), label=y
+        samples = reverse(
+            model,
+            start,
+            strided(1, min(100, chain), chain),
+            reverse_noise,
+            step=Ancestral(),
+            label=y,
         )
-        grid(folder / "samples.png", [model.decode(drawn)])
+        grid(folder / "samples.png", [model.decode(samples)])
 
 
 def _noise(indices: Sequence[int]) -> Noise:

@@ -119,7 +119,7 @@ OPTION_SECTIONS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "machine": (TrainingMachine, MACHINE),
 }
 # options that trained weights depend on, so a model and its `init_from` must agree in them
-MEANING = ("predicts", "schedule", "time", "patch", "mean", "std")
+MUST_MATCH = ("predicts", "schedule", "time", "patch", "mean", "std")
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
 
@@ -183,10 +183,10 @@ def loop_options(section: TrainingSection, **changes: Any) -> TrainingOptions:
 
 def _check_options(section: Any) -> dict[str, Any]:
     """Check the section `training` and fill in its defaults, except for those of `lora`."""
-    told, types = fields(TrainingSection), hints(TrainingSection)
-    kinds = {field.name: types[field.name] for field in told}
+    option_fields, types = fields(TrainingSection), hints(TrainingSection)
+    kinds = {field.name: types[field.name] for field in option_fields}
     options = specs.check_options("training", section, kinds, TRAINING)
-    options = {name: _listed(value) for name, value in options.items()}
+    options = {name: _as_list(value) for name, value in options.items()}
     if options["grow"] is not None:
         options["grow"] = specs.check_options("training.grow", options["grow"], GROW, {})
     try:
@@ -228,24 +228,24 @@ def _check_start(start: str, kind: str, part: Part) -> None:
             f"{kind} {part['weights']} is already trained: leave out training.init_from"
         )
     try:
-        told = card.read_card(start)[1]
+        start_card = card.read_card(start)[1]
     except ValueError as error:
         raise SpecError(f"training.init_from: {error}") from error
-    if told["kind"] != kind:
-        raise SpecError(f"training.init_from names a {told['kind']}: name a {kind}")
-    began = card.described(told["part"])
-    for key in MEANING:
-        pair = began.get(key), part.get(key)
-        if pair == ("edm", "consistency"):
+    if start_card["kind"] != kind:
+        raise SpecError(f"training.init_from names a {start_card['kind']}: name a {kind}")
+    start_part = card.resolve_part(start_card["part"])
+    for key in MUST_MATCH:
+        values = start_part.get(key), part.get(key)
+        if values == ("edm", "consistency"):
             continue  # the network has the same inputs, and nearly the same function to learn
-        if key in began and key in part and _listed(pair[0]) != _listed(pair[1]):
+        if key in start_part and key in part and _as_list(values[0]) != _as_list(values[1]):
             raise SpecError(
-                f"training.init_from: the {key} of {start} is {began[key]}, and that of the {kind} "
+                f"training.init_from: the {key} of {start} is {start_part[key]}, and that of the {kind} "
                 f"is {part[key]}: both must be the same, for the weights depend on it"
             )
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     """Turn a tuple, as in defaults, into a list, as in cards."""
     return list(value) if isinstance(value, tuple) else value
 

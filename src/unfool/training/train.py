@@ -45,12 +45,12 @@ def train(
     folder: Path,
     options: TrainingOptions,
     *,
-    kept: Callable[[int, nn.Module], object] | None = None,
+    on_save: Callable[[int, nn.Module], object] | None = None,
     save_every: int = 500,
     device: str = "cpu",
     channels_last: bool = False,
     compile: bool = False,
-    asked: Mapping[str, str] | None = None,
+    identity: Mapping[str, str] | None = None,
     quiet: bool = False,
     processes: Processes = Processes(),  # noqa: B008
 ) -> nn.Module:
@@ -62,14 +62,15 @@ def train(
         data: Images with labels.
         folder: Where the checkpoint (`latest.pt`) and the log (`log.jsonl`) go.
         options: How to train it.
-        kept: Called with the step and the averaged model after each of `options.save_steps`, before
-            the checkpoint is written: after a kill it may be called again, with the same bits.
+        on_save: Called with the step and the averaged model after each of `options.save_steps`,
+            before the checkpoint is written: after a kill it may be called again, with the same
+            bits.
         save_every: Steps between checkpoints.
         device: Device to train on.
         channels_last: Store images with the channels last, which is faster on some devices.
         compile: Compile the network by torch.compile.
-        asked: A description of the training (`checkpoint.question`); a checkpoint with another one
-            is refused.
+        identity: The identity of the training run (`checkpoint.run_identity`); a checkpoint with
+            another one is refused.
         quiet: Show no progress.
         processes: The processes that share each batch (`distributed.together`); the first one
             writes.
@@ -85,7 +86,7 @@ def train(
     steps, accumulate = options.steps, options.accumulate
     plan = Plan.of(options)
     parts_of_batch = processes.count * accumulate
-    for size in plan.sizes():
+    for size in plan.batch_sizes():
         if size % parts_of_batch:
             raise ValueError(
                 f"a batch of {size} cannot be split into {parts_of_batch} parts of one size "
@@ -99,14 +100,14 @@ def train(
     mean = deepcopy(model, shared).eval().requires_grad_(False)
     if compile:
         compile_network(getattr(model, "network", model))
-    descent = build_optimizer(model, options)
-    parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
-    asked = dict(asked or {})
-    saved = checkpoint.read(folder, asked, device)
+    optimizer = build_optimizer(model, options)
+    parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": optimizer}
+    identity = dict(identity or {})
+    saved = checkpoint.read(folder, identity, device)
     if saved:
         plan.check_same(saved["plan"], saved["step"])
     step = checkpoint.restore(saved, parts, frozen) if saved else 0
-    if step != processes.agreed(step):
+    if step != processes.broadcast(step):
         raise RuntimeError(
             f"{folder} is not the same folder for all processes: use one on a file system that "
             "they share"
@@ -117,38 +118,39 @@ def train(
     kind, half = torch.device(device).type, options.precision == "bfloat16"
 
     def batch_at(step: int) -> Batch:
-        share = plan.size(step) // processes.count
-        start = plan.before(step) + processes.rank * share
-        places = range(start, start + share)
-        return load_batch(data, options.seed, places, options.flip, options.crop, device)
+        count = plan.size(step) // processes.count
+        start = plan.images_before(step) + processes.rank * count
+        positions = range(start, start + count)
+        return load_batch(data, options.seed, positions, options.flip, options.crop, device)
 
     with progress(f"training {folder.name}", steps, step, quiet) as show:
         began, first = time.monotonic(), step
         for x, y, noise in batches_ahead(batch_at, range(step, steps), kind != "cpu"):
-            for group in descent.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * group.get("faster", 1) * plan.rate(step)
-            descent.zero_grad()
+            optimizer.zero_grad()
             share, total = len(x), torch.zeros((), device=device)
             for part in range(accumulate):
-                some = range(share)[part * share // accumulate :][: share // accumulate]
-                place = [processes.rank * accumulate + part] if parts_of_batch > 1 else []
-                seed_torch(options.seed, "step", step, *place)  # dropout
-                here = slice(some.start, some.stop)
+                rows = range(share)[part * share // accumulate :][: share // accumulate]
+                part_number = [processes.rank * accumulate + part] if parts_of_batch > 1 else []
+                seed_torch(options.seed, "step", step, *part_number)  # dropout
+                span = slice(rows.start, rows.stop)
                 with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
-                    loss = objective(model, x[here], y[here], noise.take(some)).mean() / accumulate
+                    loss = objective(model, x[span], y[span], noise.take(rows)).mean() / accumulate
                 loss.backward()
                 total += loss.detach()
-            lost = processes.average(trained, total)
-            size = nn.utils.clip_grad_norm_(trained, options.grad_clip)
-            value, size = torch.stack([lost, size.to(lost)]).tolist()  # one wait for the device
+            mean_loss = processes.average(trained, total)
+            norm = nn.utils.clip_grad_norm_(trained, options.grad_clip)
+            # A single transfer, which waits for the device once.
+            value, size = torch.stack([mean_loss, norm.to(mean_loss)]).tolist()
             if not (math.isfinite(value) and math.isfinite(size)):
-                what = "gradient" if math.isfinite(value) else "loss"
+                name = "gradient" if math.isfinite(value) else "loss"
                 raise RuntimeError(
-                    f"the {what} is {size if what == 'gradient' else value} at step {step}; the "
+                    f"the {name} is {size if name == 'gradient' else value} at step {step}; the "
                     f"last good checkpoint is {checkpoint.last(folder)}; lower the learning rate, "
                     "and start again in another folder"
                 )
-            descent.step()
+            optimizer.step()
             step += 1
             blend(mean, model, average_decay(step, options))
             recent.append(value)
@@ -156,13 +158,13 @@ def train(
             show(step, f"loss {loss_now:.4f}")
             if not processes.first:
                 continue
-            if kept is not None and step in options.save_steps:
-                kept(step, mean)
+            if on_save is not None and step in options.save_steps:
+                on_save(step, mean)
             if step % save_every == 0 or step == steps:
-                done = plan.before(step) - plan.before(first)
+                done = plan.images_before(step) - plan.images_before(first)
                 pace = done / (time.monotonic() - began)
                 lines.append({"step": step, "loss": loss_now, "images_per_second": pace})
-                more = {"asked": asked, "precision": options.precision, "plan": plan.state()}
+                more = {"asked": identity, "precision": options.precision, "plan": plan.state()}
                 more["recent"] = list(recent)
                 checkpoint.write(folder, lines, parts, frozen, step=step, **more)
     return mean
@@ -180,15 +182,15 @@ def blend(average: nn.Module, now: nn.Module, decay: float) -> None:
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
     """Build the optimizer; the key `faster` of a group is a factor of the learning rate."""
-    decay, faster = options.weight_decay, options.bias_lr_factor
+    decay, bias_factor = options.weight_decay, options.bias_lr_factor
     settings: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": decay}
     trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
-    if faster != 1:
+    if bias_factor != 1:
         biases = [p for n, p in model.named_parameters() if n.endswith("bias") and p.requires_grad]
-        known = set(map(id, biases))
-        fast = {"faster": faster, "weight_decay": decay / faster}
-        weights = [p for p in trained if id(p) not in known]
-        trained = [{"params": weights}, {"params": biases} | fast]
+        bias_ids = set(map(id, biases))
+        bias_options = {"faster": bias_factor, "weight_decay": decay / bias_factor}
+        weights = [p for p in trained if id(p) not in bias_ids]
+        trained = [{"params": weights}, {"params": biases} | bias_options]
     if options.optimizer == "sgd":
         return torch.optim.SGD(trained, momentum=0.9, nesterov=True, **settings)
     first, second = options.betas
@@ -198,23 +200,23 @@ def build_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.O
     return torch.optim.AdamW(trained, betas=(first, second), **settings)
 
 
-def _kernels_apart(trained: list[Any], faster: float) -> list[dict[str, Any]]:
+def _kernels_apart(trained: list[Any], kernel_factor: float) -> list[dict[str, Any]]:
     """Split off convolution kernels into a parameter group of their own."""
     groups = trained if isinstance(trained[0], dict) else [{"params": trained}]
     kernels = [p for group in groups for p in group["params"] if is_kernel(p)]
     others = [
         group | {"params": [p for p in group["params"] if not is_kernel(p)]} for group in groups
     ]
-    found = [{"params": kernels, "muon": True, "faster": faster}, *others]
-    return [group for group in found if group["params"]]
+    split = [{"params": kernels, "muon": True, "faster": kernel_factor}, *others]
+    return [group for group in split if group["params"]]
 
 
 def load_batch(
-    data: Dataset, seed: int, places: range, flip: bool, crop: int, device: str
+    data: Dataset, seed: int, positions: range, flip: bool, crop: int, device: str
 ) -> Batch:
-    """Load the images at `places` of the endless shuffled data set, augmented, with their noise."""
-    x, y = fetch(data, _indices(len(data), seed, places))
-    noise = Noise.of(seed, places).child("train")
+    """Load the images at `positions` of the endless shuffled data set, augmented, with their noise."""
+    x, y = fetch(data, _indices(len(data), seed, positions))
+    noise = Noise.of(seed, positions).child("train")
     x = augmented(x, noise.child("augment"), flip, crop)
     if device != "cpu":
         x, y = x.pin_memory(), y.pin_memory()
@@ -240,10 +242,10 @@ def batches_ahead(make: Callable[[int], Batch], steps: range, helper: bool) -> I
                 future.cancel()
 
 
-def _indices(size: int, seed: int, places: range) -> list[int]:
-    epochs = {place // size for place in places}
+def _indices(size: int, seed: int, positions: range) -> list[int]:
+    epochs = {position // size for position in positions}
     orders = {epoch: _order(size, seed, epoch) for epoch in epochs}
-    return [orders[place // size][place % size] for place in places]
+    return [orders[position // size][position % size] for position in positions]
 
 
 @lru_cache(maxsize=2)

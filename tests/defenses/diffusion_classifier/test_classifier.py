@@ -24,7 +24,7 @@ from unfool.defenses.diffusion_classifier.errors import ClassErrors
 from unfool.defenses.diffusion_classifier.timesteps import weights_of
 from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.denoiser import Mixture, NetworkDenoiser
-from unfool.diffusion.gradient import keeping
+from unfool.diffusion.gradient import keep_graphs
 from unfool.diffusion.schedule import VP, Discrete, Scales
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model
@@ -254,7 +254,7 @@ def test_the_gradient_is_that_of_plain_autograd(tiny):
     (wanted,) = torch.autograd.grad(plain, z)
     for rows in (5, 1000):
         x_ = x.clone().requires_grad_()
-        model.chunk.batch_size = rows
+        model.row_limit.batch_size = rows
         value = losses_of(model(x_, noise))
         torch.testing.assert_close(value, plain)
         (found,) = torch.autograd.grad(value, x_)
@@ -280,8 +280,8 @@ def test_the_gradient_of_more_draws_comes_nearer_to_that_of_all():
     model = DiffusionClassifier(two, draws=1, batch_size=10**5)
     x, y, noise = pictures(32), torch.arange(32) % 2, keys(32)
 
-    def gradient(turn, draws):
-        return query_model(model, x, y, "margin", noise, turn, draws).gradient.flatten(1)
+    def gradient(query_index, draws):
+        return query_model(model, x, y, "margin", noise, query_index, draws).gradient.flatten(1)
 
     whole = gradient(0, 512)
     cosines = [float(F.cosine_similarity(gradient(n, n), whole).mean()) for n in (1, 4, 16, 64)]
@@ -336,11 +336,11 @@ def test_graphs_are_kept_only_where_a_loss_needs_nearly_all_classes(tiny, calls)
     def margin(logits):
         return (logits[:, 2] - logits[:, 0]).sum()
 
-    with keeping(0):
+    with keep_graphs(0):
         wanted, calls_back, *_ = back(losses_of)
     assert calls_back == 8
     for graphs, left in ((3, 5), (100, 0)):
-        with keeping(graphs):
+        with keep_graphs(graphs):
             found, calls_back, value, x_ = back(losses_of)
             assert calls_back == left
             assert torch.equal(found, wanted)
@@ -351,7 +351,7 @@ def test_graphs_are_kept_only_where_a_loss_needs_nearly_all_classes(tiny, calls)
     assert calls_back == 4, "60 rows, whatever was kept"
     assert back(losses_of)[1] == 8, "after which nothing is kept until it pays again"
     assert back(losses_of)[1] == 0
-    with keeping(0):
+    with keep_graphs(0):
         assert torch.equal(back(margin)[0], few)
 
 
@@ -361,7 +361,7 @@ torch.set_num_threads(1)
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier
 from torch import nn
 from unfool.diffusion.denoiser import NetworkDenoiser
-from unfool.diffusion.gradient import keeping
+from unfool.diffusion.gradient import keep_graphs
 from unfool.noise import Noise
 class Net(nn.Module):
     def __init__(self):
@@ -377,7 +377,7 @@ def high():
 def peak(draws):
     x_ = x.clone().requires_grad_()
     model = DiffusionClassifier(net, draws=draws, batch_size=16)
-    with keeping(0):
+    with keep_graphs(0):
         model(x_, Noise.of(0, range(2))).square().sum().backward()
     return high()
 with torch.no_grad():
@@ -461,12 +461,12 @@ def test_later_stages_pool_what_earlier_ones_took():
     errors = torch.tensor([[[1.0, 3.0], [2, 1], [0, 2], [2, 0]]])
     alive = torch.ones(1, 4, dtype=torch.bool)
     weight = torch.ones(2)
-    living = rule.living(errors, weight, alive, 0, 4)
-    assert living.tolist() == [[False, False, True, True]], "means 2, 1.5, 1, 1"
-    assert rule.living(errors, weight * torch.tensor([9, 1]), alive, 0, 4).tolist() == [
+    remaining = rule.remaining(errors, weight, alive, 0, 4)
+    assert remaining.tolist() == [[False, False, True, True]], "means 2, 1.5, 1, 1"
+    assert rule.remaining(errors, weight * torch.tensor([9, 1]), alive, 0, 4).tolist() == [
         [True, False, True, False]
     ], "weighted means 1.2, 1.9, 0.2, 1.8"
-    tied = rule.living(torch.ones(1, 4, 2), weight, alive, 0, 4)
+    tied = rule.remaining(torch.ones(1, 4, 2), weight, alive, 0, 4)
     assert tied.tolist() == [[True, True, False, False]], "of equals, the lower number"
     assert model.rule == rule
 
@@ -485,12 +485,14 @@ def test_paired_elimination_decides_as_all_draws_do():
     rule = Paired()
     alive, cost = torch.ones(400, 10, dtype=torch.bool), 0
     seen = []
-    for turn, added in enumerate(rule.rounds(draws)):
+    for query_index, added in enumerate(rule.rounds(draws)):
         unsure = alive & (alive.sum(1, keepdim=True) > 1)
         cost += int(unsure.sum()) * len(added)
         seen = sorted(seen + added)
-        living = rule.living(errors[..., seen], torch.ones(len(seen)).double(), unsure, turn, draws)
-        alive = torch.where(unsure, living, alive)
+        remaining = rule.remaining(
+            errors[..., seen], torch.ones(len(seen)).double(), unsure, query_index, draws
+        )
+        alive = torch.where(unsure, remaining, alive)
     assert sorted(seen) == list(range(500))
     best = errors.mean(2).argmin(1)
     lost = int((~alive[torch.arange(400), best]).sum())
@@ -502,14 +504,14 @@ def test_that_a_difference_changes_with_the_time_does_not_make_it_unsure():
     rule, worse, t = Paired(), torch.arange(10).double(), torch.linspace(0, 1, 500).double()
     errors = worse[:, None] * torch.exp(-t / 0.15) + simulated(1, 10, 500, 0.0)[0] / 100
     seen, alive = sorted(rule.rounds(500)[0]), torch.ones(1, 10, dtype=torch.bool)
-    left = rule.living(errors[None, :, seen], torch.ones(len(seen)).double(), alive, 0, 500)
+    left = rule.remaining(errors[None, :, seen], torch.ones(len(seen)).double(), alive, 0, 500)
     assert left.tolist() == [[True] + [False] * 9]
 
 
 def test_a_tie_is_never_broken_by_paired_elimination():
     errors = simulated(20, 1, 64, 0.0).expand(-1, 3, -1).double()
     alive = torch.ones(20, 3, dtype=torch.bool)
-    assert bool(Paired().living(errors[..., :16], torch.ones(16).double(), alive, 0, 64).all())
+    assert bool(Paired().remaining(errors[..., :16], torch.ones(16).double(), alive, 0, 64).all())
 
 
 def test_paired_elimination_spares_calls_and_stays_below(calls):
@@ -560,9 +562,13 @@ def test_each_draw_may_be_one_of_few_that_are_known():
     x, model = pictures(2, 4).float(), DiffusionClassifier(mixture(), draws=3)
     own = [Knowledge("semi-1-steps").reveal(keys(2, seed), keys(2, 9)) for seed in (1, 2)]
     one = model(x, own[0].for_query(0))
-    assert all(torch.equal(model(x, told.for_query(turn)), one) for told in own for turn in (0, 5))
+    assert all(
+        torch.equal(model(x, told.for_query(query_index)), one)
+        for told in own
+        for query_index in (0, 5)
+    )
     two = Knowledge("semi-2-steps").reveal(keys(2, 1), keys(2, 9))
-    seen = {tuple(model(x, two.for_query(turn))[0].tolist()) for turn in range(40)}
+    seen = {tuple(model(x, two.for_query(query_index))[0].tolist()) for query_index in range(40)}
     assert 4 < len(seen) <= 8  # 2 for each of 3 draws
 
 

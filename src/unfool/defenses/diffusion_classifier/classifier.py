@@ -18,8 +18,8 @@ from unfool.batching import BatchLimit
 from unfool.defenses.diffusion_classifier.elimination import (
     Elimination,
     Stages,
+    evenly_spaced,
     make_elimination,
-    spread,
 )
 from unfool.defenses.diffusion_classifier.errors import ClassErrors, Loss
 from unfool.defenses.diffusion_classifier.timesteps import Grid, Weight, times_of, weights_of
@@ -103,14 +103,16 @@ class DiffusionClassifier(nn.Module):
                 f"this one has {denoiser.classes}: train one with the option `classes`"
             )
         self.rule = make_elimination(elimination, samples, classes_per_stage, risk)
-        asked = max(self.rule.samples) if isinstance(self.rule, Stages) else None
-        draws = draws or asked or 100
-        if asked is not None and draws != asked:
-            raise ValueError(f"the elimination takes {asked} draws: leave out draws = {draws}")
+        staged_draws = max(self.rule.samples) if isinstance(self.rule, Stages) else None
+        draws = draws or staged_draws or 100
+        if staged_draws is not None and draws != staged_draws:
+            raise ValueError(
+                f"the elimination takes {staged_draws} draws: leave out draws = {draws}"
+            )
         self.denoiser, self.policy, self.seed = denoiser, policy, seed
         self.loss: Loss = loss
         # Not named `batch_size`, which would count images (see `protocols.Classifier`).
-        self.chunk = BatchLimit(batch_size)
+        self.row_limit = BatchLimit(batch_size)
         self.scale = scale
         self.scales = denoiser.schedule(times_of(denoiser.schedule, times, draws, span))
         self.weight = weights_of(weight, self.scales)
@@ -134,13 +136,13 @@ class DiffusionClassifier(nn.Module):
         z, weight = self.denoiser.encode(x), self.weight.to(x.device)
         eps = self._noise(x, noise).child("eps")
         errors = self.errors(eps)
-        table, taken, fallen = self._measure(errors, z, weight)
-        logits = -self._scale(z) * errors.mean(table, taken, z, weight)
-        return _below(logits, fallen) if self.rule else logits
+        table, computed, dropped_in_round = self._measure(errors, z, weight)
+        logits = -self._scale(z) * errors.mean(table, computed, z, weight)
+        return _rank_dropped_below(logits, dropped_in_round) if self.rule else logits
 
     def errors(self, eps: Noise) -> ClassErrors:
         """The errors of the classes on the draws of `eps`."""
-        return ClassErrors(self.denoiser, self.scales, eps, self.loss, self.chunk)
+        return ClassErrors(self.denoiser, self.scales, eps, self.loss, self.row_limit)
 
     def without_elimination(self, draws: int | None = None) -> "DiffusionClassifier":
         """The same classifier, on the same draws, without elimination.
@@ -157,7 +159,7 @@ class DiffusionClassifier(nn.Module):
             raise ValueError(
                 f"draws must be from 1 to the classifier's own {len(self._used)}, not {draws}"
             )
-        return self._with(None, [self._used[k] for k in spread(len(self._used), draws)])
+        return self._with(None, [self._used[k] for k in evenly_spaced(len(self._used), draws)])
 
     def stage(self, number: int) -> "DiffusionClassifier":
         """The classifier on the draws of the first `number` stages, which eliminates no class.
@@ -174,7 +176,7 @@ class DiffusionClassifier(nn.Module):
             raise ValueError(
                 f"the elimination has {len(rounds)} stages, so there is no stage {number}"
             )
-        used = sorted(k for added in rounds[:number] for k in added)
+        used = sorted(k for new_draws in rounds[:number] for k in new_draws)
         return self._with(
             None,
             used,
@@ -182,10 +184,10 @@ class DiffusionClassifier(nn.Module):
         )
 
     def _with(
-        self, rule: Elimination | None, used: list[int], keeps: int = 1
+        self, rule: Elimination | None, used: list[int], classes_kept: int = 1
     ) -> "DiffusionClassifier":
         view = copy.copy(self)  # shallow: the networks are the same
-        view.rule, view._used, view.classes_kept = rule, used, keeps
+        view.rule, view._used, view.classes_kept = rule, used, classes_kept
         return view
 
     def _scale(self, z: Tensor) -> float:
@@ -198,32 +200,37 @@ class DiffusionClassifier(nn.Module):
         """The errors, a mask of those computed, (B, K, M), and each class's last round (B, K)."""
         draws, classes = len(weight), self.denoiser.classes
         table = z.new_zeros((len(z), classes, draws))
-        taken = torch.zeros_like(table, dtype=torch.bool)
-        alive = torch.ones_like(taken[..., 0])
+        computed = torch.zeros_like(table, dtype=torch.bool)
+        alive = torch.ones_like(computed[..., 0])
         rounds = self.rule.rounds(draws) if self.rule else [self._used]
-        fallen, seen = torch.full_like(alive, len(rounds), dtype=torch.long), list[int]()
-        for turn, added in enumerate(rounds):
-            unsure = alive & (alive.sum(1, keepdim=True) > 1)
-            if not bool(unsure.any()):
+        dropped_in_round, draws_so_far = (
+            torch.full_like(alive, len(rounds), dtype=torch.long),
+            list[int](),
+        )
+        for round_index, new_draws in enumerate(rounds):
+            undecided = alive & (alive.sum(1, keepdim=True) > 1)
+            if not bool(undecided.any()):
                 break
-            wanted = torch.zeros_like(taken)
-            wanted[..., added] = unsure[..., None]
+            wanted = torch.zeros_like(computed)
+            wanted[..., new_draws] = undecided[..., None]
             errors.fill(table, z, wanted)
-            taken, seen = taken | wanted, sorted(seen + added)
+            computed, draws_so_far = computed | wanted, sorted(draws_so_far + new_draws)
             if self.rule:
-                errors_so_far = table[..., seen].double()
-                living = self.rule.living(errors_so_far, weight[seen], unsure, turn, draws)
-                dropped = unsure & ~living
-                fallen[dropped], alive = turn, alive & ~dropped
-        return table, taken, fallen
+                errors_so_far = table[..., draws_so_far].double()
+                remaining = self.rule.remaining(
+                    errors_so_far, weight[draws_so_far], undecided, round_index, draws
+                )
+                dropped = undecided & ~remaining
+                dropped_in_round[dropped], alive = round_index, alive & ~dropped
+        return table, computed, dropped_in_round
 
     def _noise(self, x: Tensor, noise: Noise) -> Noise:
         if self.policy == "fixed":
             return Noise.of(self.seed, [0] * len(x))
         if self.policy == "image":
             pixels = (x.detach().double() * 255).round().int().cpu().numpy()
-            marks = (blake2b(image.tobytes(), digest_size=8).digest() for image in pixels)
-            return Noise.of(self.seed, (int.from_bytes(mark, "little") for mark in marks))
+            digests = (blake2b(image.tobytes(), digest_size=8).digest() for image in pixels)
+            return Noise.of(self.seed, (int.from_bytes(value, "little") for value in digests))
         return noise
 
 
@@ -254,9 +261,11 @@ def calibrate(model: DiffusionClassifier, x: Tensor, y: Tensor, noise: Noise) ->
     return math.exp(high) * scale
 
 
-def _below(logits: Tensor, fallen: Tensor) -> Tensor:
+def _rank_dropped_below(logits: Tensor, dropped_in_round: Tensor) -> Tensor:
     """Lower the logits (B, K) of dropped classes below those of all classes that stayed longer."""
-    for turn in range(int(fallen.max()) - 1, -1, -1):
-        later = logits.masked_fill(fallen <= turn, torch.inf).amin(1, keepdim=True)
-        logits = torch.where(fallen == turn, torch.minimum(logits, later - 1), logits)
+    for round_index in range(int(dropped_in_round.max()) - 1, -1, -1):
+        later = logits.masked_fill(dropped_in_round <= round_index, torch.inf).amin(1, keepdim=True)
+        logits = torch.where(
+            dropped_in_round == round_index, torch.minimum(logits, later - 1), logits
+        )
     return logits

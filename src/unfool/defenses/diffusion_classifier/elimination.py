@@ -34,17 +34,17 @@ class Elimination(Protocol):
         """The draws, out of 0 .. `draws` - 1, that each round adds."""
         ...
 
-    def living(
-        self, errors: Tensor, weight: Tensor, alive: Tensor, turn: int, draws: int
+    def remaining(
+        self, errors: Tensor, weight: Tensor, alive: Tensor, round_index: int, draws: int
     ) -> Tensor:
-        """A mask of the classes (B, K) that remain after round `turn`.
+        """A mask of the classes (B, K) that remain after round `round_index`.
 
         Args:
             errors: The errors of the n draws so far (B, K, n), in the order of their times. Values
                 of eliminated classes are ignored.
             weight: The weights of these draws (n,).
             alive: A mask of the classes (B, K) that remained before this round.
-            turn: The number of the round, from 0.
+            round_index: The number of the round, from 0.
             draws: The total number of draws.
         """
         ...
@@ -87,24 +87,26 @@ class Stages:
 
     def rounds(self, draws: int) -> list[list[int]]:
         """The draws that each stage adds to the earlier ones."""
-        seen: set[int] = set()
-        added = []
+        draws_so_far: set[int] = set()
+        rounds = []
         for size in self.samples:
-            grid = spread(draws, size)
-            added.append([k for k in grid if k not in seen])
-            seen |= set(grid)
-        return added
+            grid = evenly_spaced(draws, size)
+            rounds.append([k for k in grid if k not in draws_so_far])
+            draws_so_far |= set(grid)
+        return rounds
 
-    def living(
-        self, errors: Tensor, weight: Tensor, alive: Tensor, turn: int, draws: int
+    def remaining(
+        self, errors: Tensor, weight: Tensor, alive: Tensor, round_index: int, draws: int
     ) -> Tensor:
         """A mask of the classes that remain after a stage."""
-        if turn == len(self.classes_per_stage) - 1:
+        if round_index == len(self.classes_per_stage) - 1:
             return alive
         ranked = (
             _means(errors, weight).masked_fill(~alive, torch.inf).sort(dim=1, stable=True).indices
         )
-        best = torch.zeros_like(alive).scatter(1, ranked[:, : self.classes_per_stage[turn]], True)
+        best = torch.zeros_like(alive).scatter(
+            1, ranked[:, : self.classes_per_stage[round_index]], True
+        )
         return best & alive
 
 
@@ -132,12 +134,12 @@ class Paired:
 
     def rounds(self, draws: int) -> list[list[int]]:
         """Rounds of 16, 8, 12, 18, ... draws, which cover the times evenly after each round."""
-        order = scattered(draws)
+        order = low_discrepancy_order(draws)
         ends = self._ends(draws)
         return [order[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
-    def living(
-        self, errors: Tensor, weight: Tensor, alive: Tensor, turn: int, draws: int
+    def remaining(
+        self, errors: Tensor, weight: Tensor, alive: Tensor, round_index: int, draws: int
     ) -> Tensor:
         """A mask of the classes that remain after a round."""
         from scipy.special import stdtrit
@@ -148,12 +150,12 @@ class Paired:
         best = _means(errors, weight).masked_fill(~alive, torch.inf).argmin(1)
         gap = errors - errors[torch.arange(len(errors)), best][:, None]
         mean = _means(gap, weight)
-        rest = (gap - mean[..., None]) * (used * weight / weight.sum())
-        variance = rest.diff(dim=2).square().mean(2) / 2
+        residual = (gap - mean[..., None]) * (used * weight / weight.sum())
+        variance = residual.diff(dim=2).square().mean(2) / 2
         deviation = torch.sqrt(variance / used * (1 - used / draws))
         level = self.risk / (rounds * max(1, alive.shape[1] - 1))
-        freedom = 2 / 3 * (used - 1)  # below used - 1, as successive differences overlap
-        return alive & ~(mean > -float(stdtrit(freedom, level)) * deviation)
+        degrees_of_freedom = 2 / 3 * (used - 1)  # below used - 1, as successive differences overlap
+        return alive & ~(mean > -float(stdtrit(degrees_of_freedom, level)) * deviation)
 
     def _ends(self, draws: int) -> list[int]:
         ends = [min(self.first, draws)]
@@ -162,19 +164,19 @@ class Paired:
         return ends
 
 
-def spread(whole: int, size: int) -> list[int]:
-    """The middle numbers of `size` even parts of 0 .. `whole` - 1."""
-    return [(2 * k + 1) * whole // (2 * size) for k in range(size)]
+def evenly_spaced(total: int, size: int) -> list[int]:
+    """The middle numbers of `size` even parts of 0 .. `total` - 1."""
+    return [(2 * k + 1) * total // (2 * size) for k in range(size)]
 
 
-def scattered(whole: int) -> list[int]:
-    """The numbers 0 .. `whole` - 1 in an order of which every prefix is spread evenly.
+def low_discrepancy_order(total: int) -> list[int]:
+    """The numbers 0 .. `total` - 1 in an order of which every prefix is spread evenly.
 
     They are the cells into which successive multiples of the golden ratio, modulo 1, fall.
     """
     golden = (5**0.5 - 1) / 2
     # neighbors among n multiples are at most 2.7 / n apart, so 3 per cell reach every cell
-    return list(dict.fromkeys(int((i + 0.5) * golden % 1 * whole) for i in range(3 * whole)))
+    return list(dict.fromkeys(int((i + 0.5) * golden % 1 * total) for i in range(3 * total)))
 
 
 def make_elimination(

@@ -20,15 +20,15 @@ from torch.nn import functional as F
 
 from unfool.batching import BatchLimit, in_parts
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.gradient import Learned, same_precision, vector_jacobian
+from unfool.diffusion.gradient import GraphMemory, same_precision, vector_jacobian
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 
 # takes rows (draw, image, label), their entries in the table, and their weights
-Use = Callable[[Tensor, tuple[Tensor, ...], Tensor], object]
+UseRows = Callable[[Tensor, tuple[Tensor, ...], Tensor], object]
 Loss = Literal["l2", "l1", "huber"]
 # input and output of a graph, its entries in the table, and the object that counts its memory
-_Kept = tuple[Tensor, Tensor, tuple[Tensor, ...], object]
+_KeptGraph = tuple[Tensor, Tensor, tuple[Tensor, ...], object]
 
 LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
     "l2": torch.square,
@@ -55,28 +55,28 @@ class ClassErrors:
     loss: Loss
     limit: BatchLimit
     _streams: dict[int, Noise] = field(default_factory=dict)
-    _kept: list[_Kept] = field(default_factory=list)
+    _kept_graphs: list[_KeptGraph] = field(default_factory=list)
 
-    def at(self, z: Tensor, places: Tensor) -> Tensor:
-        """The errors (n,) at (draw, image, label) `places` (n, 3), sorted by draw and image."""
-        pairs, row = torch.unique_consecutive(places[:, :2], dim=0, return_inverse=True)
+    def at(self, z: Tensor, entries: Tensor) -> Tensor:
+        """The errors (n,) at (draw, image, label) `entries` (n, 3), sorted by draw and image."""
+        pairs, row = torch.unique_consecutive(entries[:, :2], dim=0, return_inverse=True)
         draw, image = pairs.unbind(1)
         t, alpha, sigma, _ = (s.to(z.device)[draw, None, None, None] for s in self.scales)
         ratio, alpha, sigma = ((alpha / sigma).to(z), alpha.to(z), sigma.to(z))
         draws, counts = draw.unique_consecutive(return_counts=True)
         parts = zip(draws.tolist(), image.split(counts.tolist()), strict=True)
         eps = Noise.join([self._stream(k).take(of) for k, of in parts]).normal(z[image])
-        x_t, target = self.meet(z, image, alpha, sigma, eps)  # once for all classes
+        x_t, target = self.noised_pairs(z, image, alpha, sigma, eps)  # once for all classes
         if self.denoiser.multi_head:
             every = torch.arange(self.denoiser.classes, device=z.device).expand(len(pairs), -1)
-            x_hat = self.denoiser(x_t, t.to(z), every)[row, places[:, 2]].to(z)
+            x_hat = self.denoiser(x_t, t.to(z), every)[row, entries[:, 2]].to(z)
         else:
-            x_hat = self.denoiser(x_t[row], t[row].to(z), places[:, 2]).to(z)
+            x_hat = self.denoiser(x_t[row], t[row].to(z), entries[:, 2]).to(z)
         # eps_hat - eps, whatever the network predicts: x_t is the same on both sides
         gap = ratio[row] * (target[row] - x_hat)
         return LOSSES[self.loss](gap).flatten(1).mean(1)
 
-    def meet(
+    def noised_pairs(
         self, z: Tensor, image: Tensor, alpha: Tensor, sigma: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor]:
         """For each pair (draw, image), x_t and the target of x_hat, both (n, C, H, W).
@@ -95,36 +95,40 @@ class ClassErrors:
 
         If gradients are needed, graphs may be kept for the backward pass of `mean`.
         """
-        back = torch.is_grad_enabled() and (z.requires_grad or bool(self.trained()))
+        needs_gradient = torch.is_grad_enabled() and (z.requires_grad or bool(self.trained()))
         # the wordings of one error may be in two chunks, so no graphs are kept for them
-        keeps, learned = back and not self.denoiser.wordings, self.learned(z)
-        most = learned.graphs(self.limit.batch_size or len(z), z.device) if keeps else 0
+        keeps_graphs, memory = needs_gradient and not self.denoiser.wordings, self.graph_memory(z)
+        max_graphs = (
+            memory.graphs_to_keep(self.limit.batch_size or len(z), z.device) if keeps_graphs else 0
+        )
 
-        def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
-            keep, at = len(self._kept) < most, z.detach()
-            with torch.set_grad_enabled(keep):
-                value = self.at(at.requires_grad_(keep), places)
-            if keep:
-                self._kept.append((at, value, spot, learned.held(self.rows(places))))
-            table.index_put_(spot, (value.detach() * part).to(table), accumulate=True)
+        def add(rows: Tensor, index: tuple[Tensor, ...], weight: Tensor) -> None:
+            keeps_graph, input_z = len(self._kept_graphs) < max_graphs, z.detach()
+            with torch.set_grad_enabled(keeps_graph):
+                value = self.at(input_z.requires_grad_(keeps_graph), rows)
+            if keeps_graph:
+                self._kept_graphs.append(
+                    (input_z, value, index, memory.counted_bytes(self.row_count(rows)))
+                )
+            table.index_put_(index, (value.detach() * weight).to(table), accumulate=True)
 
-        self.each(wanted, add)
+        self.in_chunks(wanted, add)
 
     def trained(self) -> list[Tensor]:
         """The denoiser's weights that are in training."""
         return [p for p in self.denoiser.parameters() if p.requires_grad]
 
-    def learned(self, z: Tensor) -> Learned:
+    def graph_memory(self, z: Tensor) -> GraphMemory:
         """The memory of a row's graph."""
-        cast = torch.is_autocast_enabled(z.device.type)
-        return Learned(self.denoiser, (type(self), self.loss, z.shape[1:], z.dtype, cast))
+        autocast = torch.is_autocast_enabled(z.device.type)
+        return GraphMemory(self.denoiser, (type(self), self.loss, z.shape[1:], z.dtype, autocast))
 
-    def mean(self, table: Tensor, taken: Tensor, z: Tensor, weight: Tensor) -> Tensor:
-        """The weighted mean (B, K) of the errors in a filled `table` that the mask `taken` selects.
+    def mean(self, table: Tensor, computed: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+        """The weighted mean (B, K) of the errors in a filled `table`, where `computed` is true.
 
         Its gradient reaches `z`, and the denoiser's weights if they are in training.
         """
-        share = taken * weight
+        share = computed * weight
         share = share / share.sum(2, keepdim=True)
         value = (table.double() * share).sum(2).to(z)
         trained = self.trained()
@@ -132,35 +136,40 @@ class ClassErrors:
             return value
         return _Mean.apply(self, value, share, z, *trained)  # pyright: ignore[reportReturnType]
 
-    def rows(self, places: Tensor) -> int:
-        """The number of network rows for `places` (n, 3), sorted by draw and image."""
+    def row_count(self, entries: Tensor) -> int:
+        """The number of network rows for `entries` (n, 3), sorted by draw and image."""
         if not self.denoiser.multi_head:
-            return len(places)
-        return len(places[:, :2].unique_consecutive(dim=0))
+            return len(entries)
+        return len(entries[:, :2].unique_consecutive(dim=0))
 
-    def each(self, wanted: Tensor, use: Use) -> None:
+    def in_chunks(self, wanted: Tensor, use: UseRows) -> None:
         """Call `use` for the mask `wanted` (B, K, M), at most `limit` network rows at a time."""
         # draws first, classes last, so that the classes of one x_t are in one call
-        places = wanted.permute(2, 0, 1).nonzero()
+        entries = wanted.permute(2, 0, 1).nonzero()
         classes = wanted.shape[1]
-        ways = torch.tensor(self.denoiser.wordings or (1,) * classes, device=wanted.device)
-        ways = ways[places[:, 2]]
-        spot = torch.arange(len(places), device=wanted.device).repeat_interleave(ways)
-        wording = torch.arange(len(spot), device=wanted.device) - (ways.cumsum(0) - ways)[spot]
+        wording_count = torch.tensor(self.denoiser.wordings or (1,) * classes, device=wanted.device)
+        wording_count = wording_count[entries[:, 2]]
+        entry_of_row = torch.arange(len(entries), device=wanted.device).repeat_interleave(
+            wording_count
+        )
+        wording = (
+            torch.arange(len(entry_of_row), device=wanted.device)
+            - (wording_count.cumsum(0) - wording_count)[entry_of_row]
+        )
 
-        ends = list(range(len(spot) + 1))  # where each row of the network begins and ends
+        ends = list(range(len(entry_of_row) + 1))  # where each row of the network begins and ends
         if self.denoiser.multi_head:  # a row gives the errors of all classes
-            _, counts = places[:, :2].unique_consecutive(dim=0, return_counts=True)
+            _, counts = entries[:, :2].unique_consecutive(dim=0, return_counts=True)
             ends = [0, *counts.cumsum(0).tolist()]
 
-        def part(of: slice) -> None:
-            here = spot[ends[of.start] : ends[of.stop]]
-            draw, image, label = places[here].unbind(1)
-            told = label + (classes + 1) * wording[ends[of.start] : ends[of.stop]]
-            rows = torch.stack((draw, image, told), 1)
-            use(rows, (image, label, draw), 1 / ways[here].double())
+        def run_part(rows: slice) -> None:
+            entry_indices = entry_of_row[ends[rows.start] : ends[rows.stop]]
+            draw, image, label = entries[entry_indices].unbind(1)
+            wording_label = label + (classes + 1) * wording[ends[rows.start] : ends[rows.stop]]
+            network_rows = torch.stack((draw, image, wording_label), 1)
+            use(network_rows, (image, label, draw), 1 / wording_count[entry_indices].double())
 
-        in_parts(part, len(ends) - 1, self.limit, "noised images")
+        in_parts(run_part, len(ends) - 1, self.limit, "noised images")
 
     def _stream(self, draw: int) -> Noise:
         if draw not in self._streams:
@@ -187,28 +196,28 @@ class _Mean(torch.autograd.Function):
         total = torch.zeros_like(z)
         totals = [torch.zeros_like(p) for p in trained]
 
-        def back(at: Tensor, value: Tensor, told: Tensor) -> None:
-            parts = vector_jacobian(value, (at, *trained), told)
-            for whole, found in zip((total, *totals), parts, strict=True):
-                if found is not None:
-                    whole.add_(found)
+        def add_gradient(input_z: Tensor, value: Tensor, vector: Tensor) -> None:
+            parts = vector_jacobian(value, (input_z, *trained), vector)
+            for total_gradient, part_gradient in zip((total, *totals), parts, strict=True):
+                if part_gradient is not None:
+                    total_gradient.add_(part_gradient)
 
-        def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
-            watched = learned.watching(errors.rows(places)) if most else nullcontext()
-            with torch.enable_grad(), ctx.precision(), watched:
-                at = z.detach().requires_grad_()
-                value = errors.at(at, places)
-            back(at, value, (wanted[spot] * part).to(value))
+        def add(rows: Tensor, index: tuple[Tensor, ...], weight: Tensor) -> None:
+            measuring = memory.measure(errors.row_count(rows)) if use_kept_graphs else nullcontext()
+            with torch.enable_grad(), ctx.precision(), measuring:
+                input_z = z.detach().requires_grad_()
+                value = errors.at(input_z, rows)
+            add_gradient(input_z, value, (wanted[index] * weight).to(value))
 
-        left, learned = wanted != 0, errors.learned(z)
+        remaining, memory = wanted != 0, errors.graph_memory(z)
         # a product costs 2 forward calls: replay costs 3 per needed entry, kept graphs 2 per entry
-        most = 3 * int(left.sum()) >= 2 * int((share != 0).sum())
-        if not most:
-            learned.forget()
-        while errors._kept:  # a second backward pass replays
-            at, value, spot, _ = errors._kept.pop(0)
-            if most:
-                back(at, value, wanted[spot].to(value))
-                left[spot] = False
-        errors.each(left, add)
+        use_kept_graphs = 3 * int(remaining.sum()) >= 2 * int((share != 0).sum())
+        if not use_kept_graphs:
+            memory.forget()
+        while errors._kept_graphs:  # a second backward pass replays
+            input_z, value, index, _ = errors._kept_graphs.pop(0)
+            if use_kept_graphs:
+                add_gradient(input_z, value, wanted[index].to(value))
+                remaining[index] = False
+        errors.in_chunks(remaining, add)
         return None, None, None, total, *totals

@@ -20,7 +20,7 @@ from unfool.noise import Noise
 from unfool.ranges import Count, Positive, Probability, check_arguments
 
 Posterior = Literal["approximate", "exact"]
-MAX_BATCH = 3.0  # sigma / alpha of the last draw, as in the release
+MAX_NOISE_RATIO = 3.0  # sigma / alpha of the last draw, as in the release
 
 
 class NoisedDiffusionClassifier(DiffusionClassifier):
@@ -59,7 +59,7 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
         self,
         denoiser: Denoiser,
         *,
-        sigma: Annotated[float, Field(gt=0, lt=MAX_BATCH / 2)],
+        sigma: Annotated[float, Field(gt=0, lt=MAX_NOISE_RATIO / 2)],
         posterior: Posterior = "approximate",
         draws: Count = 126,
         weight: Weight = "edm",
@@ -77,13 +77,15 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
                 "works on pixels"
             )
         first = (
-            2 * sigma if posterior == "approximate" else 2 * sigma + 0.04 * (MAX_BATCH - 2 * sigma)
+            2 * sigma
+            if posterior == "approximate"
+            else 2 * sigma + 0.04 * (MAX_NOISE_RATIO - 2 * sigma)
         )
         super().__init__(
             denoiser,
             draws=draws,
             times="sigma",
-            span=(first, MAX_BATCH),
+            span=(first, MAX_NOISE_RATIO),
             weight=weight,
             elimination=elimination,
             risk=risk,
@@ -98,8 +100,8 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
 
     def errors(self, eps: Noise) -> ClassErrors:
         """The errors of the classes on the draws of `eps`."""
-        given = self.denoiser, self.scales, eps, self.loss, self.chunk
-        return _NoisedErrors(*given, start=self.start, exact=self.posterior == "exact")
+        options = self.denoiser, self.scales, eps, self.loss, self.row_limit
+        return _NoisedErrors(*options, start=self.start, exact=self.posterior == "exact")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class _NoisedErrors(ClassErrors):
     start: Scales = field(kw_only=True)
     exact: bool = field(kw_only=True)
 
-    def meet(
+    def noised_pairs(
         self, z: Tensor, image: Tensor, alpha: Tensor, sigma: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor]:
         """x_t and the target of x_hat."""
@@ -123,6 +125,6 @@ class _NoisedErrors(ClassErrors):
         x_s = z[image] + more * eps
         if self.exact:
             return alpha * x_s, x_s - s**2 / more * eps
-        images, place = image.unique(return_inverse=True)
+        images, index = image.unique(return_inverse=True)
         x_0 = self.denoiser(self.start.alpha.to(z) * z[images], self.start.t.to(z.device))
-        return alpha * x_s, x_0[place].to(z)
+        return alpha * x_s, x_0[index].to(z)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfool.defenses.diffusion_classifier.elimination import spread
+from unfool.defenses.diffusion_classifier.elimination import evenly_spaced
 from unfool.diffusion.denoiser import SIGMA_DATA
 from unfool.diffusion.schedule import Discrete, Scales, Schedule, chain_length, time_of_noise
 
@@ -35,21 +35,23 @@ def times_of(
         raise ValueError(
             f"draws must be at most {last - first}, the number of the schedule's steps in the span"
         )
-    steps = [first + k + 1 for k in spread(last - first, draws)]  # index k is k + 1 steps of noise
+    steps = [
+        first + k + 1 for k in evenly_spaced(last - first, draws)
+    ]  # index k is k + 1 steps of noise
     return torch.tensor(steps, dtype=torch.float64) / chain
 
 
 def _times_of_noise(schedule: Schedule, sigmas: Tensor) -> Tensor:
     """The times (M,) at which sigma / alpha is `sigmas` (M,)."""
-    most = time_of_noise(schedule, float(sigmas[-1]) / 2)  # in units of [0, 1] pixels; may raise
+    latest = time_of_noise(schedule, float(sigmas[-1]) / 2)  # in units of [0, 1] pixels; may raise
     if isinstance(schedule, Discrete):
         return torch.tensor([time_of_noise(schedule, s / 2) for s in sigmas.tolist()]).double()
-    low, high = torch.zeros_like(sigmas), torch.full_like(sigmas, most)
+    low, high = torch.zeros_like(sigmas), torch.full_like(sigmas, latest)
     for _ in range(60):
         middle = (low + high) / 2
         scales = schedule(middle)
-        less = scales.sigma / scales.alpha < sigmas
-        low, high = torch.where(less, middle, low), torch.where(less, high, middle)
+        is_less = scales.sigma / scales.alpha < sigmas
+        low, high = torch.where(is_less, middle, low), torch.where(is_less, high, middle)
     return high
 
 
@@ -59,18 +61,18 @@ def weights_of(
     """The weights (M,), in float64, of the errors of the noise prediction."""
     sigma = scales.sigma / scales.alpha
     if isinstance(weight, str):
-        found = WEIGHTS[weight](sigma)
+        weights = WEIGHTS[weight](sigma)
     elif callable(weight):
-        found = torch.as_tensor(weight(scales)).double()
+        weights = torch.as_tensor(weight(scales)).double()
     else:
-        found = torch.tensor(list(weight), dtype=torch.float64)
-    if found.shape != sigma.shape or not bool((found > 0).all() & found.isfinite().all()):
+        weights = torch.tensor(list(weight), dtype=torch.float64)
+    if weights.shape != sigma.shape or not bool((weights > 0).all() & weights.isfinite().all()):
         raise ValueError(
             f"the weights must be {len(sigma)} numbers above 0, one for each draw: exclude draws "
             "of weight 0 with `span`, and take fewer draws if several fall on one step of the "
             "schedule"
         )
-    return found
+    return weights
 
 
 def _edm(sigma: Tensor, power: int) -> Tensor:

@@ -93,15 +93,15 @@ def ddpm(
         (int(name.split(".")[1]) for name in state if name.startswith("down.")), default=0
     )
     theirs = {name_in_diffusers(name, levels): value for name, value in state.items()}
-    sections, outside = gather(theirs, _place, _BLOCK)
+    sections, outside = gather(theirs, _locate, _BLOCK)
     network = build_unet(sections, renamed(outside, _ENDS), DDPM, Path(weights), heads=1)
     first = len(state["conv_in.weight"])
     multiples = tuple(len(state[f"down.{i}.block.0.conv1.weight"]) // first for i in range(levels))
     size = size or _SIZES.get(multiples)
     if size is None:
-        told = ",".join(map(str, multiples))
+        levels_text = ",".join(map(str, multiples))
         raise ValueError(
-            f"{weights} is not one of the published files (levels {told}): give the size of its "
+            f"{weights} is not one of the published files (levels {levels_text}): give the size of its "
             "images in pixels (such as size: 64)"
         )
     return NetworkDenoiser(
@@ -120,7 +120,7 @@ def name_in_diffusers(name: str, levels: int) -> str:
         name: The original name, such as `up.3.block.0.conv1.weight`.
         levels: Number of levels; on the way up, diffusers counts them from the deepest.
     """
-    name = re.sub(r"^up\.(\d+)", lambda found: f"up_blocks.{levels - 1 - int(found[1])}", name)
+    name = re.sub(r"^up\.(\d+)", lambda match: f"up_blocks.{levels - 1 - int(match[1])}", name)
     for old, new in _OF_HO:
         name = re.sub(old, new, name)
     return name
@@ -139,16 +139,20 @@ def diffusers(weights: Path, clip_x0: bool = False) -> NetworkDenoiser:
     Raises:
         ValueError: A file is missing or cannot be read, or the network is not supported.
     """
-    home = Path(weights)
-    unet = home / "unet" if (home / "unet").is_dir() else home
+    folder = Path(weights)
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
     scheduler = next(
-        (path for path in (home / "scheduler" / _SCHEDULER, home / _SCHEDULER) if path.is_file()),
+        (
+            path
+            for path in (folder / "scheduler" / _SCHEDULER, folder / _SCHEDULER)
+            if path.is_file()
+        ),
         None,
     )
     file = weights_in(unet)
     if file is None or scheduler is None or not (unet / "config.json").is_file():
         raise ValueError(
-            f"{home} is not the folder of a UNet2DModel, which needs config.json, {_SCHEDULER} and "
+            f"{folder} is not the folder of a UNet2DModel, which needs config.json, {_SCHEDULER} and "
             "diffusion_pytorch_model.safetensors (or .bin), in the folder or in its unet and "
             "scheduler"
         )
@@ -156,27 +160,27 @@ def diffusers(weights: Path, clip_x0: bool = False) -> NetworkDenoiser:
     _require_known(settings, unet / "config.json")
     state = read_state(file)
     require_family(state, file, "diffusers", "diffusers")
-    sections, outside = gather(state, _place, _BLOCK)
+    sections, outside = gather(state, _locate, _BLOCK)
     style = replace(
         DDPM,
         groups=settings.get("norm_num_groups") or 32,
         eps=settings.get("norm_eps", 1e-5),
         sines_first=not settings.get("flip_sin_to_cos", True),
-        reaches_end=bool(settings.get("freq_shift", 0)),
-        centered=settings.get("downsample_padding", 1) == 1,
+        lowest_frequency_exact=bool(settings.get("freq_shift", 0)),
+        symmetric_padding=settings.get("downsample_padding", 1) == 1,
     )
     head_width = settings.get("attention_head_dim", 8)  # null means a single head
     options = {"head_width": head_width} if head_width else {"heads": 1}
     network = build_unet(sections, renamed(outside, _ENDS), style, file, **options)
     schedule, predicts = read_schedule(scheduler)
     size = settings["sample_size"]
-    high, wide = size if isinstance(size, list) else (size, size)
+    height, width = size if isinstance(size, list) else (size, size)
     return NetworkDenoiser(
         network,
         schedule=schedule,
         predicts=predicts,
         time="index",
-        shape=(network.conv_in.in_channels, high, wide),
+        shape=(network.conv_in.in_channels, height, width),
         classes=0 if network.label is None else network.label.num_embeddings,
         null=False,
         clip_x0=clip_x0,
@@ -192,30 +196,30 @@ def _require_known(settings: dict[str, Any], path: Path) -> None:
     Raises:
         ValueError: A setting is not supported.
     """
-    told = [(key, settings[key]) for key, known in _EXPECTED.items()
+    unsupported = [(key, settings[key]) for key, known in _EXPECTED.items()
             if key in settings and settings[key] not in known]  # fmt: skip
     blocks = [*settings.get("down_block_types", ()), *settings.get("up_block_types", ())]
-    told += [("block", name) for name in blocks if name not in _BLOCKS]
-    told += (
+    unsupported += [("block", name) for name in blocks if name not in _BLOCKS]
+    unsupported += (
         [] if settings.get("freq_shift", 0) in (0, 1) else [("freq_shift", settings["freq_shift"])]
     )
-    if told:
-        key, value = told[0]
+    if unsupported:
+        key, value = unsupported[0]
         raise ValueError(
             f"{path} describes a network with {key} {value!r}, which is not supported: use name: "
             "network, with your own network that loads it by diffusers"
         )
 
 
-def _place(name: str) -> tuple[str, tuple[int, ...], str] | None:
-    """Return where a name of diffusers belongs (see `Place`)."""
-    found = re.fullmatch(
+def _locate(name: str) -> tuple[str, tuple[int, ...], str] | None:
+    """Return where a name of diffusers belongs (see `Locate`)."""
+    match = re.fullmatch(
         r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|(?:down|up)samplers)\.(\d+)\.(.+)",
         name,
     )
-    if found is None:
+    if match is None:
         return None
-    section, level, kind, number, inner = found.groups()
+    section, level, kind, number, inner = match.groups()
     if section == "mid":
         return "middle", (int(number),), inner
     return section, (int(level), int(kind.endswith("samplers")), int(number)), inner

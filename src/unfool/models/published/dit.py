@@ -52,8 +52,8 @@ def build_transformer(path: Path, heads: int | None, dtype: torch.dtype) -> Any:
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
     heads = heads or _HEADS.get(width)
     if heads is None or width % heads:
-        told = "give the number of its attention heads (such as heads: 16)"
-        raise ValueError(f"{path} has a width of {width}, which no published DiT has: {told}")
+        advice = "give the number of its attention heads (such as heads: 16)"
+        raise ValueError(f"{path} has a width of {width}, which no published DiT has: {advice}")
     table = state.get("y_embedder.embedding_table.weight", torch.empty(1, 0))
     with torch.device("meta"):
         network = DiTTransformer2DModel(
@@ -90,16 +90,16 @@ def _renamed(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
         part, _, kind = name.rpartition(".")
-        found = re.fullmatch(r"blocks\.(\d+)\.(.+)", part)
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", part)
         if part in _SHARED:
-            home = "transformer_blocks.{}.norm1.emb." + _SHARED[part]
-            ours |= {f"{home.format(i)}.{kind}": value.clone() for i in range(layers)}
-        elif found and found[2] == "attn.qkv":
-            home = f"transformer_blocks.{found[1]}.attn1"
+            prefix = "transformer_blocks.{}.norm1.emb." + _SHARED[part]
+            ours |= {f"{prefix.format(i)}.{kind}": value.clone() for i in range(layers)}
+        elif match and match[2] == "attn.qkv":
+            prefix = f"transformer_blocks.{match[1]}.attn1"
             rows = zip("qkv", value.chunk(3), strict=True)
-            ours |= {f"{home}.to_{to}.{kind}": r for to, r in rows}
-        elif found:
-            ours[f"transformer_blocks.{found[1]}.{_BLOCK.get(found[2], found[2])}.{kind}"] = value
+            ours |= {f"{prefix}.to_{to}.{kind}": r for to, r in rows}
+        elif match:
+            ours[f"transformer_blocks.{match[1]}.{_BLOCK.get(match[2], match[2])}.{kind}"] = value
         else:
             ours[f"{_ENDS.get(part, part)}.{kind}"] = value
     return ours

@@ -20,10 +20,10 @@ from unfool.models.pickles import Inert
 from unfool.models.published.edm2 import FAMILY as EDM2
 from unfool.models.published.edm2 import build_edm2
 from unfool.models.published.parts import (
-    Part,
+    BlockWeights,
     build_unet,
     gather,
-    place_by_resolution,
+    locate_by_resolution,
     renamed,
     require_family,
 )
@@ -32,7 +32,7 @@ from unfool.networks.score_unet import ADM, DDPMPP, ScoreUNet
 from unfool.runtime.published_files import find_file
 
 Preconditioning = Literal["edm", "vp", "ve", "iddpm"]
-Told = Time | Callable[[Scales], Tensor]
+TimeInput = Time | Callable[[Scales], Tensor]
 _OF_CLASS: dict[str, Preconditioning] = {
     "EDMPrecond": "edm",
     "VPPrecond": "vp",
@@ -99,14 +99,14 @@ def edm(
         )
     require_family(state, path, "edm", "edm")
     network = build_edm(state, path)
-    told: dict[Preconditioning, tuple[Prediction, Told]] = {
+    prediction_and_time: dict[Preconditioning, tuple[Prediction, TimeInput]] = {
         "edm": ("edm", "edm"),
         "vp": ("noise", "score_sde"),
         "ve": ("ve", "ve"),
         "iddpm": ("noise", "index" if levels is None else NearestStep(levels)),
     }
     classes = 0 if network.label is None else network.label.num_embeddings - 1
-    return _denoiser(network, told[kind], _shape(network, size), classes, clip_x0)
+    return _denoiser(network, prediction_and_time[kind], _shape(network, size), classes, clip_x0)
 
 
 def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
@@ -115,7 +115,7 @@ def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
     Raises:
         ValueError: The network is incomplete.
     """
-    sections, outside = gather(state, place_by_resolution, _BLOCK, "channels")
+    sections, outside = gather(state, locate_by_resolution, _BLOCK, "channels")
     first = next(
         (name for name in outside if re.fullmatch(r"enc\.\d+x\d+_conv\.weight", name)), None
     )
@@ -125,9 +125,11 @@ def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
         )
     adm = "out_conv.weight" in outside
     pyramid = sorted((n for n in outside if "_aux_residual." in n), key=_resolution, reverse=True)
-    aside = sorted({name.rpartition(".")[0] for name in pyramid}, key=_resolution, reverse=True)
+    pyramid_layers = sorted(
+        {name.rpartition(".")[0] for name in pyramid}, key=_resolution, reverse=True
+    )
     names = _ENDS | {first.removesuffix(".weight"): "conv_in"}
-    names |= {name: f"pyramid.{i}" for i, name in enumerate(aside)}
+    names |= {name: f"pyramid.{i}" for i, name in enumerate(pyramid_layers)}
     for name in outside:  # in DDPM++ and NCSN++, the last layers are part of the decoder
         part = name.rpartition(".")[0]
         if part.endswith(("_aux_norm", "_aux_conv")):
@@ -139,8 +141,8 @@ def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
     style = replace(
         DDPMPP,
         fourier="map_noise.freqs" in state,
-        pyramid=bool(aside),
-        taps=(1, 3, 3, 1) if aside else (1, 1),
+        pyramid=bool(pyramid_layers),
+        resample_filter=(1, 3, 3, 1) if pyramid_layers else (1, 1),
     )
     if style.fourier:
         state["frequencies"] = state.pop("map_noise.freqs")
@@ -166,12 +168,12 @@ class NearestStep:
 
 def _denoiser(
     network: ScoreUNet | MagnitudeUNet,
-    told: tuple[Prediction, Told],
+    prediction_and_time: tuple[Prediction, TimeInput],
     shape: tuple[int, int, int],
     classes: int,
     clip_x0: bool,
 ) -> NetworkDenoiser:
-    predicts, time = told
+    predicts, time = prediction_and_time
     return NetworkDenoiser(
         network, predicts=predicts, time=time, shape=shape, classes=classes, clip_x0=clip_x0
     ).eval()
@@ -203,7 +205,7 @@ def _kind(content: object, path: Path) -> Preconditioning:
     return _OF_CLASS[name]
 
 
-def _labels(state: Part, adm: bool) -> Part:
+def _labels(state: BlockWeights, adm: bool) -> BlockWeights:
     """Convert the linear layer of one-hot labels to an embedding that ends with the null class."""
     if "map_label.weight" not in state:
         return {}
@@ -217,5 +219,5 @@ def _labels(state: Part, adm: bool) -> Part:
 
 def _resolution(name: str) -> int:
     """Return the resolution in the name of a weight; 0 if it has none."""
-    found = re.match(r"(?:enc|dec)\.(\d+)x", name)
-    return int(found[1]) if found else 0
+    match = re.match(r"(?:enc|dec)\.(\d+)x", name)
+    return int(match[1]) if match else 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unfool.models.checkpoints import load_state
-from unfool.models.published.parts import depth, gather, place_by_resolution, renamed
+from unfool.models.published.parts import depth, gather, locate_by_resolution, renamed
 from unfool.networks.magnitude_unet import MagnitudeUNet, to_unit
 
 FAMILY = "unet.emb_fourier.freqs"  # a weight that all files of EDM2 have
@@ -33,7 +33,7 @@ def build_edm2(state: dict[str, Tensor], source: Path, head_width: int) -> Magni
     Raises:
         ValueError: The network is incomplete or works on latents.
     """
-    sections, outside = gather(_scaled(state), place_by_resolution, _BLOCK)
+    sections, outside = gather(_scaled(state), locate_by_resolution, _BLOCK)
     layers, firsts = depth(sections)
     first = next((n for n in outside if n.startswith("enc.") and n.endswith("_conv.weight")), None)
     if first is None or layers == 0 or "out_conv.weight" not in outside:
@@ -55,7 +55,7 @@ def build_edm2(state: dict[str, Tensor], source: Path, head_width: int) -> Magni
             layers=layers,
             attention=[i for i, part in enumerate(firsts) if "qkv.weight" in part],
             channels=len(ours["conv_out.weight"]),
-            embedded=len(ours["time.weight"]),
+            embedding_size=len(ours["time.weight"]),
             frequencies=len(ours["frequencies"]),
             classes=0 if label is None else label.shape[1],
             head_width=head_width,

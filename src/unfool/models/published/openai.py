@@ -117,8 +117,8 @@ def guided_diffusion(
     """
     state = read_family(weights, "guided-diffusion", download=download)
     order: Order | None = attention_order and ("pieces" if attention_order == "new" else "heads")
-    asked = _Asked(size, heads, head_width, order)
-    network, setting = _build(state, weights, GUIDED, asked, Setting(0))
+    options = _Options(size, heads, head_width, order)
+    network, setting = _build(state, weights, GUIDED, options, Setting(0))
     return _denoiser(network, replace(setting, schedule=schedule or setting.schedule), clip_x0)
 
 
@@ -153,7 +153,7 @@ def improved_diffusion(
     """
     state = read_family(weights, "guided-diffusion", "improved-diffusion", download)
     unknown = Setting(0, schedule=LONG, time="index" if "label_emb.weight" in state else "rescaled")
-    network, setting = _build(state, weights, IMPROVED, _Asked(size, heads, None, None), unknown)
+    network, setting = _build(state, weights, IMPROVED, _Options(size, heads, None, None), unknown)
     if rescale_timesteps is not None:
         setting = replace(setting, time="rescaled" if rescale_timesteps else "index")
     return _denoiser(network, replace(setting, schedule=schedule or setting.schedule), clip_x0)
@@ -192,12 +192,12 @@ def consistency(
         ValueError: The file cannot be read or holds another network, or an option is needed.
     """
     path = Path(weights)
-    begins: dict[str, Literal["teacher", "model"]] = {
+    kind_by_prefix: dict[str, Literal["teacher", "model"]] = {
         "edm": "teacher",
         "cd": "model",
         "ct": "model",
     }
-    kind = kind or begins.get(re.split(r"[_-]", path.name)[0])
+    kind = kind or kind_by_prefix.get(re.split(r"[_-]", path.name)[0])
     if kind is None:
         raise ValueError(
             f"the name of {path} does not say whether it is an EDM teacher (edm_...) or a "
@@ -205,8 +205,8 @@ def consistency(
         )
     state = read_family(path, "guided-diffusion", "consistency", download)
     order: Order = "pieces" if attention_order == "new" else "heads"
-    asked = _Asked(size, heads, head_width, order)
-    network, setting = _build(state, path, CONSISTENCY, asked, Setting(0))
+    options = _Options(size, heads, head_width, order)
+    network, setting = _build(state, path, CONSISTENCY, options, Setting(0))
     return NetworkDenoiser(
         network,
         predicts="edm" if kind == "teacher" else "consistency",
@@ -244,7 +244,7 @@ def _denoiser(network: ScoreUNet, setting: Setting, clip_x0: bool) -> NetworkDen
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Options:
     """The options that a user gave for a file; None takes the known value."""
 
     size: int | None
@@ -254,30 +254,36 @@ class _Asked:
 
 
 def _build(
-    state: dict[str, Tensor], path: Path, known: Mapping[Key, Setting], asked: _Asked, unknown: Setting
-) -> tuple[ScoreUNet, Setting]:  # fmt: skip
+    state: dict[str, Tensor],
+    path: Path,
+    known: Mapping[Key, Setting],
+    options: _Options,
+    unknown: Setting,
+) -> tuple[ScoreUNet, Setting]:
     """Build the network of a file, and return it with its properties, known or given."""
     key = _key(state)
     setting = known.get(key, unknown)
-    if asked.size is None and not setting.size:
+    if options.size is None and not setting.size:
         raise _missing(path, key, "the size of its images in pixels (size: 64)")
-    if asked.heads and asked.head_width:
+    if options.heads and options.head_width:
         raise ValueError("give either heads or head_width, for one follows from the other")
-    if not (asked.heads or asked.head_width) and key not in known and _attends(state):
+    if not (options.heads or options.head_width) and key not in known and _attends(state):
         raise _missing(path, key, "the heads of its attention (heads: 4, or head_width: 64)")
-    if asked.heads or asked.head_width:
-        setting = replace(setting, heads=asked.heads or 0, head_width=asked.head_width or 64)
-    setting = replace(setting, size=asked.size or setting.size, order=asked.order or setting.order)
+    if options.heads or options.head_width:
+        setting = replace(setting, heads=options.heads or 0, head_width=options.head_width or 64)
+    setting = replace(
+        setting, size=options.size or setting.size, order=options.order or setting.order
+    )
     heads, width = setting.heads, setting.head_width
     for name, value in state.items():
         wide = len(value) // 3
         if ".qkv." in name and (wide % heads if heads else wide % width):
-            said = f"heads: {heads}" if heads else f"head_width: {width}"
+            option = f"heads: {heads}" if heads else f"head_width: {width}"
             raise ValueError(
-                f"{path} has attention of {wide} channels, which {said} does not divide: give the "
+                f"{path} has attention of {wide} channels, which {option} does not divide: give the "
                 "value of its training"
             )
-    sections, outside = gather(state, _place, _BLOCK, setting.order, heads, width)
+    sections, outside = gather(state, _locate, _BLOCK, setting.order, heads, width)
     network = build_unet(sections, renamed(outside, _ENDS), ADM, path, heads, width)
     if network.conv_in.in_channels == 6:
         raise ValueError(
@@ -289,15 +295,15 @@ def _build(
 
 def _missing(path: Path, key: Key, what: str) -> ValueError:
     width, multiples, layers, classes = key
-    told = (
+    architecture = (
         f"width {width}, levels {','.join(map(str, multiples))}, {layers} blocks, {classes} classes"
     )
-    return ValueError(f"{path} is not one of the published files ({told}): give {what}")
+    return ValueError(f"{path} is not one of the published files ({architecture}): give {what}")
 
 
 def _key(state: Mapping[str, Tensor]) -> Key:
     """Return the properties by which published files are recognized."""
-    sections, _ = gather(state, _place, _BLOCK, "pieces")
+    sections, _ = gather(state, _locate, _BLOCK, "pieces")
     width = len(state["input_blocks.0.0.weight"])
     layers, firsts = depth(sections)
     widths = [len(part["conv1.weight"]) for part in firsts if "conv1.weight" in part]
@@ -305,16 +311,16 @@ def _key(state: Mapping[str, Tensor]) -> Key:
     return width, tuple(w // width for w in widths), layers, classes
 
 
-def _place(name: str) -> tuple[str, tuple[int, ...], str] | None:
+def _locate(name: str) -> tuple[str, tuple[int, ...], str] | None:
     """Return where a name belongs. On the way up, upsampling is a layer of the block before it."""
-    found = re.fullmatch(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(.+)", name)
-    if found is None or name.startswith("input_blocks.0."):
+    match = re.fullmatch(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(.+)", name)
+    if match is None or name.startswith("input_blocks.0."):
         return None
-    number, inner = int(found[2]), found[3]
-    if found[1] == "middle_block":  # a residual block, attention, and a residual block
+    number, inner = int(match[2]), match[3]
+    if match[1] == "middle_block":  # a residual block, attention, and a residual block
         return "middle", (number // 2,), inner
     layer, _, inner = inner.partition(".")
-    if found[1] == "input_blocks":
+    if match[1] == "input_blocks":
         return "down", (number,), inner
     resamples = layer != "0" and inner.partition(".")[0] not in ("norm", "qkv", "proj_out")
     return "up", (number, int(resamples)), inner

@@ -18,11 +18,11 @@ from unfool.networks.score_unet import ScoreUNet, Style
 from unfool.runtime.published_files import find_file
 
 State = Mapping[str, Tensor]
-Part = dict[str, Tensor]
-Sections = dict[str, list[Part]]
+BlockWeights = dict[str, Tensor]
+Sections = dict[str, list[BlockWeights]]
 Order = Literal["heads", "pieces", "channels"]
-# Where a name belongs: the section, the position of the block in it, and the name inside the block.
-Place = Callable[[str], tuple[str, tuple[int, ...], str] | None]
+# Tells where a name belongs: the section, the position of the block in it, and the name inside the block.
+Locate = Callable[[str], tuple[str, tuple[int, ...], str] | None]
 
 FAMILIES = {  # a weight that all files of a family have, without prefixes such as `module.`
     "score-sde": "all_modules.1.weight",
@@ -75,28 +75,28 @@ def require_family(state: State, path: Path, family: str, name: str) -> None:
 
 
 def gather(
-    state: State, place: Place, names: Mapping[str, str], order: Order = "pieces", heads: int = 0,
+    state: State, locate: Locate, names: Mapping[str, str], order: Order = "pieces", heads: int = 0,
     head_width: int = 64,
-) -> tuple[Sections, Part]:  # fmt: skip
+) -> tuple[Sections, BlockWeights]:  # fmt: skip
     """Return the blocks of a U-Net by our names, and the weights outside the blocks.
 
     Args:
         state: The weights by their published names.
-        place: Returns where a name belongs, or None outside the blocks.
+        locate: Returns where a name belongs, or None outside the blocks.
         names: The published name of each part of a block, and our name.
         order: The order of the rows of a common weight `qkv`: per head (`"heads"`), all queries,
             then all keys, then all values (`"pieces"`), or per channel (`"channels"`).
         heads: Number of attention heads; 0 if `head_width` is fixed instead.
         head_width: Channels per attention head if `heads` is 0.
     """
-    blocks: dict[tuple[str, tuple[int, ...]], Part] = {}
-    outside: Part = {}
+    blocks: dict[tuple[str, tuple[int, ...]], BlockWeights] = {}
+    outside: BlockWeights = {}
     for name, value in state.items():
-        found = place(name)
-        if found is None:
+        location = locate(name)
+        if location is None:
             outside[name] = value
             continue
-        section, position, inner = found
+        section, position, inner = location
         part, _, kind = inner.rpartition(".")
         block = blocks.setdefault((section, position), {})
         if part == "qkv":
@@ -113,12 +113,12 @@ def gather(
     return sections, outside
 
 
-def place_by_resolution(name: str) -> tuple[str, tuple[int, ...], str] | None:
+def locate_by_resolution(name: str) -> tuple[str, tuple[int, ...], str] | None:
     """Return where a name of EDM belongs; its levels are named by their resolution."""
-    found = re.fullmatch(r"(enc|dec)\.(\d+)x\d+_(down|up|in|block)(\d*)\.(.+)", name)
-    if found is None:
+    match = re.fullmatch(r"(enc|dec)\.(\d+)x\d+_(down|up|in|block)(\d*)\.(.+)", name)
+    if match is None:
         return None
-    half, side, kind, number, inner = found.groups()
+    half, side, kind, number, inner = match.groups()
     if kind == "in":
         return "middle", (int(number),), inner
     position = (-1 if kind in ("down", "up") else int(number),)
@@ -129,13 +129,13 @@ def place_by_resolution(name: str) -> tuple[str, tuple[int, ...], str] | None:
     )
 
 
-def renamed(state: State, names: Mapping[str, str]) -> Part:
+def renamed(state: State, names: Mapping[str, str]) -> BlockWeights:
     """Rename the modules of weights; modules that are not listed keep their names."""
     split = ((*name.rpartition("."), value) for name, value in state.items())
     return {f"{names.get(part, part)}{dot}{kind}": value for part, dot, kind, value in split}
 
 
-def depth(sections: Sections) -> tuple[int, list[Part]]:
+def depth(sections: Sections) -> tuple[int, list[BlockWeights]]:
     """Return the residual blocks per level on the way down, and the first block of each level."""
     down = sections["down"]
     levels = max(len(sections["up"]) - len(down), 1)  # each level has one more block on the way up
@@ -162,8 +162,10 @@ def build_unet(
     down, up = sections["down"], sections["up"]
     layers, firsts = depth(sections)
     levels = len(firsts)
-    whole = layers > 0 and len(down) == levels * (layers + 1) - 1 and len(up) == len(down) + levels
-    if not whole or not all("conv1.weight" in part for part in firsts):
+    complete = (
+        layers > 0 and len(down) == levels * (layers + 1) - 1 and len(up) == len(down) + levels
+    )
+    if not complete or not all("conv1.weight" in part for part in firsts):
         raise ValueError(
             f"{source} does not hold a complete U-Net (it has {len(down)} down blocks and "
             f"{len(up)} up blocks): it is truncated or of an unsupported kind, so check the file"
@@ -172,14 +174,14 @@ def build_unet(
     for section, parts in sections.items():
         state |= {f"{section}.{i}.{n}": v for i, part in enumerate(parts) for n, v in part.items()}
     needed = ("conv_in.weight", "time.0.weight", "conv_out.weight", "middle.0.time.weight")
-    if lacks := [name for name in needed if name not in state]:
+    if missing := [name for name in needed if name not in state]:
         raise ValueError(
-            f"{source} does not hold a complete U-Net ({lacks[0]} is missing): fetch it again"
+            f"{source} does not hold a complete U-Net ({missing[0]} is missing): fetch it again"
         )
-    told = len(state["middle.0.time.weight"]) // len(state["middle.0.conv1.weight"])
+    outputs_per_channel = len(state["middle.0.time.weight"]) // len(state["middle.0.conv1.weight"])
     style = replace(
         style,
-        scale_shift=told == 2,
+        scale_shift=outputs_per_channel == 2,
         blocks_resample=levels == 1 or "conv1.weight" in down[layers],
     )
     labels = state.get("label.weight")
@@ -191,7 +193,7 @@ def build_unet(
             channels=state["conv_in.weight"].shape[1],
             outputs=len(state["conv_out.weight"]),
             first=len(state["conv_in.weight"]),
-            embedded=state["time.0.weight"].shape[1] // (2 if style.fourier else 1),
+            time_size=state["time.0.weight"].shape[1] // (2 if style.fourier else 1),
             labels=0 if labels is None else len(labels),
             heads=heads,
             head_width=head_width,

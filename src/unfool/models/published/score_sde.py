@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from unfool.diffusion.denoiser import NetworkDenoiser, Prediction, Time
-from unfool.models.published.parts import Part, Sections, build_unet, read_family, renamed
+from unfool.models.published.parts import BlockWeights, Sections, build_unet, read_family, renamed
 from unfool.networks.score_unet import DDPMPP, ScoreUNet
 from unfool.ranges import Count
 
@@ -53,7 +53,7 @@ def score_sde(
     state = read_family(weights, "score-sde", download=download)
     network = build_score_sde(state, Path(weights))
     kind = sde or ("ve" if network.style.fourier else "vp")
-    told: dict[SDE, tuple[Prediction, Time]] = {
+    prediction_and_time: dict[SDE, tuple[Prediction, Time]] = {
         "vp": ("noise", "score_sde" if continuous else "index"),
         "subvp": ("subvp", "subvp"),
         "ve": ("ve", "ve"),
@@ -61,7 +61,7 @@ def score_sde(
     if (kind == "ve") != network.style.fourier:
         needed = "ve" if network.style.fourier else "vp or subvp"
         raise ValueError(f"{weights} holds a network of another SDE: set sde: {needed}, not {kind}")
-    predicts, time = told[kind]
+    predicts, time = prediction_and_time[kind]
     return NetworkDenoiser(
         network,
         predicts=predicts,
@@ -77,15 +77,15 @@ def build_score_sde(state: dict[str, Tensor], source: Path) -> ScoreUNet:
     Raises:
         ValueError: The network is incomplete or not supported.
     """
-    groups: dict[int, Part] = {}
-    outside: Part = {}
+    groups: dict[int, BlockWeights] = {}
+    outside: BlockWeights = {}
     for name, value in state.items():
-        if found := re.fullmatch(r"all_modules\.(\d+)\.(.+)", name):
-            groups.setdefault(int(found[1]), {})[found[2]] = value
+        if match := re.fullmatch(r"all_modules\.(\d+)\.(.+)", name):
+            groups.setdefault(int(match[1]), {})[match[2]] = value
         elif name != "sigmas":  # the noise level of each step, which is not needed
             outside[name] = value
-    blocks: list[Part] = []
-    others: list[Part] = []
+    blocks: list[BlockWeights] = []
+    others: list[BlockWeights] = []
     for _, group in sorted(groups.items()):
         if "NIN_0.W" in group and blocks:  # attention belongs to the block before it
             blocks[-1] |= _attention(group)
@@ -112,12 +112,12 @@ def build_score_sde(state: dict[str, Tensor], source: Path) -> ScoreUNet:
         DDPMPP,
         fourier="frequencies" in outside,
         pyramid=bool(pyramid),
-        taps=(1, 3, 3, 1) if pyramid else (1, 1),
+        resample_filter=(1, 3, 3, 1) if pyramid else (1, 1),
     )
     return build_unet(_in_sections(blocks), outside, style, source, heads=1)
 
 
-def _in_sections(blocks: list[Part]) -> Sections:
+def _in_sections(blocks: list[BlockWeights]) -> Sections:
     """Divide the blocks into sections; a shortcut without a change of width marks resampling."""
     resampling = [
         "shortcut.weight" in b and b["shortcut.weight"].shape[0] == b["shortcut.weight"].shape[1]
@@ -132,7 +132,7 @@ def _in_sections(blocks: list[Part]) -> Sections:
     }
 
 
-def _attention(group: Part) -> Part:
+def _attention(group: BlockWeights) -> BlockWeights:
     """Rename the weights of an attention, and transpose its matrices from (in, out)."""
     ours = renamed({n: v for n, v in group.items() if "NIN" not in n}, {"GroupNorm_0": "norm"})
     for theirs, name in _ATTENTION.items():

@@ -103,11 +103,12 @@ def read_single_file(
     state = read_family(path, "stable-diffusion")
     second = any(name.startswith(_OPEN_CLIP) for name in state)
     prefix = _OPEN_CLIP if second else _CLIP
-    for part, inside in (("autoencoder", _VAE), ("text encoder", prefix)):
-        if not any(name.startswith(inside) for name in state):
+    for part, part_prefix in (("autoencoder", _VAE), ("text encoder", prefix)):
+        if not any(name.startswith(part_prefix) for name in state):
             raise ValueError(
-                f"{path} holds no {part} of Stable Diffusion 1 or 2 (no name begins with {inside!r}): "
-                "take the complete file of the model, or its folder in the layout of diffusers"
+                f"{path} holds no {part} of Stable Diffusion 1 or 2 (no name begins with "
+                f"{part_prefix!r}): take the complete file of the model, or its folder in the layout "
+                "of diffusers"
             )
     if second and (predicts := predicts or _PREDICTED.get(Path(path).stem)) is None:
         raise ValueError(
@@ -116,11 +117,11 @@ def read_single_file(
             "velocity for one for 768 pixels (2, 2.1)"
         )
     predicts = predicts or "noise"
-    text = _inside(state, prefix)
+    text = _with_prefix(state, prefix)
     return SingleFile(
         Path(path),
         _unet_names(_averaged(state, path)),
-        _vae_names(_inside(state, _VAE)),
+        _vae_names(_with_prefix(state, _VAE)),
         _open_clip_names(text) if second else _clip_names(text),
         predicts,
         size or (768 if second and predicts == "velocity" else 512),
@@ -144,30 +145,35 @@ def build_unet(file: SingleFile, dtype: torch.dtype, factor: int) -> Any:
     make: Any = UNet2DConditionModel  # its annotations are too narrow
     state = file.unet
     widths = _widths(state, "down_blocks.{}.resnets.0.conv1.weight")
-    looks = [f"down_blocks.{i}.attentions.0.norm.weight" in state for i in range(len(widths))]
-    told = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    projects = state.get("mid_block.attentions.0.proj_in.weight")
-    if not widths or told not in state or projects is None or "conv_out.weight" not in state:
+    attends = [f"down_blocks.{i}.attentions.0.norm.weight" in state for i in range(len(widths))]
+    text_weight = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    projection = state.get("mid_block.attentions.0.proj_in.weight")
+    if (
+        not widths
+        or text_weight not in state
+        or projection is None
+        or "conv_out.weight" not in state
+    ):
         raise ValueError(f"{file.path} does not hold a complete U-Net: fetch it again")
-    linear = projects.ndim == 2  # from Stable Diffusion 2 on
+    linear = projection.ndim == 2  # from Stable Diffusion 2 on
     with torch.device("meta"):
         network = make(
             sample_size=file.size // factor,
             in_channels=state["conv_in.weight"].shape[1],
             out_channels=len(state["conv_out.weight"]),
             down_block_types=tuple(
-                "CrossAttnDownBlock2D" if look else "DownBlock2D" for look in looks
+                "CrossAttnDownBlock2D" if attending else "DownBlock2D" for attending in attends
             ),
             up_block_types=tuple(
-                "CrossAttnUpBlock2D" if look else "UpBlock2D" for look in looks[::-1]
+                "CrossAttnUpBlock2D" if attending else "UpBlock2D" for attending in attends[::-1]
             ),
             block_out_channels=tuple(widths),
             layers_per_block=len(_widths(state, "down_blocks.0.resnets.{}.conv1.weight")),
-            cross_attention_dim=state[told].shape[1],
+            cross_attention_dim=state[text_weight].shape[1],
             attention_head_dim=tuple(w // _HEAD_WIDTH for w in widths) if linear else _HEADS,
             use_linear_projection=linear,
         )
-    return _filled(network, state, file.path, dtype)
+    return _load_weights_into(network, state, file.path, dtype)
 
 
 def build_vae(file: SingleFile) -> Any:
@@ -192,7 +198,7 @@ def build_vae(file: SingleFile) -> Any:
             latent_channels=state["post_quant_conv.weight"].shape[1],
             sample_size=file.size,
         )
-    return _filled(network, state, file.path, torch.float32)
+    return _load_weights_into(network, state, file.path, torch.float32)
 
 
 def build_text_encoder(file: SingleFile) -> Any:
@@ -224,7 +230,7 @@ def build_text_encoder(file: SingleFile) -> Any:
         network = CLIPTextModel(settings)
     if hasattr(network, "text_model"):  # before transformers 5.6
         state = {f"text_model.{name}": value for name, value in state.items()}
-    network = _filled(network, state, file.path, torch.float32)
+    network = _load_weights_into(network, state, file.path, torch.float32)
     for module in network.modules():
         if "position_ids" in vars(module)["_buffers"]:  # not in the file, so still on meta
             module.position_ids = torch.arange(length)[None]
@@ -233,59 +239,59 @@ def build_text_encoder(file: SingleFile) -> Any:
 
 def _averaged(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Return the weights of the U-Net: the averaged ones (named without dots) if there are any."""
-    raw = _inside(state, _UNET)
+    raw = _with_prefix(state, _UNET)
     names = {name: f"{_AVERAGE}diffusion_model{name.replace('.', '')}" for name in raw}
-    found = {name: state[other] for name, other in names.items() if other in state}
-    if not found:
+    averaged = {name: state[other] for name, other in names.items() if other in state}
+    if not averaged:
         return raw
-    if lacks := [name for name in raw if name not in found]:
+    if missing := [name for name in raw if name not in averaged]:
         raise ValueError(
-            f"{path} has averaged weights under {_AVERAGE!r}, but not of {lacks[0]}: fetch it again"
+            f"{path} has averaged weights under {_AVERAGE!r}, but not of {missing[0]}: fetch it again"
         )
     print(f"unfool: {path}: using the averaged weights ({_AVERAGE.rstrip('.')!r})", file=sys.stderr)
-    return found
+    return averaged
 
 
 def _unet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    places = _places(state)
+    block_names = _block_names(state)
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         part, _, kind = name.rpartition(".")
-        found = re.fullmatch(r"((?:input|output)_blocks\.\d+\.\d+|middle_block\.\d)\.(.+)", part)
-        if found is None or found[1] not in places:
+        match = re.fullmatch(r"((?:input|output)_blocks\.\d+\.\d+|middle_block\.\d)\.(.+)", part)
+        if match is None or match[1] not in block_names:
             new = _ENDS.get(part, part)
-        elif ".resnets." in (home := places[found[1]]):
-            new = f"{home}.{_RESNET.get(found[2], found[2])}"
-        elif "samplers." in home:
-            new = f"{home}.conv"
+        elif ".resnets." in (block := block_names[match[1]]):
+            new = f"{block}.{_RESNET.get(match[2], match[2])}"
+        elif "samplers." in block:
+            new = f"{block}.conv"
         else:
-            new = f"{home}.{found[2]}"
+            new = f"{block}.{match[2]}"
         renamed[f"{new}.{kind}"] = value
     return renamed
 
 
-def _places(state: Mapping[str, Tensor]) -> dict[str, str]:
+def _block_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Map parts of blocks, such as `input_blocks.4.1`, to their names in diffusers."""
-    places = dict(_MIDDLE)
+    names = dict(_MIDDLE)
     parts = {m[0] for name in state if (m := re.match(r"(input|output)_blocks\.\d+\.\d+\.", name))}
     for side, ours in (("input", "down"), ("output", "up")):
-        inside = sorted(
+        layers = sorted(
             tuple(map(int, part.split(".")[1:3])) for part in parts if part.startswith(side)
         )
         level, number, last = 0, 0, 1 if side == "input" else 0
-        for block, place in inside:
-            home = f"{side}_blocks.{block}.{place}"
-            if home == "input_blocks.0.0":
+        for block, layer in layers:
+            theirs = f"{side}_blocks.{block}.{layer}"
+            if theirs == "input_blocks.0.0":
                 continue
             if block != last:
                 number, last = number + 1, block
-            if f"{home}.op.weight" in state or f"{home}.conv.weight" in state:
-                places[home] = f"{ours}_blocks.{level}.{ours}samplers.0"
+            if f"{theirs}.op.weight" in state or f"{theirs}.conv.weight" in state:
+                names[theirs] = f"{ours}_blocks.{level}.{ours}samplers.0"
                 level, number = level + 1, -1
             else:
-                kind = "resnets" if f"{home}.in_layers.0.weight" in state else "attentions"
-                places[home] = f"{ours}_blocks.{level}.{kind}.{number}"
-    return places
+                kind = "resnets" if f"{theirs}.in_layers.0.weight" in state else "attentions"
+                names[theirs] = f"{ours}_blocks.{level}.{kind}.{number}"
+    return names
 
 
 def _vae_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -302,8 +308,8 @@ def _vae_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    kept = {n: v for n, v in state.items() if not n.endswith(_NO_WEIGHTS)}
-    return {name.removeprefix("text_model."): value for name, value in kept.items()}
+    used = {n: v for n, v in state.items() if not n.endswith(_NO_WEIGHTS)}
+    return {name.removeprefix("text_model."): value for name, value in used.items()}
 
 
 def _open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -316,26 +322,28 @@ def _open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         for old, new in _OF_OPEN_CLIP:
             name = re.sub(old, new, name)
-        if found := re.fullmatch(r"(.+)\.attn\.in_proj_(weight|bias)", name):
+        if match := re.fullmatch(r"(.+)\.attn\.in_proj_(weight|bias)", name):
             rows = zip("qkv", value.chunk(3), strict=True)
-            renamed |= {f"{found[1]}.self_attn.{to}_proj.{found[2]}": r for to, r in rows}
+            renamed |= {f"{match[1]}.self_attn.{to}_proj.{match[2]}": r for to, r in rows}
         else:
             renamed[name] = value
     return renamed
 
 
-def _inside(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
 
 
 def _widths(state: Mapping[str, Tensor], name: str) -> list[int]:
     """Count the rows of each weight `name` with 0, 1, ... filled in, until one is missing."""
     widths: list[int] = []
-    while (found := state.get(name.format(len(widths)))) is not None:
-        widths.append(len(found))
+    while (weight := state.get(name.format(len(widths)))) is not None:
+        widths.append(len(weight))
     return widths
 
 
-def _filled(network: Any, state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> Any:
+def _load_weights_into(
+    network: Any, state: Mapping[str, Tensor], path: Path, dtype: torch.dtype
+) -> Any:
     load_state(network, {n: v.to(dtype) for n, v in state.items()}, str(path), assign=True)
     return network.eval().requires_grad_(False)

@@ -44,11 +44,11 @@ def certified_accuracy(summary: CertificationSummary) -> document.Figure:
     axes.set_ylim(0, 103)
     ground(axes, "radius, Euclidean length in [0, 1] pixels", "images, %")
     legend(figure, axes, 2)
-    said = (
+    caption = (
         "The share of images whose right answer is certified for all changes shorter than the "
         "radius. The band is the pointwise 95 % confidence interval over images. Dashed: the share "
         "with the right answer, certified or not. Dotted: the radius of an image for which all "
         "draws agree; only more draws can prove a larger one."
     )
     title = "Certified accuracy against the radius"
-    return document.Figure("figures/certified.png", title, said, draw(figure))
+    return document.Figure("figures/certified.png", title, caption, draw(figure))

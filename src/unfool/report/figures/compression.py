@@ -41,7 +41,7 @@ def rates(summaries: Mapping[str, Mapping[str, Any]]) -> Drawing:
         for row in s["sizes"]
         for kind in KINDS
     )
-    for place, (panel, (name, summary)) in enumerate(zip(panels, summaries.items(), strict=False)):
+    for index, (panel, (name, summary)) in enumerate(zip(panels, summaries.items(), strict=False)):
         rows = sorted(summary["sizes"], key=lambda row: row["size"])
         sizes = [row["size"] for row in rows]
         for kind in KINDS:
@@ -57,7 +57,7 @@ def rates(summaries: Mapping[str, Mapping[str, Any]]) -> Drawing:
         panel.set_xticks(sizes, [f"{size:g}" for size in sizes])
         panel.set_ylim(0, 1.05 * max(1.0, highest))
         panel.set_title(short(name), fontsize=9.5, color=INK, loc="left")
-        bottom, left = place + columns >= len(summaries), place % columns == 0
+        bottom, left = index + columns >= len(summaries), index % columns == 0
         ground(panel, "size / budget" if bottom else "", "compression rate" if left else "")
         panel.tick_params(labelbottom=bottom)
     for panel in panels[len(summaries) :]:
@@ -86,14 +86,14 @@ def against_robustness(points: Sequence[Mapping[str, Any]]) -> Drawing:
                 continue
             x = [point["rates"][kind] for point in shown]
             y = [100 * point[key]["accuracy"] for point in shown]
-            for place, point in zip(x, shown, strict=True):
+            for rate, point in zip(x, shown, strict=True):
                 ends = [100 * point[key]["low"], 100 * point[key]["high"]]
-                panel.plot([place, place], ends, color=style["color"], linewidth=1, alpha=0.5)
+                panel.plot([rate, rate], ends, color=style["color"], linewidth=1, alpha=0.5)
             panel.plot(x, y, linestyle="", markersize=6, zorder=3, clip_on=False, **style)
         for number, point in enumerate(points, 1):
-            place = point["rates"][kind], 100 * point["robust"]["accuracy"]
+            position = point["rates"][kind], 100 * point["robust"]["accuracy"]
             panel.annotate(
-                str(number), place, (5, 4), textcoords="offset points", fontsize=8, color=INK
+                str(number), position, (5, 4), textcoords="offset points", fontsize=8, color=INK
             )
         panel.axvline(1, color=GRAY, linewidth=0.8, linestyle="--", zorder=1)
         panel.set_xlim(0, 1.1 * max(1.0, *(point["rates"][kind] for point in points)))
@@ -104,23 +104,25 @@ def against_robustness(points: Sequence[Mapping[str, Any]]) -> Drawing:
     return draw(figure)
 
 
-def surviving(found: CriticalEps) -> Drawing:
+def surviving(result: CriticalEps) -> Drawing:
     """Draw the share of unbroken images against the budget."""
     figure = blank(WIDTH, 3.4)
     panel = figure.subplots()
-    unit = 255 if found.norm == "linf" else 1
-    ordered = np.sort(found.estimates[np.isfinite(found.estimates)]) * unit
-    count, largest = len(found.high), found.largest * unit
+    unit = 255 if result.norm == "linf" else 1
+    ordered = np.sort(result.estimates[np.isfinite(result.estimates)]) * unit
+    count, largest = len(result.high), result.largest * unit
     steps = [0.0, *ordered, largest]
-    left = [1.0, *(1 - (place + 1) / count for place in range(len(ordered)))]
-    panel.step(steps, [100 * share for share in (*left, left[-1])], where="post", color=BLUE)
-    budget = found.eps * unit
+    unbroken = [1.0, *(1 - (index + 1) / count for index in range(len(ordered)))]
+    panel.step(
+        steps, [100 * share for share in (*unbroken, unbroken[-1])], where="post", color=BLUE
+    )
+    budget = result.eps * unit
     panel.axvline(budget, color=RUST, linewidth=1.2, linestyle="--")
     panel.annotate(
         "the spec's eps", (budget, 100), (4, -10), textcoords="offset points", fontsize=8.5
     )
     panel.set_xlim(0, largest)
     panel.set_ylim(0, 100)
-    name = f"eps of {found.norm}" + (" x 255" if unit == 255 else "")
+    name = f"eps of {result.norm}" + (" x 255" if unit == 255 else "")
     ground(panel, name, "images not broken, %")
     return draw(figure)

@@ -44,30 +44,30 @@ def accuracy(summary: Summary) -> document.Figure:
     axes = figure.subplots()
     spread = np.linspace(-0.27, 0.27, len(readings)) if len(readings) > 1 else [0.0]
     for reading, shift in zip(readings, spread, strict=True):
-        for place, line in enumerate(lines):
-            title = reading.title if place == 0 else None
-            interval(axes, line.shares[reading.key], place + shift, STYLES[reading.key], title)
+        for y, line in enumerate(lines):
+            title = reading.title if y == 0 else None
+            interval(axes, line.shares[reading.key], y + shift, STYLES[reading.key], title)
     percent_axis(axes, [line.title for line in lines], "accuracy, %")
-    for place, (tick, line) in enumerate(zip(axes.get_yticklabels(), lines, strict=True)):
+    for y, (tick, line) in enumerate(zip(axes.get_yticklabels(), lines, strict=True)):
         tick.set_fontweight("bold" if line.name == "robust" else "normal")
-        if place % 2:
-            axes.axhspan(place - 0.5, place + 0.5, color=STRIPE, zorder=0, linewidth=0)
+        if y % 2:
+            axes.axhspan(y - 0.5, y + 0.5, color=STRIPE, zorder=0, linewidth=0)
     if len(readings) > 1:
         legend(figure, axes, len(readings))
-    said = (
+    caption = (
         "Farther to the right means that the model is right more often. Bars are 95 % confidence "
         "intervals."
     )
     if summary["attacks"]:
-        said += (
+        caption += (
             " The distance between the clean row and the robust row is the effect of the attack."
         )
     if len(readings) > 2:
-        said += (
+        caption += (
             " Where the accuracies of one row differ, the model's own randomness decides the "
             "answer."
         )
-    return document.Figure("figures/accuracy.png", "Accuracy by condition", said, draw(figure))
+    return document.Figure("figures/accuracy.png", "Accuracy by condition", caption, draw(figure))
 
 
 def classes(summary: Summary) -> document.Figure:
@@ -80,21 +80,23 @@ def classes(summary: Summary) -> document.Figure:
         style = {"marker": "v", "color": RUST, "markersize": 6.5, "markerfacecolor": "white"}
         kinds.append(("robust", 0.16, style))
     for key, shift, style in kinds:
-        for place, row in enumerate(shown):
-            interval(axes, row[key], place + shift, style, key if place == 0 else None)
+        for y, row in enumerate(shown):
+            interval(axes, row[key], y + shift, style, key if y == 0 else None)
     percent_axis(axes, [short(row["name"]) for row in shown], "accuracy per draw, %")
     if len(kinds) > 1:
         legend(figure, axes, len(kinds))
     many = len(summary["classes"])
-    said = "Each class, clean" + (" and under the attack that counts" if summary["attacks"] else "")
-    said += (
+    caption = "Each class, clean" + (
+        " and under the attack that counts" if summary["attacks"] else ""
+    )
+    caption += (
         ". Bars are 95 % confidence intervals: with few images of a class they are wide, and "
         "classes whose bars overlap cannot be ranked. Classes without images in the run are left "
         "out."
     )
     if len(shown) < many:
-        said += f" Shown are the {len(shown)} least robust of {many}."
-    return document.Figure("figures/classes.png", "Accuracy by class", said, draw(figure))
+        caption += f" Shown are the {len(shown)} least robust of {many}."
+    return document.Figure("figures/classes.png", "Accuracy by class", caption, draw(figure))
 
 
 def resubmission(summary: Summary) -> document.Figure:
@@ -121,12 +123,12 @@ def resubmission(summary: Summary) -> document.Figure:
     axes.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore
     ground(axes, "submissions of the same image", "all answers right, %")
     legend(figure, axes, len(shown))
-    said = (
+    caption = (
         "How often all answers are right if the same image is submitted once, twice, and so on. "
         "Bands are 95 % confidence intervals. Where the lines of clean and attacked images fall "
         "together, the model's own randomness causes the errors, without any attack."
     )
-    return document.Figure("figures/resubmission.png", "Submitted again", said, draw(figure))
+    return document.Figure("figures/resubmission.png", "Submitted again", caption, draw(figure))
 
 
 def loss_curves(summary: Summary) -> document.Figure:
@@ -161,11 +163,11 @@ def loss_curves(summary: Summary) -> document.Figure:
             [], [], color=color, marker=marker, linestyle=dashes, label=f"images {label}"
         )
     legend(figure, panels[0], 2)
-    said = (
+    caption = (
         "The loss that each attack maximizes, from its first steps (left) to its last, averaged "
         "over its draws, restarts, and targets. An image is not broken if more than half of its "
         "answers are right. Bands are 95 % confidence intervals over images. If the line of images "
         "that are not broken still rises at its end, the attack needs more steps."
     )
     title = "Loss over the steps of each attack"
-    return document.Figure("figures/loss_curves.png", title, said, draw(figure))
+    return document.Figure("figures/loss_curves.png", title, caption, draw(figure))

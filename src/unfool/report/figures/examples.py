@@ -63,12 +63,12 @@ class Gallery:
         Raises:
             RuntimeError: A file of the run is damaged.
         """
-        found = {outcome.index: outcome for outcome in run.outcomes()}
+        outcomes = {outcome.index: outcome for outcome in run.outcomes()}
         blocks = [block for block in run.examples() if len(block["index"])]
         if not blocks:
             return None
         indices = np.concatenate([block["index"] for block in blocks])
-        once = [i for i in np.unique(indices, return_index=True)[1] if int(indices[i]) in found]
+        once = [i for i in np.unique(indices, return_index=True)[1] if int(indices[i]) in outcomes]
         if not once:
             return None
         keys = [key for key in blocks[0] if all(key in block for block in blocks)]
@@ -78,13 +78,13 @@ class Gallery:
             else np.concatenate([block[key] for block in blocks])[once]
             for key in keys
         }
-        kept = [found[int(index)] for index in arrays["index"]]
-        sizes = [outcome.conditions[outcome.chosen].size for outcome in kept]
+        shown = [outcomes[int(index)] for index in arrays["index"]]
+        sizes = [outcome.conditions[outcome.chosen].size for outcome in shown]
         attacks, _, corruptions, _ = roles(run.spec["attacks"])
         return cls(
             arrays,
             run.manifest["classes"],
-            [outcome.chosen for outcome in kept],
+            [outcome.chosen for outcome in shown],
             sizes,
             "corrupted" if corruptions and not attacks else "attacked",
         )
@@ -103,10 +103,10 @@ def _columns(gallery: Gallery, factor: float) -> list[Column]:
     """Return columns (title, images, answers): clean, attacked, difference, and both purified."""
     arrays = gallery.arrays
     difference = 0.5 + factor * (arrays["attacked"] - arrays["clean"])
-    seen = "bare" if "clean_bare" in arrays else "answer"
+    answer_key = "bare" if "clean_bare" in arrays else "answer"
     grid: list[Column] = [
-        ("clean", arrays["clean"], arrays[f"clean_{seen}"]),
-        (gallery.changed, arrays["attacked"], arrays[f"attacked_{seen}"]),
+        ("clean", arrays["clean"], arrays[f"clean_{answer_key}"]),
+        (gallery.changed, arrays["attacked"], arrays[f"attacked_{answer_key}"]),
         (f"difference \u00d7 {factor:g}", difference, None),
     ]
     for key in ("clean", "attacked"):
@@ -128,9 +128,9 @@ def small_images(gallery: Gallery) -> dict[int, list[tuple[str, document.SmallIm
     }
 
 
-def image_grid(gallery: Gallery, most: int = 8) -> document.Figure:
+def image_grid(gallery: Gallery, limit: int = 8) -> document.Figure:
     """Draw each image clean, attacked, the difference, and both purified, with the answers."""
-    arrays, count, factor = gallery.arrays, min(len(gallery), most), magnification(gallery, most)
+    arrays, count, factor = gallery.arrays, min(len(gallery), limit), magnification(gallery, limit)
     grid = _columns(gallery, factor)
     figure = blank(1.3 + 1.05 * len(grid), 0.45 + 1.26 * count)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # pyright: ignore
@@ -153,26 +153,26 @@ def image_grid(gallery: Gallery, most: int = 8) -> document.Figure:
         side.set_ylabel(
             about, rotation=0, ha="right", va="center", fontsize=8, color=INK, parse_math=False
         )
-    title, said = "What the model saw", _about_images(gallery, count, factor)
-    drawn = document.Figure("figures/images.png", title, said, draw_png(figure))
+    title, caption = "What the model saw", _about_images(gallery, count, factor)
+    rendered = document.Figure("figures/images.png", title, caption, draw_png(figure))
     if max(arrays["clean"].shape[2:]) > FEW_PIXELS:
-        return drawn
+        return rendered
     heads = [title.replace("\n", " ") for title, _, _ in grid]
     rows = [(_about(gallery, row), _row(gallery, grid, row)) for row in range(count)]
-    return document.ImageGrid(**vars(drawn), heads=heads, rows=rows)
+    return document.ImageGrid(**vars(rendered), heads=heads, rows=rows)
 
 
 def _row(gallery: Gallery, grid: Sequence[Column], row: int) -> list[document.SmallImage]:
     """Return the images of a row of the grid in their own pixels."""
-    found, truth = [], int(gallery.arrays["label"][row])
+    row_images, truth = [], int(gallery.arrays["label"][row])
     for _, images, answers in grid:
         if answers is None:
-            found.append(document.SmallImage(image_file(images[row]), _size(gallery, row)))
+            row_images.append(document.SmallImage(image_file(images[row]), _size(gallery, row)))
             continue
         right = int(answers[row]) == truth
         about = f"{SIGNS[right]} {gallery.name(int(answers[row]))}"
-        found.append(document.SmallImage(image_file(images[row]), about, right))
-    return found
+        row_images.append(document.SmallImage(image_file(images[row]), about, right))
+    return row_images
 
 
 def image_file(image: np.ndarray) -> bytes:
@@ -181,9 +181,9 @@ def image_file(image: np.ndarray) -> bytes:
 
     buffer, shades = io.BytesIO(), (255 * image.clip(0, 1)).round().astype(np.uint8)
     pixels = shades.transpose(1, 2, 0) if len(image) == 3 else shades.mean(0).astype(np.uint8)
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    picture.save(buffer, "PNG")
+    file_image = Image.fromarray(pixels)
+    file_image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file_image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -208,20 +208,20 @@ def confidence(gallery: Gallery) -> document.Figure:
     every = np.ones(len(gallery), dtype=bool)
     panels = [("sure", "in the true class", every)]
     if "clean_fooled" in arrays:
-        fell = arrays["attacked_bare"] != arrays["label"]
+        fooled = arrays["attacked_bare"] != arrays["label"]
         wrong = "adversarial" if gallery.changed == "attacked" else "mistaken"
-        panels += [("fooled", f"in the {wrong} class", fell)] if fell.any() else []
+        panels += [("fooled", f"in the {wrong} class", fooled)] if fooled.any() else []
         panels.append(("surest", "in the most likely class", every))
     figure = blank(WIDTH, 3.3)
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (kind, title, which) in zip(row, panels, strict=True):
+    for axes, (kind, title, mask) in zip(row, panels, strict=True):
         for key, color, dashes in (("clean", BLUE, "-"), ("attacked", RUST, "--")):
-            sure = 100 * arrays[f"{key}_{kind}"][which]
-            axes.plot(times, sure.T, color=color, linestyle=dashes, linewidth=0.7, alpha=0.4)
-            mean = sure.mean(0)
-            told = gallery.changed if key == "attacked" else key
-            axes.plot(times, mean, color=color, linestyle=dashes, linewidth=2.6, label=told)
-        axes.set_title(f"{title} ({which.sum()})", fontsize=9, color=INK)
+            confidences = 100 * arrays[f"{key}_{kind}"][mask]
+            axes.plot(times, confidences.T, color=color, linestyle=dashes, linewidth=0.7, alpha=0.4)
+            mean = confidences.mean(0)
+            label = gallery.changed if key == "attacked" else key
+            axes.plot(times, mean, color=color, linestyle=dashes, linewidth=2.6, label=label)
+        axes.set_title(f"{title} ({mask.sum()})", fontsize=9, color=INK)
         axes.locator_params(axis="x", nbins=4)
         axes.set_xlim(float(times.max()), 0)
         axes.set_ylim(-3, 103)
@@ -229,13 +229,13 @@ def confidence(gallery: Gallery) -> document.Figure:
     row[0].set_ylabel("confidence, %", fontsize=9, color=INK)
     figure.supxlabel("diffusion time, from t* to 0 (purified)", fontsize=9, color=INK)
     legend(figure, row[0], 2)
-    title, said = "Along the purification", _about_confidence(gallery)
-    return document.Figure("figures/confidence.png", title, said, draw(figure))
+    title, caption = "Along the purification", _about_confidence(gallery)
+    return document.Figure("figures/confidence.png", title, caption, draw(figure))
 
 
-def magnification(gallery: Gallery, most: int = 8) -> float:
+def magnification(gallery: Gallery, limit: int = 8) -> float:
     """Return the factor by which the figure of images magnifies the difference: 1, 2, 5, 10, ..."""
-    delta = gallery.arrays["attacked"][:most] - gallery.arrays["clean"][:most]
+    delta = gallery.arrays["attacked"][:limit] - gallery.arrays["clean"][:limit]
     return magnify(float(np.abs(delta).max()))
 
 
@@ -257,36 +257,36 @@ def _answer(axes: Axes, name: str, right: bool) -> None:
 
 def _about_images(gallery: Gallery, shown: int, factor: float) -> str:
     attacked = gallery.changed == "attacked"
-    whose = "the attack that counts" if attacked else "the corruption that hurts it most"
-    said = (
+    condition = "the attack that counts" if attacked else "the corruption that hurts it most"
+    text = (
         f"The first {shown} images of the run, not a selection. On the left are the true class, "
-        f"the image's number, and {whose}. "
+        f"the image's number, and {condition}. "
     )
     if "clean_purified" in gallery.arrays:
-        said += (
+        text += (
             "Below the first two columns is the answer of the classifier without its defense, and "
             "below the purified images that of the defended model, for one draw of its noise. "
         )
     else:
-        said += "Below each image is the model's answer. "
-    said += "\u2713 is right, \u2717 wrong. "
-    return said + (
+        text += "Below each image is the model's answer. "
+    text += "\u2713 is right, \u2717 wrong. "
+    return text + (
         f"The difference is magnified {factor:g} times; gray means no change, and the number below "
         "is its size in the threat's norm."
     )
 
 
 def _about_confidence(gallery: Gallery) -> str:
-    said = (
+    text = (
         "The softmax confidence of the classifier during purification, from time t* (left) to the "
         "purified image (right). Thin lines are images, thick lines their mean; the title of each "
         f"panel gives their number. A defense that works brings the {gallery.changed} images "
         "(dashed) up to the clean ones (solid) in the true class."
     )
     if "clean_fooled" in gallery.arrays:
-        said += (
+        text += (
             f" The {'adversarial' if gallery.changed == 'attacked' else 'mistaken'} class is what the "
             f"classifier without its defense answers to the {gallery.changed} image, where that is "
             "wrong."
         )
-    return said
+    return text

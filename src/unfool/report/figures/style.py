@@ -54,12 +54,12 @@ def blank(width: float, height: float) -> Figure:
 
 
 def interval(
-    axes: Axes, share: Share, place: float, style: Mapping[str, Any], label: str | None
+    axes: Axes, share: Share, y: float, style: Mapping[str, Any], label: str | None
 ) -> None:
-    """Draw a point with its 95 % interval at height `place`."""
+    """Draw a point with its 95 % interval at height `y`."""
     low, middle, high = (100 * share[key] for key in ("low", "accuracy", "high"))
-    axes.plot([low, high], [place, place], color=style["color"], linewidth=1.3, zorder=2)
-    axes.plot([middle], [place], linestyle="", label=label, zorder=3, clip_on=False, **style)
+    axes.plot([low, high], [y, y], color=style["color"], linewidth=1.3, zorder=2)
+    axes.plot([middle], [y], linestyle="", label=label, zorder=3, clip_on=False, **style)
 
 
 def percent_axis(axes: Axes, names: list[str], title: str) -> None:
@@ -104,7 +104,10 @@ def draw(figure: Figure) -> Drawing:
     png, svg = draw_png(figure).png, io.StringIO()
     # Text stays text. Ids must be unique on a page, so they depend on the figure's content.
     salt = hashlib.sha256(png).hexdigest()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}), _told_of_lacking_signs():
+    with (
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}),
+        _summarize_missing_characters(),
+    ):
         figure.savefig(svg, format="svg", facecolor="none", metadata=NO_METADATA)
     return Drawing(png, _themed(svg.getvalue()))
 
@@ -112,23 +115,23 @@ def draw(figure: Figure) -> Drawing:
 def draw_png(figure: Figure) -> Drawing:
     """Render a figure, such as one of photographs, only as a PNG file."""
     png = io.BytesIO()
-    with _told_of_lacking_signs():
+    with _summarize_missing_characters():
         figure.savefig(png, format="png", dpi=170, facecolor="white")
     return Drawing(png.getvalue(), "")
 
 
 @contextmanager
-def _told_of_lacking_signs() -> Iterator[None]:
+def _summarize_missing_characters() -> Iterator[None]:
     """Replace matplotlib's warnings about characters missing from the font by one message."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    lacking = [each for each in told if "missing from font" in str(each.message)]
-    for other in told:
-        if other not in lacking:
+    missing = [warning for warning in caught if "missing from font" in str(warning.message)]
+    for other in caught:
+        if other not in missing:
             warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
-    if lacking:
-        _say_boxes()
+    if missing:
+        _report_missing_characters()
 
 
 def _themed(svg: str) -> str:
@@ -142,7 +145,7 @@ def _themed(svg: str) -> str:
 
 
 @cache
-def _say_boxes() -> None:
+def _report_missing_characters() -> None:
     """Print once that the font lacks characters."""
     print(
         "unfool: the font of the figures lacks some characters of the labels or class names and "

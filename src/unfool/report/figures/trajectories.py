@@ -15,65 +15,73 @@ KINDS = {"known": "the noise that DW-box knows", "fresh": "fresh noise, mean ove
 
 
 def paths(
-    found: Trajectories, points: np.ndarray, where: Sequence[tuple[str, int, slice]]
+    result: Trajectories, points: np.ndarray, slices: Sequence[tuple[str, int, slice]]
 ) -> Drawing:
     """Draw the paths of all runs, with the loss as height.
 
     Args:
-        found: What `analysis.trajectories.trajectories` returned.
+        result: What `analysis.trajectories.trajectories` returned.
         points: The iterates in two dimensions (N, 2).
-        where: For each run, its setting, its number, and the slice of its points.
+        slices: For each run, its setting, its number, and the slice of its points.
     """
     figure = blank(10.4, 5.2)
-    for place, (kind, title) in enumerate(KINDS.items(), 1):
-        axes: Any = figure.add_subplot(1, 2, place, projection="3d")
-        for name, number, rows in where:
-            height, flat_path = found.runs[name].heights[kind][0, number], points[rows]
+    for column, (kind, title) in enumerate(KINDS.items(), 1):
+        axes: Any = figure.add_subplot(1, 2, column, projection="3d")
+        for name, number, rows in slices:
+            height, flat_path = result.runs[name].heights[kind][0, number], points[rows]
             axes.plot(
                 flat_path[:, 0], flat_path[:, 1], height, color=COLORS[name], linewidth=1.3,
                 marker="o", markersize=2.2, alpha=0.85, label=name if number == 0 else None,
             )  # fmt: skip
             axes.scatter(*flat_path[-1], height[-1], color=COLORS[name], s=26, depthshade=False)
         _ground(axes, f"loss, {title}")
-    legend(figure, figure.axes[0], len(found.runs))
+    legend(figure, figure.axes[0], len(result.runs))
     return draw(figure)
 
 
-def surfaces(found: Mapping[str, Landscape]) -> Drawing:
+def surfaces(landscapes: Mapping[str, Landscape]) -> Drawing:
     """Draw each model's loss over the plane, as a surface and from above, all on one scale."""
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
 
-    low = min(float(getattr(seen, k).min()) for seen in found.values() for k in KINDS)
-    high = max(float(getattr(seen, k).max()) for seen in found.values() for k in KINDS)
-    figure = blank(14.5, 3.9 * len(found))
+    low = min(
+        float(getattr(landscape, k).min()) for landscape in landscapes.values() for k in KINDS
+    )
+    high = max(
+        float(getattr(landscape, k).max()) for landscape in landscapes.values() for k in KINDS
+    )
+    figure = blank(14.5, 3.9 * len(landscapes))
     scale: dict[str, Any] = {"cmap": "viridis", "vmin": low, "vmax": high}
-    for row, (name, seen) in enumerate(found.items()):
-        a, b = np.meshgrid(seen.along, seen.along)
+    for row, (name, landscape) in enumerate(landscapes.items()):
+        a, b = np.meshgrid(landscape.along, landscape.along)
         for column, (kind, title) in enumerate(KINDS.items()):
-            loss = getattr(seen, kind)
-            axes: Any = figure.add_subplot(len(found), 4, 4 * row + 2 * column + 1, projection="3d")
+            loss = getattr(landscape, kind)
+            axes: Any = figure.add_subplot(
+                len(landscapes), 4, 4 * row + 2 * column + 1, projection="3d"
+            )
             axes.plot_surface(a, b, loss, rcount=40, ccount=40, **scale)
             axes.set_zlim(low, high)
             _ground(axes, f"{name}: {title}", "DW-box", "residual of EOT")
-            plane: Any = figure.add_subplot(len(found), 4, 4 * row + 2 * column + 2)
+            plane: Any = figure.add_subplot(len(landscapes), 4, 4 * row + 2 * column + 2)
             filled = plane.contourf(a, b, loss, levels=np.linspace(low, high, 18), **scale)
             for setting, style in ((DW, "-"), (EOT, "--")):
-                path = seen.paths[setting]
+                path = landscape.paths[setting]
                 plane.plot(
                     path[:, 0], path[:, 1], style, color=LIGHT, linewidth=1.4, marker="o",
                     markersize=2.4,
                 )  # fmt: skip
-                room = path[-1, 0] < 0.65 * seen.along[-1]  # DW-box ends at 1, the axis at 1.6
+                fits_right = (
+                    path[-1, 0] < 0.65 * landscape.along[-1]
+                )  # DW-box ends at 1, the axis at 1.6
                 plane.annotate(
-                    setting, path[-1], color=LIGHT, fontsize=8, xytext=(7 if room else -7, 4),
-                    textcoords="offset points", ha="left" if room else "right",
+                    setting, path[-1], color=LIGHT, fontsize=8, xytext=(7 if fits_right else -7, 4),
+                    textcoords="offset points", ha="left" if fits_right else "right",
                     path_effects=[withStroke(linewidth=2, foreground=DARK)],
                 )  # fmt: skip
             plane.set_facecolor("0.55")  # iterates may leave the measured grid
-            ends = np.concatenate(list(seen.paths.values()))
+            ends = np.concatenate(list(landscape.paths.values()))
             for limits, end in ((plane.set_xlim, ends[:, 0]), (plane.set_ylim, ends[:, 1])):
-                limits(min(0, end.min() - 0.02), max(seen.along[-1], end.max()))
+                limits(min(0, end.min() - 0.02), max(landscape.along[-1], end.max()))
             plane.set_xlabel("DW-box", fontsize=8.5, color=INK)
             plane.set_ylabel("residual of EOT", fontsize=8.5, color=INK)
             plane.tick_params(labelsize=8, colors=INK)

@@ -15,7 +15,7 @@ from unfool.results.attack_roles import (
 from unfool.results.doubts.doubt import Doubt
 from unfool.results.outcome import Outcome
 from unfool.results.spec import AttackEntry, EvaluationSpec
-from unfool.statistics import change_of, percent
+from unfool.statistics import paired_difference_interval, percent
 
 # views without the exact gradient of the whole model
 WEAKER_VIEWS = (
@@ -128,4 +128,4 @@ def paired_gap(outcomes: Sequence[Outcome], one: str, other: str) -> float:
     """
     gaps = [outcome.rate(one) - outcome.rate(other) for outcome in outcomes]
     draws = min(len(outcomes[0].conditions[name].draws) for name in (one, other))
-    return change_of(gaps, draws).low
+    return paired_difference_interval(gaps, draws).low

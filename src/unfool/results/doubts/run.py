@@ -67,7 +67,7 @@ def all_doubts(
         robust: `summary.Judged` of the attack that counts or, without attacks, of the corruptions.
         classes: The names of the data set's classes.
         logits: The number of the model's classes; None in runs made before it was recorded.
-        stated: The `models.classifiers.Stated` of the classifier, as a table, if it has one.
+        stated: The `models.classifiers.ReportedAccuracy` of the classifier, as a table, if it has one.
     """
     probes = [cast(SanityCheck, outcome.sanity) for outcome in outcomes if outcome.sanity]
     attacks = {row["label"]: row for row in roles(spec["attacks"]).attacks}

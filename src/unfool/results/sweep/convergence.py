@@ -13,7 +13,7 @@ from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.spec import ThreatSection
 from unfool.results.sweep.cell import Cell
-from unfool.statistics import Mean, change_of
+from unfool.statistics import Mean, paired_difference_interval
 
 EFFORT = ("eot", "queries", "restarts", "steps", "targets")  # options of attacks; more is stronger
 PLATEAU_WIDTH = 0.02  # a change up to this counts as none
@@ -127,7 +127,9 @@ def _judged(path: str, others: Sequence[str], rows: Done) -> Iterator[Convergenc
         if len(both) < 2:
             continue
         gaps = [late.rate(kind) - early.rate(kind) for early, late in both]
-        change = change_of(gaps, summary["clean"].get("draws", summary["clean"]["k"]))
+        change = paired_difference_interval(
+            gaps, summary["clean"].get("draws", summary["clean"]["k"])
+        )
         verdict = _verdict(change)
         if path == "threat.eps":
             share, guess = summary["robust"]["per_draw"], 1 / summary["number_of_classes"]

@@ -14,7 +14,7 @@ from unfool.results.report_json import ShareEntry, share_entry
 from unfool.results.run_folder import Run
 from unfool.results.spec import AttackEntry
 from unfool.results.sweep.cell import Cell
-from unfool.statistics import mean_of
+from unfool.statistics import mean_rate_interval
 
 Group = Sequence[tuple[Cell, Run]]
 
@@ -48,7 +48,7 @@ def pool(done: Group) -> list[Pooled]:
     An image is identified by its place in the data set (and the data set's seeds). It counts once,
     with the mean of all its draws. Another `evaluation.seed` gives it other draws, which are added.
     Another `evaluation.subset_seed` only repeats the same draws, which count once. So the interval
-    is that of a mean over distinct images with several draws each (`statistics.mean_of`).
+    is that of a mean over distinct images with several draws each (`statistics.mean_rate_interval`).
     """
     groups: dict[tuple[str, ...], list[tuple[Cell, Run]]] = {}
     for cell, run in done:
@@ -92,7 +92,9 @@ def _conditions(attacks: Sequence[AttackEntry]) -> dict[str, list[str]]:
 def _share(images: Sequence[Sequence[Outcome]], names: Sequence[str]) -> ShareEntry:
     answers = [[right for outcome in image for right in _right(outcome, names)] for image in images]
     draws = sum(map(len, answers)) / len(answers)
-    return share_entry(mean_of([fmean(image_answers) for image_answers in answers], draws))
+    return share_entry(
+        mean_rate_interval([fmean(image_answers) for image_answers in answers], draws)
+    )
 
 
 def _right(outcome: Outcome, names: Sequence[str]) -> list[bool]:

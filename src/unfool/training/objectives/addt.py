@@ -101,8 +101,8 @@ class ADDT:
         _, alpha, sigma, _ = model.schedule(t)
         classifier = self.classifier.to(x.device).eval().requires_grad_(False)
         for i in range(self.cgpo_steps):
-            here, delta = noise.child(i), delta.detach().requires_grad_()
-            eps = here.child("noise").normal(z)
+            step_noise, delta = noise.child(i), delta.detach().requires_grad_()
+            eps = step_noise.child("noise").normal(z)
             mixed = self.mixed(model, t, eps, delta)
             x_t = alpha * z + sigma * mixed
             if self.target == "mse":
@@ -110,7 +110,7 @@ class ADDT:
                 value = error.square().flatten(1).mean(1).sum()
             else:
                 x_hat = model.estimate(x_t, t, label)
-                logits = classifier(model.decode(x_hat), here.child("classify"))
+                logits = classifier(model.decode(x_hat), step_noise.child("classify"))
                 value = F.cross_entropy(logits.float(), y, reduction="sum")
             gradient = torch.autograd.grad(value, delta)[0]
             if self.mapping == "linf":
@@ -118,7 +118,7 @@ class ADDT:
                 delta = (z + delta).clamp(-1, 1) - z
             else:
                 total = total + gradient
-                delta = self._mapped(total, here.child("rank"))
+                delta = self._mapped(total, step_noise.child("rank"))
         return delta.detach()
 
     def mixed(self, model: NetworkDenoiser, t: Tensor, eps: Tensor, delta: Tensor) -> Tensor:
@@ -126,8 +126,8 @@ class ADDT:
         _, alpha, sigma, _ = model.schedule(t)
         if self.mapping == "linf":
             return eps + (alpha / sigma).clamp(max=STEEPEST) * delta
-        share = (self.lambda_unit * alpha / sigma).clamp(0, self.lambda_max)
-        return torch.sqrt(1 - share**2) * eps + share * delta
+        lam = (self.lambda_unit * alpha / sigma).clamp(0, self.lambda_max)
+        return torch.sqrt(1 - lam**2) * eps + lam * delta
 
     def _mapped(self, gradient: Tensor, noise: Noise) -> Tensor:
         if self.mapping == "rbgm":

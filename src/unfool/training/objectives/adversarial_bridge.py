@@ -102,33 +102,40 @@ class AdversarialBridge:
             end = self.t_from + (self.t_max - self.t_from) * noise.child("end").uniform(like)
             return self.t_min + (end - self.t_min) * share, end
         grid = torch.linspace(self.t_min, self.t_max, 2001, dtype=torch.float64)
-        sizes = _size(schedule, grid)
-        wanted = sizes[0] + (sizes[-1] - sizes[0]) * share.cpu().double()
-        times = torch.from_numpy(np.interp(wanted.numpy(), sizes.numpy(), grid.numpy()))
+        ratios = _noise_ratio(schedule, grid)
+        drawn_ratios = ratios[0] + (ratios[-1] - ratios[0]) * share.cpu().double()
+        times = torch.from_numpy(np.interp(drawn_ratios.numpy(), ratios.numpy(), grid.numpy()))
         return times.to(share), torch.full_like(share, self.t_max)
 
     def _attacked(
         self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise, state: "_State"
     ) -> Tensor:
         """Attack `x` within each image's budget; the weights get no gradient."""
-        threat, share = Threat(self.norm, self.eps), torch.ones_like(x[:, :1, :1, :1])
+        threat, budget_share = Threat(self.norm, self.eps), torch.ones_like(x[:, :1, :1, :1])
         if self.budget == "uniform":
-            share = noise.child("budget").uniform(share)
+            budget_share = noise.child("budget").uniform(budget_share)
         classifier = self.classifier.to(x.device).eval().requires_grad_(False)
-        through = model if self.attacked == "one-step" else None
-        told = noise.child("classify")
+        denoiser = model if self.attacked == "one-step" else None
+        known_noise = noise.child("classify")
         target = _Target(
-            classifier, through, state, x, share, {k: i for i, k in enumerate(told.keys)}
+            classifier,
+            denoiser,
+            state,
+            x,
+            budget_share,
+            {k: i for i, k in enumerate(known_noise.keys)},
         )
         with frozen(model):
-            found = self.attack(target, x, y, threat, noise.child("attack").with_known_noise(told))
-        found = found.detach()
-        if getattr(self.attack, "bounded", True) and not bool(threat.allows(x, found).all()):
+            x_adv = self.attack(
+                target, x, y, threat, noise.child("attack").with_known_noise(known_noise)
+            )
+        x_adv = x_adv.detach()
+        if getattr(self.attack, "bounded", True) and not bool(threat.allows(x, x_adv).all()):
             raise RuntimeError(
                 "the attack exceeded the threat, so its images are not used for training: let it "
                 "end with threat.project(x, x_adv)"
             )
-        return x + share * (found - x)
+        return x + budget_share * (x_adv - x)
 
 
 @dataclass(frozen=True)
@@ -158,10 +165,10 @@ class _State:
 
     def noise_of(self, model: NetworkDenoiser, z_adv: Tensor) -> Tensor:
         """The n, which contains the perturbation, such that the state is alpha z + sigma n."""
-        delta, whole = z_adv - self.z, _size(model.schedule, self.end)
+        delta, end_ratio = z_adv - self.z, _noise_ratio(model.schedule, self.end)
         if self.path == "flow":
-            return delta / whole
-        return self.eps + _size(model.schedule, self.t) / whole**2 * delta
+            return delta / end_ratio
+        return self.eps + _noise_ratio(model.schedule, self.t) / end_ratio**2 * delta
 
 
 @dataclass(frozen=True)
@@ -176,22 +183,22 @@ class _Target:
         denoiser: The denoiser that estimates the image first; None to fool the classifier alone.
         state: The states of the images on their paths.
         x: Clean images (B, C, H, W) in [0, 1].
-        share: The factor that scales each perturbation (B, 1, 1, 1).
-        places: The row of the batch that belongs to each key.
+        budget_share: The factor that scales each perturbation (B, 1, 1, 1).
+        row_of_key: The row of the batch that belongs to each key.
     """
 
     classifier: Classifier
     denoiser: NetworkDenoiser | None
     state: _State
     x: Tensor
-    share: Tensor
-    places: dict[int, int]
+    budget_share: Tensor
+    row_of_key: dict[int, int]
 
     def __call__(self, x_adv: Tensor, noise: Noise) -> Tensor:
         """The logits (B, K)."""
-        rows = [self.places[key] for key in noise.keys]
+        rows = [self.row_of_key[key] for key in noise.keys]
         x = self.x[rows]
-        x_adv = x + self.share[rows] * (x_adv - x)
+        x_adv = x + self.budget_share[rows] * (x_adv - x)
         if self.denoiser is not None:
             model, state = self.denoiser, self.state.take(rows)
             _, alpha, sigma, _ = model.schedule(state.t)
@@ -200,7 +207,7 @@ class _Target:
         return self.classifier(x_adv, noise).float()
 
 
-def _size(schedule: Schedule, t: Tensor) -> Tensor:
+def _noise_ratio(schedule: Schedule, t: Tensor) -> Tensor:
     """The ratio sigma / alpha at the times `t`."""
     _, alpha, sigma, _ = schedule(t)
     return sigma / alpha

@@ -69,23 +69,23 @@ class ConsistencyDistillation:
         """
         times = self._times(model).to(x)
         label = label_or_null(model, y, self.label_dropout, noise)
-        place = (noise.child("time").uniform(x[:, :1, :1, :1]) * self.levels).long()
-        now, then = model.schedule(times[place]), model.schedule(times[place + 1])
+        level = (noise.child("time").uniform(x[:, :1, :1, :1]) * self.levels).long()
+        now, then = model.schedule(times[level]), model.schedule(times[level + 1])
         z = model.encode(x)
         x_t = now.alpha * z + now.sigma * noise.child("noise").normal(z)
         with torch.no_grad(), frozen(model):
             x_u = self._step(x_t, now, then, label if model.classes else None)
-            ended = then.sigma == 0  # there, networks that take the logarithm of the noise fail
-            target = model.estimate(x_u, torch.where(ended, now.t, then.t), label).to(x_u)
-            target = torch.where(ended, x_u, target)
-        answer = model.estimate(x_t, now.t, label).to(x_t)
+            at_end = then.sigma == 0  # there, networks that take the logarithm of the noise fail
+            target = model.estimate(x_u, torch.where(at_end, now.t, then.t), label).to(x_u)
+            target = torch.where(at_end, x_u, target)
+        output = model.estimate(x_t, now.t, label).to(x_t)
         if self.distance == "lpips":
             if min(x.shape[2:]) < 31:
                 raise ValueError(
                     f"distance lpips needs images of 31 pixels or more, not {x.shape[-1]}"
                 )
-            return distances.lpips(model.decode(answer), model.decode(target))
-        return DISTANCES[self.distance](answer - target)
+            return distances.lpips(model.decode(output), model.decode(target))
+        return DISTANCES[self.distance](output - target)
 
     def _times(self, model: NetworkDenoiser) -> Tensor:
         """The decreasing times (levels + 1,), of which the last is 0."""
@@ -110,15 +110,15 @@ class ConsistencyDistillation:
     def _step(self, x_t: Tensor, now: Scales, then: Scales, label: Tensor | None) -> Tensor:
         """Step to `then` along the teacher's flow, in EDM's variables x / alpha and sigma / alpha."""
         teacher = self.denoiser.to(x_t.device).eval().requires_grad_(False)
-        size, least = now.sigma / now.alpha, then.sigma / then.alpha
+        size, next_size = now.sigma / now.alpha, then.sigma / then.alpha
         state = x_t / now.alpha
         slope = (state - teacher(x_t, now.t, label).to(x_t)) / size
-        ahead = state + (least - size) * slope
+        ahead = state + (next_size - size) * slope
         if self.solver == "heun":
-            ended = least == 0
-            x_hat = teacher(then.alpha * ahead, torch.where(ended, now.t, then.t), label).to(x_t)
-            second = (ahead - x_hat) / torch.where(ended, size, least)
-            ahead = torch.where(ended, ahead, state + (least - size) / 2 * (slope + second))
+            at_end = next_size == 0
+            x_hat = teacher(then.alpha * ahead, torch.where(at_end, now.t, then.t), label).to(x_t)
+            second = (ahead - x_hat) / torch.where(at_end, size, next_size)
+            ahead = torch.where(at_end, ahead, state + (next_size - size) / 2 * (slope + second))
         return then.alpha * ahead
 
 

@@ -65,31 +65,31 @@ class Denoising:
             loss, cross_entropy = denoising_loss(model, z, t, label, eps), 0.0
         if self.min_snr is not None:
             _, alpha, sigma, _ = model.schedule(t)
-            wanted = ((alpha / sigma) ** 2).clamp(max=self.min_snr)
-            loss = loss * (wanted / model.sharpness(t)).flatten()
+            weight = ((alpha / sigma) ** 2).clamp(max=self.min_snr)
+            loss = loss * (weight / model.loss_factor(t)).flatten()
         return loss + self.classification_weight * cross_entropy
 
-    def at(self, share: Tensor, schedule: Schedule) -> Tensor:
-        """The quantiles of the distribution of times at the probabilities `share`."""
+    def quantile(self, probability: Tensor, schedule: Schedule) -> Tensor:
+        """The quantiles of the distribution of times at `probability`, a tensor of any shape."""
         if self.times == "uniform":
-            return self.t_min + (self.t_max - self.t_min) * share
+            return self.t_min + (self.t_max - self.t_min) * probability
         grid = torch.linspace(self.t_min, self.t_max, 2001, dtype=torch.float64)
         _, alpha, sigma, _ = schedule(grid)
         normal = torch.distributions.Normal(self.center, self.spread)
-        below = normal.cdf((sigma / alpha).log())
-        below = (below - below[0]) / (below[-1] - below[0])
-        times = np.interp(share.cpu().double().numpy(), below.numpy(), grid.numpy())
-        return torch.from_numpy(times).to(share)
+        cumulative = normal.cdf((sigma / alpha).log())
+        cumulative = (cumulative - cumulative[0]) / (cumulative[-1] - cumulative[0])
+        times = np.interp(probability.cpu().double().numpy(), cumulative.numpy(), grid.numpy())
+        return torch.from_numpy(times).to(probability)
 
 
 def time_and_label(
     objective: Denoising, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor]:
     """Draw each image's time (B, 1, 1, 1) and the label (B,) that a conditional denoiser gets."""
-    share = noise.child("time").uniform(x[:, :1, :1, :1])
+    probability = noise.child("time").uniform(x[:, :1, :1, :1])
     if objective.stratified:
-        share = stratified(share, noise.child("stratum").uniform(share))
-    t = objective.at(share, model.schedule)
+        probability = stratified(probability, noise.child("stratum").uniform(probability))
+    t = objective.quantile(probability, model.schedule)
     return t, label_or_null(model, y, objective.label_dropout, noise)
 
 
@@ -157,8 +157,8 @@ def losses_of_heads(
             "call: give it classes and multi_head: true, or leave classification_weight out"
         )
     _, alpha, sigma, _ = model.schedule(t)
-    every = torch.arange(model.classes + 1, device=z.device).expand(len(z), -1)
-    out = model.predict(alpha * z + sigma * eps, t, every).to(z)
+    labels = torch.arange(model.classes + 1, device=z.device).expand(len(z), -1)
+    out = model.predict(alpha * z + sigma * eps, t, labels).to(z)
     errors = (out - model.target(z, eps, t).unsqueeze(1)).square().flatten(2).mean(2)
     logits = -z[0].numel() * errors[:, : model.classes]
     cross_entropy = F.cross_entropy(logits, y, reduction="none")

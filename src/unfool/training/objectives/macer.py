@@ -37,10 +37,10 @@ class MACER:
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""
-        each = noise.repeat(self.copies)
-        many = x.repeat_interleave(self.copies, 0)
-        noisy = many + self.sigma * each.child("smooth").normal(many)
-        logits = model(noisy, each).float().view(len(x), self.copies, -1)
+        copy_noise = noise.repeat(self.copies)
+        repeated = x.repeat_interleave(self.copies, 0)
+        noisy = repeated + self.sigma * copy_noise.child("smooth").normal(repeated)
+        logits = model(noisy, copy_noise).float().view(len(x), self.copies, -1)
         log_mean = logits.log_softmax(2).logsumexp(1) - math.log(self.copies)
         return F.nll_loss(log_mean, y, reduction="none") + self.weight * self.hinge(logits, y)
 
@@ -52,10 +52,10 @@ class MACER:
             y: Labels (B,).
         """
         mean = (self.beta * logits).softmax(2).mean(1)
-        (best, other), places = mean.topk(2).values.unbind(1), mean.argmax(1)
+        (best, other), predicted = mean.topk(2).values.unbind(1), mean.argmax(1)
         margin = torch.special.ndtri(best) - torch.special.ndtri(other)  # infinite at 0 and 1
-        counts = (places == y) & (margin <= self.gamma)
+        applies = (predicted == y) & (margin <= self.gamma)
         # Where the hinge does not apply, constants keep NaN out of the gradient.
-        best, other = torch.where(counts, best, 0.75), torch.where(counts, other, 0.25)
+        best, other = torch.where(applies, best, 0.75), torch.where(applies, other, 0.25)
         margin = torch.special.ndtri(best) - torch.special.ndtri(other)
-        return torch.where(counts, self.sigma / 2 * (self.gamma - margin), 0.0)
+        return torch.where(applies, self.sigma / 2 * (self.gamma - margin), 0.0)

@@ -85,7 +85,7 @@ class CleanAndPurified:
 def with_purified_copies(
     data: Dataset,
     objective: PurifiedCopies,
-    asked: Mapping[str, Any],
+    part: Mapping[str, Any],
     home: Path,
     device: str = "cpu",
     quiet: bool = False,
@@ -95,7 +95,7 @@ def with_purified_copies(
     Args:
         data: Clean images with labels.
         objective: Defines the purifier and the number of copies.
-        asked: The checked spec part from which `objective` was built.
+        part: The checked spec part from which `objective` was built.
         home: Folder that holds one subfolder for each set of images.
         device: Device on which the purifier runs.
         quiet: Show no progress.
@@ -112,7 +112,7 @@ def with_purified_copies(
     def make(numbers: range) -> dict[str, Tensor]:
         return purify_block(data, indices, numbers, objective, device)
 
-    options = {key: asked.get(key) for key in OPTIONS}
+    options = {key: part.get(key) for key in OPTIONS}
     folder = fill_cache(
         home, data, indices, size, make, [objective.denoiser], options,
         doing="purifying", device=device, quiet=quiet,
@@ -128,17 +128,17 @@ def purify_block(
 
     The images are clipped to [0, 1] like those of a data set, although a defense does not do that.
     """
-    which = [indices[number % len(indices)] for number in numbers]
-    x, y = (part.to(device) for part in fetch(data, which))
-    pairs = [(index, number // len(indices)) for index, number in zip(which, numbers, strict=True)]
+    chosen = [indices[number % len(indices)] for number in numbers]
+    x, y = (tensor.to(device) for tensor in fetch(data, chosen))
+    pairs = [(index, number // len(indices)) for index, number in zip(chosen, numbers, strict=True)]
     keys = [Noise.of(objective.seed, [i]).child("purified", copy).keys[0] for i, copy in pairs]
     if isinstance(objective.purifier, nn.Module):
         objective.purifier.eval().requires_grad_(False)
-    pure = objective.purifier(x, Noise(tuple(keys)))
-    if pure.shape != x.shape:
+    purified = objective.purifier(x, Noise(tuple(keys)))
+    if purified.shape != x.shape:
         raise ValueError(
             f"the purifier must return images of the shape {tuple(x.shape)} that it was given, and "
-            f"returned {tuple(pure.shape)}"
+            f"returned {tuple(purified.shape)}"
         )
-    moved = (pure - x).square().flatten(1).mean(1).sqrt()
-    return {"images": pure.clamp(0, 1).half(), "labels": y, "moved": moved}
+    moved = (purified - x).square().flatten(1).mean(1).sqrt()
+    return {"images": purified.clamp(0, 1).half(), "labels": y, "moved": moved}

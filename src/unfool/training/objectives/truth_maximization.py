@@ -19,7 +19,7 @@ from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, ShareAboveZero, checked_dataclass
-from unfool.threat import Threat, images
+from unfool.threat import Threat, per_image
 from unfool.training.objectives.denoising import Denoising, Times, denoising_loss, time_and_label
 
 Released = Literal["range", "noise", "unattacked"]
@@ -101,11 +101,11 @@ class TruthMaximization:
             RuntimeError: The attack exceeded the threat.
         """
         model, threat, start = self.attacked_model(), Threat(self.norm, self.eps), x
-        asked: AbstractContextManager[None] = nullcontext()
+        allowed_range: AbstractContextManager[None] = nullcontext()
         if "range" in self.released:
             model, start = _of_model_space(model), 2 * x - 1
-            asked = images_of_any_range()  # allows the mistake that is reproduced here
-        with asked:
+            allowed_range = images_of_any_range()  # allows the mistake that is reproduced here
+        with allowed_range:
             x_adv = self.attack(model, start, y, threat, noise.child("attack"))
         if "range" in self.released:
             x_adv = x_adv.clamp(0, 1)
@@ -118,7 +118,7 @@ class TruthMaximization:
             stream = noise.child("unattacked")
             with torch.no_grad():
                 fooled = (predict(model, start, stream) == y) & (predict(model, x_adv, stream) != y)
-            x_adv = torch.where(images(fooled), x_adv, start)
+            x_adv = torch.where(per_image(fooled), x_adv, start)
         return (x_adv + 1) / 2 if "range" in self.released else x_adv
 
     def attacked_model(self) -> Classifier:

@@ -69,13 +69,13 @@ class AWP:
         # Copies, because autocast would cache casts of the weights themselves without their graph.
         copies = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
         loss = self._plain().loss(_At(model, copies | buffers), x, x_adv, y, noise).mean()
-        slopes = torch.autograd.grad(loss, [*copies.values()], allow_unused=True)
-        found: dict[str, Tensor] = {}
-        for (name, w), slope in zip(weights.items(), slopes, strict=True):
-            if slope is not None:
-                scale = self.gamma * w.detach().norm() / slope.norm().clamp(min=1e-12)
-                found[name] = w + scale * slope
-        return found
+        gradients = torch.autograd.grad(loss, [*copies.values()], allow_unused=True)
+        worst: dict[str, Tensor] = {}
+        for (name, w), gradient in zip(weights.items(), gradients, strict=True):
+            if gradient is not None:
+                scale = self.gamma * w.detach().norm() / gradient.norm().clamp(min=1e-12)
+                worst[name] = w + scale * gradient
+        return worst
 
     def _plain(self) -> PGDAT | TRADES:
         if self.beta is None:
