@@ -151,7 +151,7 @@ def line(name: str, eps: int, results: dict[str, Any]) -> str:
     n = len(results["public"]["clean"])
     shares = [wilson(sum(results["public"]["clean"]), n)]
     shares += [wilson(sum(results[version]["robust"]), n) for version in VERSIONS]
-    cells = [f"{100 * s.accuracy:.1f} % [{100 * s.low:.1f}, {100 * s.high:.1f}]" for s in shares]
+    cells = [f"{100 * s.value:.1f} % [{100 * s.low:.1f}, {100 * s.high:.1f}]" for s in shares]
     differ = [
         sum(a != b for a, b in zip(results[v]["robust"], results["public"]["robust"], strict=True))
         for v in VERSIONS[1:]

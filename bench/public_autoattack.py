@@ -196,7 +196,7 @@ def _percent(share: float) -> str:
 
 
 def _share(share: Share) -> str:
-    return f"{_percent(share.accuracy)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    return f"{_percent(share.value)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ def test_what_is_said_of_public_code_stays_on_a_page_that_is_measured_without():
 
 
 def test_agreement_with_bayes_rule_is_measured(monkeypatch, capsys):
-    assert bayes.measure(200, 60, 0, (0.05, 0.6))[0].accuracy > 0.98
+    assert bayes.measure(200, 60, 0, (0.05, 0.6))[0].value > 0.98
     faint = bayes.measure(200, 20, 0, (0.0, 0.02))  # where the draws of noise hide the class
-    assert faint[0].accuracy < 0.95
+    assert faint[0].value < 0.95
     asked = ["--points", "200", "--draws", "20", "--span", "0", "0.02"]
     monkeypatch.setattr(sys, "argv", ["bayes.py", *asked])
     bayes.main()

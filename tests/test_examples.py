@@ -16,7 +16,7 @@ def test_shards_as_jobs_make_one_whole_run(elsewhere):
     sets = [word for change in SMALL for word in ("--set", change)]
     slurm.main(["blobs", "--shards", "2", "--out", "run", "--cluster", "debug", *sets])
     told = json.loads((elsewhere / "run" / "report.json").read_text())
-    assert told["n"] == told["of"] == 24
+    assert told["n"] == told["requested"] == 24
 
 
 def test_a_job_that_fails_says_so(elsewhere):

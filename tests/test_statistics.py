@@ -22,9 +22,9 @@ def by_hand(p: float, n: float) -> tuple[float, float]:
 @pytest.mark.parametrize(("hits", "total"), [(0, 10), (3, 10), (10, 10), (1, 1), (412, 512)])
 def test_wilson_is_the_closed_form(hits: int, total: int):
     share = wilson(hits, total)
-    assert share.accuracy == hits / total
+    assert share.value == hits / total
     assert (share.low, share.high) == pytest.approx(by_hand(hits / total, total), abs=1e-7)
-    assert 0 <= share.low <= share.accuracy <= share.high <= 1
+    assert 0 <= share.low <= share.value <= share.high <= 1
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 9), (1, 9), (9, 9), (7, 20), (412, 512)])
@@ -66,7 +66,7 @@ def test_images_that_are_all_the_same_coin_count_every_draw():
     n, k = 4000, 8
     throws = Noise.of(0, range(n)).uniform(torch.zeros(n, k)) < 0.7
     share = mean_rate_interval(throws.double().mean(1).tolist(), k)
-    low, high = by_hand(share.accuracy, n * k)
+    low, high = by_hand(share.value, n * k)
     assert share.high - share.low == pytest.approx(high - low, rel=0.05)
 
 
@@ -88,8 +88,8 @@ def test_width_is_between_that_of_images_and_that_of_draws(draws: int):
         p = stats.beta.ppf(noise.uniform(torch.zeros(n, 1)).double().numpy(), a, a)
         throws = noise.child("throws").uniform(torch.zeros(n, draws)).double().numpy() < p
         share = mean_rate_interval(throws.mean(1).tolist(), draws)
-        widest, tightest = by_hand(share.accuracy, n), by_hand(share.accuracy, n * draws)
-        assert share.accuracy == pytest.approx(throws.mean())
+        widest, tightest = by_hand(share.value, n), by_hand(share.value, n * draws)
+        assert share.value == pytest.approx(throws.mean())
         assert widest[0] - 1e-9 <= share.low <= tightest[0] + 1e-9
         assert tightest[1] - 1e-9 <= share.high <= widest[1] + 1e-9
 
@@ -119,7 +119,7 @@ def test_interval_covers_the_truth_as_often_as_it_says(world: str, n: int, draws
     for row in rates:
         share = mean_rate_interval(row.tolist(), draws)
         covered += share.low <= truth <= share.high
-        low, high = by_hand(share.accuracy, n * draws)
+        low, high = by_hand(share.value, n * draws)
         naive += low <= truth <= high
     assert 0.92 <= covered / runs <= 0.99
     if world == "mostly all or nothing":  # the test can tell: counting draws as images fails it
@@ -129,7 +129,7 @@ def test_interval_covers_the_truth_as_often_as_it_says(world: str, n: int, draws
 def test_extremes_stay_in_bounds_and_are_not_certain():
     for rates in ([0.0] * 20, [1.0] * 20, [0.5], [1.0]):
         share = mean_rate_interval(rates, 8)
-        assert 0 <= share.low <= share.accuracy <= share.high <= 1
+        assert 0 <= share.low <= share.value <= share.high <= 1
         assert share.high - share.low > 0.1
 
 
@@ -145,7 +145,7 @@ def test_resubmissions_count_every_set_of_draws():
     curve = resubmissions([sum(row) for row in draws], 5)
     for m in range(1, 6):
         sets = [[all(chosen) for chosen in combinations(row, m)] for row in draws]
-        assert curve[m - 1].accuracy == pytest.approx(np.mean(sets))
+        assert curve[m - 1].value == pytest.approx(np.mean(sets))
 
 
 def test_once_is_the_mean_and_every_time_is_the_worst():
@@ -164,5 +164,5 @@ def test_resubmissions_are_unbiased_and_their_intervals_cover():
     curves = [resubmissions(row, k) for row in hits]
     for m in range(1, k + 1):
         shares, truth = [curve[m - 1] for curve in curves], 2 / (m + 2)
-        assert np.mean([s.accuracy for s in shares]) == pytest.approx(truth, abs=0.012)
+        assert np.mean([s.value for s in shares]) == pytest.approx(truth, abs=0.012)
         assert np.mean([s.low <= truth <= s.high for s in shares]) > 0.92

@@ -37,5 +37,6 @@ def write_outcomes(run: Run, content: bytes) -> Path:
     """Write a file of outcomes under the name that a file of this run with these contents has."""
     told = run.manifest["identity"].encode() + b"\n" + content
     path = run.folder / "outcomes" / f"9999999-{hashlib.sha256(told).hexdigest()[:8]}.jsonl"
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     return path

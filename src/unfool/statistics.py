@@ -22,14 +22,9 @@ def percent_interval(value: float, low: float, high: float) -> str:
 class Share(NamedTuple):
     """A proportion with its 95 % confidence interval."""
 
-    accuracy: float
+    value: float
     low: float
     high: float
-
-    @property
-    def value(self) -> float:
-        """The proportion itself: another name for `accuracy`."""
-        return self.accuracy
 
     def __str__(self) -> str:
         return percent_interval(*self)

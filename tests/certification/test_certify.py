@@ -190,7 +190,7 @@ def test_certified_accuracy_counts_right_answers_that_reach_so_far():
         {"answer": 0, "label": 1, "radius": 0.9},
         {"answer": None, "label": 0, "radius": 0.0},
     ]
-    found = [certified_at(r, images).accuracy for r in (0.0, 0.2, 0.3, 0.5, 0.6)]
+    found = [certified_at(r, images).value for r in (0.0, 0.2, 0.3, 0.5, 0.6)]
     assert found == [0.5, 0.5, 0.25, 0.25, 0.0]
 
 
@@ -341,7 +341,7 @@ def test_from_the_command_to_the_report_on_digits(elsewhere, capsys):
     assert "beyond what 30 draws can prove" in printed.out
     assert "120/120" in printed.err
     report = json.loads((out / "report.json").read_text())
-    assert (report["version"], report["kind"], report["n"], report["of"]) == (
+    assert (report["version"], report["kind"], report["n"], report["requested"]) == (
         1,
         "certification",
         3,

@@ -171,7 +171,7 @@ def test_a_run_grows_to_more_images_and_keeps_what_is_done(elsewhere, mistake, f
     assert len(facts(out)) == 5
     assert run(toy(out, "evaluation.images=9")) == 0
     assert len(facts(out)) == 9
-    assert json.loads((out / "report.json").read_text())["of"] == 9
+    assert json.loads((out / "report.json").read_text())["requested"] == 9
     assert run(toy(out)) == 0
     assert facts(out) == whole
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())

@@ -10,7 +10,7 @@ import torch
 from unfool.cli.main import run
 from unfool.diffusion.gradient import keep_graphs
 from unfool.evaluation.call_cost import CALLS, TimedCalls
-from unfool.evaluation.forecast import expected, forecast, plan, seconds_of
+from unfool.evaluation.forecast import forecast, plan, quick_forecast, seconds_of
 from unfool.evaluation.prepare import prepare
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
@@ -53,7 +53,7 @@ def test_the_calls_are_those_of_the_run(elsewhere, changes):
     with keep_graphs(0):  # what fits into memory is kept, and saves calls that no one can foretell
         told = forecast(check(load("blobs", [*SMALL, *changes])))
         assert run(command(*changes)) == 0
-    assert not told.most
+    assert not told.is_upper_bound
     found = took(elsewhere / "run")
     assert sum(found.values()) > 0
     assert {key: told.total.calls.get(key, 0) for key in CALLS} == pytest.approx(found)
@@ -84,7 +84,7 @@ def test_where_images_fall_the_forecast_is_an_upper_bound_and_nearer_once_some_a
         again = plan(check(load("blobs", [*SMALL, *changes])), elsewhere / "run", None)[1]
         assert run(command(*changes)) == 0
     all_calls = sum(took(elsewhere / "run").values())
-    assert told.most
+    assert told.is_upper_bound
     assert again is not None
     assert all_calls < sum(told.total.calls.values())
     assert sum(again.total.calls.values()) == pytest.approx(all_calls, rel=near)
@@ -126,7 +126,7 @@ def test_no_trial_is_larger_than_the_largest_call_of_the_run():
 def test_where_memory_runs_out_in_a_trial_a_smaller_one_counts(monkeypatch):
     spec = check(load("blobs", SMALL))
     made = prepare(spec)
-    plain = forecast(spec, made=made)
+    plain = forecast(spec, prepared=made)
     defended: Any = made.model
     purify, classify = defended.purifier.forward, defended.classifier.forward
 
@@ -140,7 +140,7 @@ def test_where_memory_runs_out_in_a_trial_a_smaller_one_counts(monkeypatch):
 
     monkeypatch.setattr(defended.purifier, "forward", crowded(purify))
     monkeypatch.setattr(defended.classifier, "forward", crowded(classify))
-    told = forecast(spec, made=made)
+    told = forecast(spec, prepared=made)
     assert told.batch_size == 4 < plain.batch_size
     assert told.total.calls == plain.total.calls
 
@@ -157,7 +157,7 @@ def test_the_time_left_at_the_start_does_not_count_a_slow_first_call(monkeypatch
         return purify(*given)
 
     monkeypatch.setattr(defended.purifier, "forward", slow_at_first)
-    told = expected(spec, made, 8)
+    told = quick_forecast(spec, made, 8)
     assert told is not None
     assert told.seconds["verdict"] < 0.2
 
@@ -175,7 +175,7 @@ def test_the_time_left_at_the_start_is_that_of_large_calls_and_takes_few_of_them
         return (x + 0.01 * noise.normal(x)).clamp(0, 1)
 
     monkeypatch.setattr(defended.purifier, "forward", slow)
-    told = expected(spec, made, 256)
+    told = quick_forecast(spec, made, 256)
     assert told is not None
     call = 0.05 + 0.005 * 256  # of 32 images at 8 draws each
     assert call / 32 / 2 < told.seconds["verdict"] < call / 32 * 2
@@ -193,12 +193,12 @@ def test_the_time_of_a_large_call_is_read_off_the_line_through_two_smaller_ones(
         return TimedCalls(make, most, **options, patience=7.0), made
 
     calls, made = timed(lambda n: 0.1 + 0.01 * n, 256)
-    assert calls.each == pytest.approx(0.11)
+    assert calls.seconds_per_image == pytest.approx(0.11)
     assert calls.fits(0.22), "of few images, four take far less than four times as long"
     assert not calls.fits(0.21)
     calls.grow()
     assert made == [1, 1, 4], "the first call makes things ready"
-    assert calls.each == pytest.approx((0.1 + 0.01 * 256) / 256)
+    assert calls.seconds_per_image == pytest.approx((0.1 + 0.01 * 256) / 256)
     assert calls.fits(0.27)
     assert not calls.fits(0.25)
 
@@ -261,7 +261,7 @@ def test_rows_may_be_auto_and_the_model_is_executed_as_in_the_run(monkeypatch):
         load("demo", [*quick, "machine.batch_size=auto", "machine.execution=channels_last"])
     )
     made = prepare(spec)
-    told = forecast(spec, made=made)
+    told = forecast(spec, prepared=made)
     assert 1 <= told.batch_size <= 256
     defended: Any = made.model
     weights = [p for p in defended.purifier.denoiser.network.parameters() if p.ndim == 4]

@@ -75,7 +75,7 @@ def test_what_is_kept_says_what_it_is(kept):
     assert found["images"].dtype == np.float32
     assert card["threat"] == {"norm": "linf", "eps": 0.1}
     assert card["seed"] == 4
-    assert (card["images"], card["of"]) == (7, 7)
+    assert (card["images"], card["requested"]) == (7, 7)
     assert card["command"] == "unfool attack my.yaml --out kept --png --quiet"
     indices = choose_indices(len(digits()), 7, 0, labels=labels_of(digits()))
     assert found["indices"].tolist() == indices

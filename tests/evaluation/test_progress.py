@@ -9,7 +9,7 @@ from unfool.cli.main import run
 from unfool.data import fetch
 from unfool.evaluation.attack_runner import AttackRunner
 from unfool.evaluation.block_progress import BlockProgress, Expected
-from unfool.evaluation.forecast import expected
+from unfool.evaluation.forecast import quick_forecast
 from unfool.evaluation.prepare import prepare
 from unfool.evaluation.spec import check
 from unfool.runtime import progress
@@ -69,7 +69,7 @@ def test_the_work_of_a_run_is_what_was_expected():
     """Of an attack that always takes all its steps, to the last call of the model."""
     spec = check(load("blobs", CHANGES))
     made = prepare(spec)
-    told = expected(spec, made, 256)
+    told = quick_forecast(spec, made, 256)
     assert told is not None
     assert min(told.seconds["pgd-exact"], told.seconds["verdict"]) > 0
     x, y = fetch(made.data, made.indices)

@@ -157,9 +157,9 @@ def test_a_budget_is_for_all_workers_and_after_an_error_no_task_goes_on(elsewher
     found = forecast(spec, budget=0.001)
     assert (found.workers, found.images) == (2, 2)
     assert "on each of 2" in plain_text(brief(found))
-    budget = 3.5 * found.each.seconds
+    budget = 3.5 * found.cost_per_image.seconds
     again = forecast(spec, budget=budget)
-    assert again.images == max(2, min(24, int(2 * budget / again.each.seconds)))
+    assert again.images == max(2, min(24, int(2 * budget / again.cost_per_image.seconds)))
     with pytest.raises(ArithmeticError, match="it fell"):
         run(command(elsewhere / "ray", "machine.engine=ray", attacks))
     time.sleep(2)  # a task that had begun ends in half a second

@@ -80,20 +80,20 @@ class Loose:
 def test_broken_attacks_of_other_bounds_are_told():
     short = {"unmoved": unmoved, "downhill": downhill, "beyond": beyond}
     assert oks(selftest_attacks.sparse(attacks=short)) == [False] * 3
-    assert oks(selftest_attacks.alike()) == [True]
+    assert oks(selftest_attacks.perceptual()) == [True]
     for broken in (unmoved, Loose(), PerceptualPGD(2, distance="mse", bound=1e-5)):
-        assert oks(selftest_attacks.alike(attack=broken)) == [False]
+        assert oks(selftest_attacks.perceptual(attack=broken)) == [False]
     few = {"deepfool": DeepFool(1, targets=1, overshoot=0.5), "wagner": CarliniWagner(5, 1)}
     assert oks(selftest_attacks.boundaries(**few)) == [False] * 3
     tight = LowFrequency(60, distance="mse", bound=1e-5)
     for broken in (unmoved, tight):
-        assert oks(selftest_attacks.smoothed(attack=broken)) == [False]
-    assert oks(selftest_attacks.at_every_step()) == [True]
+        assert oks(selftest_attacks.low_frequency(attack=broken)) == [False]
+    assert oks(selftest_attacks.per_step_gradient()) == [True]
 
 
 def test_a_wrong_gradient_at_the_steps_is_told(monkeypatch):
     monkeypatch.setattr(selftest_attacks, "per_step", lambda model, weight: model)
-    assert oks(selftest_attacks.at_every_step()) == [False]
+    assert oks(selftest_attacks.per_step_gradient()) == [False]
 
 
 def as_coins(rates, draws):

@@ -114,11 +114,15 @@ def test_what_is_done_is_not_done_again(elsewhere, monkeypatch):
     cells = sweeps.check(specs.load(SPEC | {"sweep": {"purifier.t": [0.05, 0.06]}}))
     runs = sweeps.run(cells, elsewhere, quiet=True)
     next(runs)  # and then it is killed
-    assert len(sweeps.finished(cells, elsewhere)) == 1
-    kept = next((sweeps.place(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
+    assert len(sweeps.cells_with_outcomes(cells, elsewhere)) == 1
+    kept = (
+        next((sweeps.run_folder_of(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
+    )
     assert len(list(sweeps.run(cells, elsewhere, quiet=True))) == 2
-    assert len(sweeps.finished(cells, elsewhere)) == 2
-    again = next((sweeps.place(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
+    assert len(sweeps.cells_with_outcomes(cells, elsewhere)) == 2
+    again = (
+        next((sweeps.run_folder_of(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
+    )
     assert again == kept
 
 
@@ -136,9 +140,11 @@ ATTACKERS = [
 def test_every_attacker_has_a_column_and_a_run_that_is_half_done_says_so(elsewhere):
     table = SPEC | {"attacks": ATTACKERS, "sweep": {"purifier.t": [0.05, 0.06]}}
     cells = sweeps.check(specs.load(table))
-    evaluation.run(cells[0].spec, sweeps.place(elsewhere, cells[0]), quiet=True)
-    evaluation.run(cells[1].spec, sweeps.place(elsewhere, cells[1]), shard=(0, 3), quiet=True)
-    done = sweeps.finished(cells, elsewhere)
+    evaluation.run(cells[0].spec, sweeps.run_folder_of(elsewhere, cells[0]), quiet=True)
+    evaluation.run(
+        cells[1].spec, sweeps.run_folder_of(elsewhere, cells[1]), shard=(0, 3), quiet=True
+    )
+    done = sweeps.cells_with_outcomes(cells, elsewhere)
     (table,) = tables(write_report(elsewhere, done, 2, "unfool sweep s.yaml"))
     heads, (whole, half) = table.heads, table.rows
     names = ["clean", "white box", "transfer", "robust", "DW-box"]
@@ -163,7 +169,7 @@ def test_seeds_are_pooled_in_a_table_the_figure_and_the_json(elsewhere):
     table |= {"data": {"name": "blobs", "size": 8}, "purifier": SPEC["purifier"] | {"steps": 1}}
     cells = sweeps.check(specs.load(table))
     runs = [each for _, each in sweeps.run(cells, elsewhere, quiet=True) if isinstance(each, Run)]
-    done = sweeps.finished(cells, elsewhere)
+    done = sweeps.cells_with_outcomes(cells, elsewhere)
     for (cell, summary), made in zip(done, runs, strict=True):  # alone, a run is what it was
         (alone,) = pool([(cell, made)])
         found = {row["name"]: row["robust"]["per_draw"] for row in summary["attacks"]}
@@ -194,7 +200,7 @@ def test_the_seed_of_a_model_is_told_not_to_be_in_the_intervals(elsewhere):
     table |= {"classifier": defense | {"denoiser": "mixture"}, "sweep": {"classifier.seed": [0, 1]}}
     cells = sweeps.check(specs.load(table))
     assert len(list(sweeps.run(cells, elsewhere, quiet=True))) == 2
-    text = to_markdown(write_report(elsewhere, sweeps.finished(cells, elsewhere), 2, ""))
+    text = to_markdown(write_report(elsewhere, sweeps.cells_with_outcomes(cells, elsewhere), 2, ""))
     assert "between other values of classifier.seed" in text
     assert "2 runs and 6 distinct images" in text
     assert (
@@ -205,8 +211,8 @@ def test_the_seed_of_a_model_is_told_not_to_be_in_the_intervals(elsewhere):
 def test_of_one_attack_there_is_one_column(elsewhere):
     table = SPEC | {"attacks": ATTACKERS[:1], "sweep": {"purifier.t": [0.05]}}
     cells = sweeps.check(specs.load(table))
-    evaluation.run(cells[0].spec, sweeps.place(elsewhere, cells[0]), quiet=True)
-    (table,) = tables(write_report(elsewhere, sweeps.finished(cells, elsewhere), 1, ""))
+    evaluation.run(cells[0].spec, sweeps.run_folder_of(elsewhere, cells[0]), quiet=True)
+    (table,) = tables(write_report(elsewhere, sweeps.cells_with_outcomes(cells, elsewhere), 1, ""))
     assert table.heads[:4] == ["purifier.t", "clean", "robust", "network calls an image"]
 
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from unfool.report.figures import evaluation, examples
 from unfool.report.figures.examples import Gallery
+from unfool.results.report_json import share_entry
 from unfool.statistics import resubmissions
 
 TIMES = np.array([0.1, 0.05, 0.0])
@@ -64,7 +65,7 @@ def test_a_run_of_before_has_the_true_class_alone():
 
 def test_resubmissions_are_drawn_with_the_clean_pictures_beside_them():
     curve: Any = {
-        name: [share._asdict() for share in resubmissions(hits, 4)]
+        name: [share_entry(share) for share in resubmissions(hits, 4)]
         for name, hits in (("clean", [4, 4, 3]), ("random", [4, 3, 3]), ("robust", [4, 1, 0]))
     }
     summary: Any = {"resubmission": curve | {"submissions": [1, 2, 3, 4]}}

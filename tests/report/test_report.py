@@ -443,7 +443,7 @@ def test_the_toy_world_from_spec_to_report(tmp_path):
     spec = running.check(specs.load("blobs", ["data.size=16", "attacks.1.steps=3"]))
     summary = write_report(running.run(spec, tmp_path, quiet=True))
     _, text, page = read(tmp_path)
-    assert summary["n"] == summary["of"] == 16
+    assert summary["n"] == summary["requested"] == 16
     assert page.tags.count("figure") == 6
     for attack in ("pgd-classifier-only", "pgd-exact"):
         assert attack in page.text

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from unfool.report.figures.sweep import MAX_LABELS, Point, build_figure, figure, legible
+from unfool.results.report_json import share_entry
 from unfool.statistics import wilson
 
 NAMES = ["clean", "transfer", "white box", "robust", "DW-box"]
@@ -21,7 +22,7 @@ def points(names: list[str], hits: dict[str, int], *others: dict[str, str]) -> l
     return [
         Point(
             {"steps": str(x), **other},
-            {name: wilson(hits[name] + x // 200, 100)._asdict() for name in names},
+            {name: share_entry(wilson(hits[name] + x // 200, 100)) for name in names},
         )
         for x in (0, 100, 200)
         for other in others or ({},)

@@ -17,7 +17,7 @@ from unfool.evaluation import run as evaluation
 from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.report.figures.examples import Gallery
-from unfool.results.attack_roles import given_to, roles
+from unfool.results.attack_roles import initial_conditions, roles
 from unfool.results.doubts.model import model_doubts
 from unfool.results.outcome import Condition, SanityCheck
 from unfool.results.run_folder import Run
@@ -246,5 +246,5 @@ def test_random_noise_is_a_choice_where_the_threat_allows_it():
         ([FOG], False),
         ([], False),
     ):
-        given = given_to(roles(rows(*attacks) if attacks else []))
+        given = initial_conditions(roles(rows(*attacks) if attacks else []))
         assert given == ["clean", *(["random"] if noise else [])], attacks

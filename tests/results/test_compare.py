@@ -88,7 +88,7 @@ def test_counts_by_hand(tmp_path):
     assert (pgd.only_a, pgd.only_b) == (4, 1)
     assert pgd.p == pytest.approx(2 * (1 + 5) / 2**5)
     assert pgd.change.mean == pytest.approx((22 - 30) / 40)
-    assert (pgd.a.accuracy, pgd.b.accuracy) == pytest.approx((30 / 40, 22 / 40))
+    assert (pgd.a.value, pgd.b.value) == pytest.approx((30 / 40, 22 / 40))
     assert robust.change == pgd.change
     assert clean.change.mean == pytest.approx(-0.25)
     assert (clean.only_a, clean.only_b, clean.p) == (0, 0, 1.0)
@@ -121,7 +121,7 @@ def test_only_images_that_both_have(tmp_path):
     a = a_run(tmp_path / "a", [4, 4, 0, 0], done=[0, 1, 2])
     b = a_run(tmp_path / "b", [4, 0, 0, 4], done=[1, 2, 3])
     found = compare(a, b, resamples=100)
-    assert (found.n, found.of) == (2, 4)
+    assert (found.n, found.requested) == (2, 4)
     assert found.rows[-1].change.mean == -0.5
 
 
@@ -299,7 +299,7 @@ def test_the_report_is_written(two, capsys):
     told = json.loads((two / "my report" / "compare.json").read_text())
     assert [row["name"] for row in told["rows"]] == ["clean", "random", "pgd", "robust"]
     assert told["rows"][-1]["change"]["mean"] == pytest.approx(-0.2)
-    assert [(gate["of"], gate["ok"]) for gate in told["gates"]] == [
+    assert [(gate["condition"], gate["ok"]) for gate in told["gates"]] == [
         ("clean", False),
         ("robust", False),
     ]
@@ -374,7 +374,7 @@ def test_beside_a_run_that_is_right_on_everything_the_other_is_not_better(tmp_pa
     whole, less = [4] * n, [4] * (n - 1) + [3]
     a, b = a_run(tmp_path / "a", whole), a_run(tmp_path / "b", less)
     one, other = (compare(*pair, resamples=400).rows[-1] for pair in ((a, b), (b, a)))
-    assert one.a.accuracy == 1 > one.b.accuracy
+    assert one.a.value == 1 > one.b.value
     assert one.change.low < one.change.mean < one.change.high == 0
     assert other.change.low == 0 < other.change.mean < other.change.high
     nothing, little = a_run(tmp_path / "c", [0] * n), a_run(tmp_path / "d", [1] + [0] * (n - 1))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from unfool.results.outcome import Condition, Outcome
+from unfool.results.report_json import share_entry
 from unfool.results.run_folder import Run
 from unfool.results.summary import judge
 from unfool.results.sweep.cell import Cell
@@ -45,7 +46,7 @@ def a_cell(folder, right, clean=None, **changed):
         for i, (r, c) in enumerate(zip(right, clean, strict=True))
     ]
     run.add(outcomes, {})
-    shares = judge("robust", outcomes, lambda o: o.conditions["pgd"]).per_draw._asdict()
+    shares = share_entry(judge("robust", outcomes, lambda o: o.conditions["pgd"]).per_draw)
     summary: Any = {
         "attacks": [1],
         "clean": {"k": K},
@@ -119,9 +120,9 @@ def test_the_defense_s_own_steps_are_judged_clean_and_robust(sweep):
     [
         (1, "linf", 0.5, "stays above"),
         (0, "linf", 0.5, "reaches guessing"),
-        (1, "linf", 0.4, "not asked"),
+        (1, "linf", 0.4, "budget too small"),
         (1, "l2", 1.0, "stays above"),  # half the square root of 4 values
-        (1, "l2", 0.9, "not asked"),
+        (1, "l2", 0.9, "budget too small"),
     ],
 )
 def test_accuracy_comes_down_to_guessing(sweep, hits, norm, eps, said):

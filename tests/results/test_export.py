@@ -136,7 +136,7 @@ def test_every_eval_ever_has_the_numbers_of_the_run(records, done):
             told = found[f"mine.Data.{name}.{reading}"]["score_details"]
             share, ends = getattr(judged, reading), told["uncertainty"]["confidence_interval"]
             assert (told["score"], ends["lower"], ends["upper"]) == (
-                share.accuracy,
+                share.value,
                 share.low,
                 share.high,
             )

@@ -24,20 +24,23 @@ def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake)
     assert run([*command, "--set", "evaluation.examples=2"]) == 0
     write(200)
     said = mistake(*command)
-    assert (
-        "holds a run with other weights or images (a file that the spec names has changed)" in said
-    )
+    assert "holds a run on other images (a file of images that the spec names has changed)" in said
     assert "of another spec" in mistake(*command, "--set", "evaluation.seed=1")
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({}, "other weights or images"),
+        ({}, "another version of a file"),
         (
             {"spec": SPEC | {"machine": SPEC["machine"] | {"batch_size": 8}}},
-            "other weights or images",
+            "another version of a file",
         ),
+        ({"weights": "1" * 64}, "with other weights .*card"),
+        ({"images": "1" * 64}, "on other images .*file"),
+        ({"weights": "1" * 64, "images": "1" * 64}, "with other weights, on other images"),
+        ({"weights": "1" * 64, "images": "1" * 64, "indices": [1]}, r"with other weights \("),
+        ({"images": "1" * 64, "indices": [1]}, "another version of a file"),
         ({"spec": SPEC | {"classifier": {"name": "bayes"}}}, "another spec"),
         ({"kind": "collection"}, "another spec"),
     ],
@@ -47,6 +50,24 @@ def test_merging_says_the_same(tmp_path, changed, said):
     Run.begin(tmp_path / "b", manifest([0]) | {"identity": "two"} | changed)
     with pytest.raises(RuntimeError, match=rf"differ: .*{said}"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("weights", "hash_of_first", "said"),
+    [
+        ("1" * 64, "0" * 64, r"with other weights \("),
+        ("0" * 64, "1" * 64, r"on other images \("),
+        ("1" * 64, "1" * 64, "with other weights, on other images"),
+    ],
+)
+def test_a_run_that_asks_for_more_images_is_told_what_has_changed(
+    tmp_path, weights, hash_of_first, said
+):
+    run = Run.begin(tmp_path / "r", manifest([0], weights="0" * 64))
+    write_outcomes(run, b"")
+    more = manifest([0, 1], identity="two", weights=weights, images="2" * 64)
+    with pytest.raises(RuntimeError, match=rf"holds a run {said}"):
+        Run.begin(tmp_path / "r", more, lambda indices: hash_of_first)
 
 
 SMALL = ["data.size=12", "purifier=null", "denoiser=null", "attacks=[]", "evaluation.draws=2"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from unfool.results.outcome import Condition, Outcome
+from unfool.results.report_json import share_entry
 from unfool.results.run_folder import Run
 from unfool.results.sweep.cell import Cell
 from unfool.results.sweep.seed_pooling import Pooled, pool
@@ -79,7 +80,7 @@ def test_the_same_images_again_are_no_news(tmp_path):
 def test_other_noise_on_the_same_images_is_more_draws(tmp_path):
     found = both(tmp_path, SEED, {5: [1, 1], 6: [1, 0]}, {5: [0, 0], 6: [1, 1]})
     assert found.images == 2
-    assert found.shares["clean"] == mean_rate_interval([0.5, 0.75], 4)._asdict()
+    assert found.shares["clean"] == share_entry(mean_rate_interval([0.5, 0.75], 4))
 
 
 def test_a_measurement_that_is_repeated_does_not_outweigh_the_other_noise(tmp_path):

@@ -25,15 +25,15 @@ OUTCOMES = [
 
 def test_the_readings():
     judged = judge("clean", OUTCOMES, lambda o: o.conditions["clean"])
-    assert judged.per_draw.accuracy == pytest.approx((4 + 3 + 2 + 2 + 2 + 0) / 24)
-    assert judged.majority.accuracy == pytest.approx(3 / 6)
-    assert judged.all_draws.accuracy == pytest.approx(1 / 6)
+    assert judged.per_draw.value == pytest.approx((4 + 3 + 2 + 2 + 2 + 0) / 24)
+    assert judged.majority.value == pytest.approx(3 / 6)
+    assert judged.all_draws.value == pytest.approx(1 / 6)
     assert judged.k == 4
     assert judged.undefended is None
 
 
 def test_the_flip_rate():
-    assert flip_rate(OUTCOMES).accuracy == pytest.approx((0 + 1 + 2 + 2 + 2 + 0) / 24)
+    assert flip_rate(OUTCOMES).value == pytest.approx((0 + 1 + 2 + 2 + 2 + 0) / 24)
 
 
 def two_attacks(folder):

@@ -18,6 +18,7 @@ from unfool.attacks.views import Batched
 from unfool.noise import Noise
 from unfool.protocols import Defended, Purifier
 from unfool.ranges import Count, check_arguments
+from unfool.results.report_json import share_entry
 from unfool.runtime.progress import progress
 from unfool.statistics import bounded_mean_interval, mean_rate_interval
 from unfool.threat import Threat, per_image
@@ -77,7 +78,7 @@ class Compression:
                     (rates_at_size < 1).mean(1).tolist(), rates_at_size.shape[1]
                 )
                 rate = bounded_mean_interval(rates_at_size.mean(1), 0)
-                row[kind] = {"rate": rate, "contracts": share._asdict()}
+                row[kind] = {"rate": rate, "contracts": share_entry(share)}
             rows.append(row)
         count, draws, _ = self.rates[RANDOM].shape
         return {"images": count, "draws": draws, "main": self.budget_index, "sizes": rows}

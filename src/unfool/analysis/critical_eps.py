@@ -18,6 +18,7 @@ from unfool.attacks.views import Batched
 from unfool.defenses.purified_classifier import majority_vote
 from unfool.noise import Noise
 from unfool.ranges import Count, Positive, check_arguments
+from unfool.results.report_json import share_entry
 from unfool.runtime.progress import progress
 from unfool.statistics import wilson
 from unfool.threat import Norm, Threat
@@ -62,9 +63,9 @@ class CriticalEps:
             "eps": self.eps,
             "largest": self.largest,
             "quartiles": quartiles,
-            "wrong": wilson(int((self.high == 0).sum()), count)._asdict(),
-            "unbroken": wilson(int(np.isinf(self.high).sum()), count)._asdict(),
-            "at_eps": wilson(int((estimates > self.eps).sum()), count)._asdict(),
+            "wrong": share_entry(wilson(int((self.high == 0).sum()), count)),
+            "unbroken": share_entry(wilson(int(np.isinf(self.high).sum()), count)),
+            "at_eps": share_entry(wilson(int((estimates > self.eps).sum()), count)),
             "brackets": [
                 {"low": float(low), "high": None if np.isinf(high) else float(high)}
                 for low, high in zip(self.low, self.high, strict=True)

@@ -21,6 +21,7 @@ from unfool.evaluation.image_quality import check_perceptual, measure
 from unfool.noise import Noise
 from unfool.protocols import Defended
 from unfool.ranges import Count, check_arguments
+from unfool.results.report_json import share_entry
 from unfool.runtime.progress import progress
 from unfool.statistics import bounded_mean_interval, mean_rate_interval, wilson
 from unfool.threat import Threat
@@ -59,7 +60,7 @@ class Purification:
             measured = self.distances.get(name, {})
             means = {m: bounded_mean_interval(v.mean(1), *RANGES[m]) for m, v in measured.items()}
             share = mean_rate_interval(correct.mean(1).tolist(), correct.shape[1])
-            rows.append({"row": name, **means, "right": share._asdict()})
+            rows.append({"row": name, **means, "right": share_entry(share)})
         nearer = {}
         for metric in METRICS:
             before, after = (
@@ -68,7 +69,7 @@ class Purification:
             if before is not None and after is not None:
                 gain = before.mean(1) - after.mean(1)
                 gain = -gain if metric == "ssim" else gain
-                nearer[metric] = wilson(int((gain > 0).sum()), len(gain))._asdict()
+                nearer[metric] = share_entry(wilson(int((gain > 0).sum()), len(gain)))
         return {
             "images": len(self.remaining),
             "draws": self.remaining.shape[1],

@@ -17,8 +17,9 @@ from unfool.attacks.pgd import PGD
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_arguments
+from unfool.results.report_json import ShareEntry, share_entry
 from unfool.runtime.progress import progress
-from unfool.statistics import Share, bounded_mean_interval, mean_interval, mean_rate_interval
+from unfool.statistics import bounded_mean_interval, mean_interval, mean_rate_interval
 from unfool.threat import Threat
 
 DW, WHITE, EOT = "DW-box", "white box", "white box, EOT"
@@ -213,7 +214,6 @@ def _mean(values: np.ndarray) -> dict[str, float]:
     return mean_interval(values.mean(1).tolist())._asdict()
 
 
-def _share(key: str, rates: np.ndarray, draws: int) -> dict[str, float]:
+def _share(key: str, rates: np.ndarray, draws: int) -> ShareEntry:
     draws_per_image = rates.shape[1] * (draws if key == "fresh" else 1)
-    share: Share = mean_rate_interval(rates.mean(1).tolist(), draws_per_image)
-    return share._asdict()
+    return share_entry(mean_rate_interval(rates.mean(1).tolist(), draws_per_image))

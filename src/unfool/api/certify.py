@@ -15,7 +15,7 @@ from unfool.certification.certify import certify_model, check_options
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, check_arguments
 from unfool.report import certification
-from unfool.results.report_json import CertificationSummary
+from unfool.results.report_json import CertificationSummary, share_from_entry
 from unfool.results.run_folder import Run
 from unfool.results.spec import CertificationSpec
 from unfool.statistics import Share, percent
@@ -42,7 +42,7 @@ class CertifyResult(RunResult[CertificationSummary]):
     def certified(self) -> dict[float, Share]:
         """Radius (l2, pixels in [0, 1]) to the share of images certified and right at that radius."""
         rows = self._summary["certified"]
-        return {row["radius"]: Share(row["accuracy"], row["low"], row["high"]) for row in rows}
+        return {row["radius"]: share_from_entry(row) for row in rows}
 
     def certified_at(self, radius: float) -> Share:
         """Return the share of images certified and right for every change shorter than `radius`."""
@@ -51,22 +51,22 @@ class CertifyResult(RunResult[CertificationSummary]):
     @property
     def clean(self) -> Share:
         """The share of images whose true class gets the most draws, certified or not."""
-        return Share(**self._summary["clean"])
+        return share_from_entry(self._summary["clean"])
 
     @property
     def one_draw(self) -> Share:
         """The share of single noisy draws that are right."""
-        return Share(**self._summary["one_draw"])
+        return share_from_entry(self._summary["one_draw"])
 
     @property
     def abstained(self) -> Share:
         """The share of images for which nothing is certified."""
-        return Share(**self._summary["abstained"])
+        return share_from_entry(self._summary["abstained"])
 
     @property
     def wrong(self) -> Share:
         """The share of images for which a wrong answer is certified."""
-        return Share(**self._summary["wrong"])
+        return share_from_entry(self._summary["wrong"])
 
     @property
     def mean_radius(self) -> float:

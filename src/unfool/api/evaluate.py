@@ -20,7 +20,7 @@ from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.views import exact
 from unfool.data.arrays import Arrays
 from unfool.errors import SpecError
-from unfool.evaluation.forecast import watched
+from unfool.evaluation.forecast import with_forecast
 from unfool.evaluation.prepare import AttackOnView, fit_together, run_blocks
 from unfool.evaluation.spec import RESERVED
 from unfool.protocols import Attack, Classifier, Dataset
@@ -128,7 +128,8 @@ def evaluate(
         folder, home = folder_for(out)
         run = Run.begin(folder, prepared.manifest, prepared.fingerprint)
         record_start(run, target_device)
-        run_blocks(spec, prepared, run, watched(prepared.on(spec, (0, 1), quiet), spec, prepared))
+        machine = with_forecast(prepared.set_up_machine(spec, (0, 1), quiet), spec, prepared)
+        run_blocks(spec, prepared, run, machine)
     return Result(run, home)
 
 

@@ -10,10 +10,10 @@ from unfool.report import evaluation
 from unfool.results.doubts.doubt import Doubt
 from unfool.results.export.records import answers
 from unfool.results.export.write import export as write_export
-from unfool.results.report_json import Readings, Summary
+from unfool.results.report_json import Readings, Summary, share_from_entry
 from unfool.results.run_folder import Run
 from unfool.results.summary import Judged, summarize_run
-from unfool.statistics import Share, percent
+from unfool.statistics import percent
 
 READINGS = ("per_draw", "majority", "all_draws")
 
@@ -121,14 +121,14 @@ def load_run(folder: str | Path) -> Result:
 
 def judged(name: str, readings: Readings) -> Judged:
     """Convert a condition's `readings` in a summary to a `Judged`."""
-    shares = {key: Share(**readings[key]) for key in READINGS}
+    shares = {key: share_from_entry(readings[key]) for key in READINGS}
     bare = readings.get("undefended")
     return Judged(
         name,
         **shares,
         k=readings["k"],
         draws=readings.get("draws", readings["k"]),
-        undefended=Share(**bare) if bare else None,
+        undefended=share_from_entry(bare) if bare else None,
     )
 
 

@@ -50,7 +50,7 @@ class RunResult(Generic[S]):
     @property
     def requested(self) -> int:
         """The number of images requested."""
-        return self._summary["of"]
+        return self._summary["requested"]
 
     @property
     def cost(self) -> dict[str, float]:

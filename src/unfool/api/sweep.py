@@ -13,7 +13,7 @@ from unfool.evaluation import sweep as sweeps
 from unfool.report import sweep as sweep_report
 from unfool.report.render_html import to_fragment
 from unfool.report.render_terminal import plain_text
-from unfool.results.report_json import Summary
+from unfool.results.report_json import Summary, share_entry
 from unfool.results.run_folder import merge
 from unfool.results.sweep.cell import Cell
 
@@ -46,7 +46,7 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
         """
         return [
             {**values, "condition": name, "reading": reading}
-            | getattr(condition, reading)._asdict()
+            | share_entry(getattr(condition, reading))
             for values, result in self
             for name, condition in _conditions(result).items()
             for reading in READINGS
@@ -68,7 +68,7 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
         """
         target = Path(folder)
         for cell, result in self._cells:
-            cell_folder = sweeps.place(target, cell)
+            cell_folder = sweeps.run_folder_of(target, cell)
             if cell_folder.resolve() != result.run.folder.resolve():
                 merge([result.run.folder], cell_folder)
         total = len(self) + len(self.failed)

@@ -120,7 +120,7 @@ def summary(run: Run) -> CertificationSummary:
         "run": run.manifest["identity"],
         "spec": spec,
         "n": len(counts),
-        "of": len(run.manifest["indices"]),
+        "requested": len(run.manifest["indices"]),
         "certified": [{"radius": r, **share_entry(certified_at(r, images))} for r in RADII],
         "clean": share(lambda row: row["most"] == row["label"]),
         "one_draw": share_entry(mean_rate_interval([row["share"] for row in images], n)),

@@ -125,7 +125,7 @@ def attack(
         from unfool.evaluation.forecast import forecast
 
         cost = forecast(checked, judged=False)
-        run_spec = keep_attacked_images.asked(checked)
+        run_spec = keep_attacked_images.identity_content(checked)
         _print_forecast(cost, run_spec, folder, part[1], judged=False)
         return
     run = keep_attacked_images.run(checked, folder, part, quiet)
@@ -176,7 +176,8 @@ def sweep(
         return
     command = command_line()
     summaries = {
-        sweeps.place(folder, cell): summary for cell, summary in sweeps.finished(cells, folder)
+        sweeps.run_folder_of(folder, cell): summary
+        for cell, summary in sweeps.cells_with_outcomes(cells, folder)
     }
     failed: list[str] = []
     for number, (cell, run) in enumerate(sweeps.run(cells, folder, quiet), 1):
@@ -193,8 +194,8 @@ def sweep(
             result += f", robust {percent(summary['robust']['per_draw']['accuracy'])}"
         typer.echo(f"{number}/{len(cells)}  {cell.name}: {result}")
         if new and number < len(cells):  # to be read while the sweep runs
-            write_report(folder, sweeps.finished(cells, folder), len(cells), command)
-    done = sweeps.finished(cells, folder)
+            write_report(folder, sweeps.cells_with_outcomes(cells, folder), len(cells), command)
+    done = sweeps.cells_with_outcomes(cells, folder)
     document = write_report(folder, done, len(cells), command, failed)
     print_document(document, page=folder / "sweep.html")
 

@@ -97,49 +97,49 @@ class AttackRunner:
         self.calls.take()
         self.reused_from, self.own_predictions, self.loss_curves = {}, {}, {}
         broken: dict[int, tuple[str, Tensor]] = {}  # what broke each image
-        before = {"clean": x}
+        baselines = {"clean": x}
         if self.attacks:
-            before["random"] = self.threat.random_at_full_budget(x, noise.child("control"))
-        for name, version in before.items():
+            baselines["random"] = self.threat.random_at_full_budget(x, noise.child("control"))
+        for name, version in baselines.items():
             yield name, version
             broken = self._broken(name, version, y, noise, ()) | broken
         for name, attack in self.attacks.items():
-            held = self.threat if bounded(attack) else None
+            limit = self.threat if bounded(attack) else None
             knows = getattr(attack, "knows", None)
-            done = broken if held and not knows else {}
-            version, todo = x.clone(), besides(done, len(x))
+            done = broken if limit and not knows else {}
+            version, todo = x.clone(), positions_except(done, len(x))
             for i, (_, earlier) in done.items():
                 version[i] = earlier
             if todo:
                 search = noise.take(todo).child("search", name)
                 if knows:
-                    search = knows.reveal(search, secret(noise.take(todo)))
+                    search = knows.reveal(search, revealed_noise(noise.take(todo)))
                 with recording_losses() as steps:
                     x_adv = attack(self.model, x[todo], y[todo], self.threat, search)
                 risen = zip(todo, curves(steps, len(todo)), strict=True)
                 self.loss_curves[name] = {i: curve for i, curve in risen if curve}
-                version[todo] = _allowed(name, x_adv, x[todo], held)
+                version[todo] = _allowed(name, x_adv, x[todo], limit)
             self.reused_from[name] = {i: by for i, (by, _) in done.items()}
             yield name, version
-            if held and not knows:
+            if limit and not knows:
                 broken |= self._broken(name, version, y, noise, set(broken))  # not those it skipped
 
     def _broken(
         self, name: str, version: Tensor, y: Tensor, noise: Noise, done: Collection[int]
     ) -> dict[int, tuple[str, Tensor]]:
         """Return the images outside `done` that are wrong on all of the attacker's own draws."""
-        todo = besides(done, len(y))
+        todo = positions_except(done, len(y))
         if not (self.skip_broken and todo):
             return {}
         select = noise.take(todo).child("select")
         self.own_predictions[name] = self.answers(version[todo], select, max(self.draws, MIN_DRAWS))
         wrong = (self.own_predictions[name] != y[todo, None]).all(1).tolist()
-        return {i: (name, version[i]) for i, gone in zip(todo, wrong, strict=True) if gone}
+        return {i: (name, version[i]) for i, is_wrong in zip(todo, wrong, strict=True) if is_wrong}
 
 
 def by_block(
     what: str,
-    search: AttackRunner,
+    runner: AttackRunner,
     data: Dataset,
     indices: Sequence[int],
     done: Collection[int],
@@ -150,7 +150,7 @@ def by_block(
 
     Args:
         what: Words for the progress.
-        search: Makes the versions.
+        runner: Makes the versions.
         data: Images with labels.
         indices: All images of the run, of which this shard takes its own.
         done: Images that are already written.
@@ -166,30 +166,31 @@ def by_block(
     expected = None
     if todo and machine.expected and not machine.quiet:
         expected = machine.expected()
-    each = expected.each if expected else None
-    bar = progress(what, len(mine), len(mine) - len(todo), machine.quiet, each)
-    with search.calls.watching(search.model.model), bar as show:
+    seconds_per_image = expected.seconds_per_image if expected else None
+    bar = progress(what, len(mine), len(mine) - len(todo), machine.quiet, seconds_per_image)
+    with runner.calls.watching(runner.model.model), bar as show:
         for first in range(0, len(todo), machine.images_per_block):
-            block, here = (
-                todo[first : first + machine.images_per_block],
-                len(mine) - len(todo) + first,
-            )
+            block = todo[first : first + machine.images_per_block]
+            done_before = len(mine) - len(todo) + first
             x, y = (part.to(machine.device) for part in fetch(data, block))
-            versions, at = {}, BlockProgress(show, here, len(block), search.conditions, expected)
-            with ticking(at.tick):
-                for name, version in search.versions(x, y, block):
+            versions: dict[str, Tensor] = {}
+            block_progress = BlockProgress(
+                show, done_before, len(block), runner.conditions, expected
+            )
+            with ticking(block_progress.tick):
+                for name, version in runner.versions(x, y, block):
                     versions[name] = version
-                    at.next()
+                    block_progress.next()
                 words = keep(block, y, versions)
-            show(here + len(block), words)
+            show(done_before + len(block), words)
 
 
-def secret(noise: Noise) -> Noise:
+def revealed_noise(noise: Noise) -> Noise:
     """The noise revealed to attackers who know some of it: that of the verdict's first draw."""
     return noise.child("verdict", "vote", 0)
 
 
-def besides(done: Collection[int], size: int) -> list[int]:
+def positions_except(done: Collection[int], size: int) -> list[int]:
     """The positions 0 .. size - 1 that are not in `done`."""
     return [i for i in range(size) if i not in done]
 

@@ -21,7 +21,7 @@ class Expected:
     ticks: dict[str, float]
 
     @property
-    def each(self) -> float:
+    def seconds_per_image(self) -> float:
         """Expected seconds per image, in total."""
         return sum(self.seconds.values())
 
@@ -31,7 +31,7 @@ class BlockProgress:
 
     Args:
         show: The function that shows it.
-        here: Number of images that were done before the block.
+        done_before: Number of images that were done before the block.
         size: Number of images in the block.
         conditions: Names of the conditions in order. Other keys of `expected` come after them.
         expected: The expected cost per image. If None, only whole blocks count.
@@ -40,38 +40,39 @@ class BlockProgress:
     def __init__(
         self,
         show: Update,
-        here: int,
+        done_before: int,
         size: int,
         conditions: Sequence[str],
         expected: Expected | None,
     ) -> None:
-        self.show, self.here, self.size = show, here, size
+        self.show, self.done_before, self.size = show, done_before, size
         self.conditions, self.expected = conditions, expected
         self.passed, self.work = 0, 0.0
 
     def tick(self, work: float) -> None:
         """Add work that was done for the current condition."""
         self.work += work
-        self._say()
+        self._update()
 
     def next(self) -> None:
         """Mark the current condition as done."""
         self.passed, self.work = self.passed + 1, 0.0
-        self._say()
+        self._update()
 
-    def _say(self) -> None:
-        now = self.conditions[self.passed : self.passed + 1]
-        self.show(self.here + self.size * self._share(), now[0] if now else "results")
+    def _update(self) -> None:
+        current = self.conditions[self.passed : self.passed + 1]
+        done = self.done_before + self.size * self._share()
+        self.show(done, current[0] if current else "results")
 
     def _share(self) -> float:
         """The share of the block that is done, by time."""
-        if self.expected is None or not self.expected.each:
+        if self.expected is None or not self.expected.seconds_per_image:
             return 0.0
         seconds, ticks = self.expected.seconds, self.expected.ticks
-        made = sum(seconds.get(name, 0.0) for name in self.conditions[: self.passed])
-        now = self.conditions[self.passed : self.passed + 1]
-        names = now or [name for name in seconds if name not in self.conditions]
-        whole = self.size * sum(ticks.get(name, 0.0) for name in names)
-        part = min(1.0, self.work / whole) if whole else 0.0
-        made += part * sum(seconds.get(name, 0.0) for name in names)
-        return min(made / self.expected.each, NEARLY)
+        elapsed = sum(seconds.get(name, 0.0) for name in self.conditions[: self.passed])
+        current = self.conditions[self.passed : self.passed + 1]
+        names = current or [name for name in seconds if name not in self.conditions]
+        forecast_work = self.size * sum(ticks.get(name, 0.0) for name in names)
+        share = min(1.0, self.work / forecast_work) if forecast_work else 0.0
+        elapsed += share * sum(seconds.get(name, 0.0) for name in names)
+        return min(elapsed / self.expected.seconds_per_image, NEARLY)

@@ -57,7 +57,7 @@ class TimedCalls:
     Attributes:
         make: Makes a call with a given number of images; returns its seconds, and its network calls
             per image.
-        most: Images in the largest call of the run; lowered if larger calls cannot be timed.
+        max_size: Images in the largest call of the run; lowered if larger calls cannot be timed.
         patience: Seconds; a first call that takes longer is not repeated, and no larger one is
             made.
         took: Images and seconds of each call.
@@ -65,7 +65,7 @@ class TimedCalls:
     """
 
     make: Callable[[int], tuple[float, dict[str, float]]]
-    most: int
+    max_size: int
     patience: float
     took: list[tuple[int, float]] = field(default_factory=list)
     calls: dict[str, float] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class TimedCalls:
     def __post_init__(self) -> None:
         took, self.calls = self.make(1)  # a warm-up: its time counts only if it is too long
         if took > self.patience:
-            self.took, self.most = [(1, took)], 1
+            self.took, self.max_size = [(1, took)], 1
         else:
             self.took = [(1, self._quickest(1, took))]
 
@@ -85,12 +85,12 @@ class TimedCalls:
     @property
     def next_size(self) -> int:
         """Images in the next call to time."""
-        return min(GROWTH * self.size, self.most)
+        return min(GROWTH * self.size, self.max_size)
 
     @property
-    def each(self) -> float:
+    def seconds_per_image(self) -> float:
         """Expected seconds per image in the largest call of the run."""
-        return self.seconds(self.most) / self.most
+        return self.seconds(self.max_size) / self.max_size
 
     def seconds(self, size: int) -> float:
         """Return the expected seconds of a call of `size` images, at least as many as timed."""
@@ -106,7 +106,7 @@ class TimedCalls:
         expected = self.seconds(self.next_size)
         if len(self.took) < 2:
             expected /= 2  # with one size, `seconds` assumes a = 0, which is too pessimistic
-        return self.size < self.most and expected <= budget
+        return self.size < self.max_size and expected <= budget
 
     def grow(self) -> None:
         """Time a larger call. If it runs out of memory, no more calls are timed."""
@@ -114,7 +114,7 @@ class TimedCalls:
         try:
             self.took.append((size, self._quickest(size, self.seconds(size))))
         except torch.OutOfMemoryError:
-            self.most = self.size  # the run also continues with fewer images per call
+            self.max_size = self.size  # the run also continues with fewer images per call
 
     def _quickest(self, size: int, expected: float) -> float:
         """Return the fastest of several short calls, or of two if the first was too slow."""
@@ -128,45 +128,46 @@ class TimedCalls:
 
 
 def call_costs(
-    made: Prepared, played: DryRun, block: int, rows: int, budget: float
+    prepared: Prepared, dry: DryRun, block: int, batch_size: int, budget: float
 ) -> tuple[dict[Call, Cost], int]:
     """Measure the cost per image of each kind of call.
 
     Args:
-        made: The prepared evaluation, executed as in the run.
-        played: How the evaluation calls the parts of the model.
+        prepared: The prepared evaluation, executed as in the run.
+        dry: How the evaluation calls the parts of the model.
         block: Images that are attacked together.
-        rows: The largest number of images in a call.
+        batch_size: The largest number of images in a call.
         budget: Seconds for calls of more than one image.
 
     Returns:
         The cost per image by kind of call, and the number of images in the largest timed call.
     """
-    block = min(block, len(made.indices))
-    asked = sum(played.asked.values(), Counter[Call]())
-    found = {
+    block = min(block, len(prepared.indices))
+    images = sum(dry.calls.values(), Counter[Call]())
+    timed = {
         kind: TimedCalls(
-            partial(_call, made, played.parts[kind.part], kind.how),
-            min(rows, block * played.most[kind]),  # no call of the run is larger
+            partial(_call, prepared, dry.parts[kind.part], kind.how),
+            min(batch_size, block * dry.largest_call[kind]),  # no call of the run is larger
             PATIENCE * budget,
         )
-        for kind in asked
+        for kind in images
     }
-    while left := [kind for kind in found if found[kind].fits(budget)]:
+    while unfinished := [kind for kind in timed if timed[kind].fits(budget)]:
         began = time.perf_counter()
-        found[max(left, key=lambda kind: found[kind].each * asked[kind])].grow()
+        timed[max(unfinished, key=lambda kind: timed[kind].seconds_per_image * images[kind])].grow()
         budget -= time.perf_counter() - began
-    costs = {kind: Cost(calls.calls, calls.each) for kind, calls in found.items()}
-    return costs, max((calls.size for calls in found.values()), default=1)
+    costs = {kind: Cost(calls.calls, calls.seconds_per_image) for kind, calls in timed.items()}
+    return costs, max((calls.size for calls in timed.values()), default=1)
 
 
-def _call(made: Prepared, part: Any, how: str, size: int) -> tuple[float, dict[str, float]]:
+def _call(prepared: Prepared, part: Any, how: str, size: int) -> tuple[float, dict[str, float]]:
     """Time a call of `size` images; return its seconds and its network calls per image."""
-    few = fetch(made.data, made.indices[: min(size, DIFFERENT)])[0]
-    x = few[torch.arange(size) % len(few)].to(made.device).requires_grad_(how == "gradient")
+    distinct = fetch(prepared.data, prepared.indices[: min(size, DIFFERENT)])[0]
+    x = distinct[torch.arange(size) % len(distinct)].to(prepared.device)
+    x.requires_grad_(how == "gradient")
     noise, counter = Noise.of(0, range(size)), CallCounter()
     began = time.perf_counter()
-    with counter.watching(made.model), torch.set_grad_enabled(how == "gradient"):
+    with counter.watching(prepared.model), torch.set_grad_enabled(how == "gradient"):
         out = part.decide(x, noise) if how == "decide" else part(x, noise)
         if how == "gradient":
             (out,) = torch.autograd.grad(out.square().sum(), x)

@@ -33,17 +33,17 @@ class DrawCaller:
         """Return the class chosen at each draw, (B, draws), as `predict_draws` does."""
         if self.noise_free is False or not len(x):
             return predict_draws(self.model, x, noise, draws, first)
-        before, few = drawn_so_far(), min(draws, 2)
-        found = predict_draws(self.model, x, noise, few, first)
-        alike = drawn_so_far() == before and bool((found == found[:, :1]).all())
-        if draws > 1 or not alike:
-            self.noise_free = alike
-        if alike:
-            return found[:, :1].expand(-1, draws)
-        if draws == few:
-            return found
-        rest = predict_draws(self.model, x, noise, draws - few, first + few)
-        return torch.cat([found, rest], 1)
+        before, first_draws = drawn_so_far(), min(draws, 2)
+        chosen = predict_draws(self.model, x, noise, first_draws, first)
+        noise_free = drawn_so_far() == before and bool((chosen == chosen[:, :1]).all())
+        if draws > 1 or not noise_free:
+            self.noise_free = noise_free
+        if noise_free:
+            return chosen[:, :1].expand(-1, draws)
+        if draws == first_draws:
+            return chosen
+        rest = predict_draws(self.model, x, noise, draws - first_draws, first + first_draws)
+        return torch.cat([chosen, rest], 1)
 
 
 def curtailed(answer: Answer, labels: Sequence[int], k: int) -> list[tuple[list[int], Curtailed]]:

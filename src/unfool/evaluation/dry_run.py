@@ -48,22 +48,22 @@ class CallCount:
     """Counts how the parts are called.
 
     Attributes:
-        asked: Images in all calls.
-        most: Images in the largest call.
+        images: Images in all calls.
+        largest_call: Images in the largest call.
     """
 
-    asked: Counter[Call] = field(default_factory=Counter)
-    most: dict[Call, int] = field(default_factory=dict)
+    images: Counter[Call] = field(default_factory=Counter)
+    largest_call: dict[Call, int] = field(default_factory=dict)
 
     def add(self, kind: Call, images: int) -> None:
         """Count a call."""
-        self.asked[kind] += images
-        self.most[kind] = max(images, self.most.get(kind, 0))
+        self.images[kind] += images
+        self.largest_call[kind] = max(images, self.largest_call.get(kind, 0))
 
     def take(self) -> Counter[Call]:
-        """Return and reset the counts in `asked`."""
-        taken = +self.asked
-        self.asked.clear()
+        """Return and reset the counts in `images`."""
+        taken = +self.images
+        self.images.clear()
         return taken
 
 
@@ -71,14 +71,14 @@ class DryRun(NamedTuple):
     """How the evaluation of one image calls the parts of a model.
 
     Attributes:
-        asked: Images by kind of call, for each condition, `verdict`, and `distances`.
-        most: Images in the largest call of each kind.
+        calls: Images by kind of call, for each condition, `verdict`, and `distances`.
+        largest_call: Images in the largest call of each kind.
         parts: The parts by name.
-        ticks: Work in the units of `progress.tick`, by the keys of `asked`.
+        ticks: Work in the units of `progress.tick`, by the keys of `calls`.
     """
 
-    asked: dict[str, Counter[Call]]
-    most: dict[Call, int]
+    calls: dict[str, Counter[Call]]
+    largest_call: dict[Call, int]
     parts: dict[str, Any]
     ticks: dict[str, float]
 
@@ -91,7 +91,7 @@ class StandIn:
         name: The name of the part.
         answer: A differentiable function of the images and a random number for each: the output.
         count: The counter of the calls.
-        stands: The real parts by name. The stand-in adds its own, and so do those that views
+        real_parts: The real parts by name. The stand-in adds its own, and so do those that views
             derive.
     """
 
@@ -101,12 +101,12 @@ class StandIn:
         name: str,
         answer: Answer,
         count: CallCount,
-        stands: dict[str, Any],
+        real_parts: dict[str, Any],
     ):
         self.real, self.name, self.answer = real, name, answer
-        self.count, self.stands = count, stands
+        self.count, self.real_parts = count, real_parts
         self.draws: bool | None = None  # whether the part draws noise, once known
-        stands[name] = real
+        real_parts[name] = real
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
         """Return the output, and count a forward call; a backward pass makes it a gradient call."""
@@ -115,14 +115,14 @@ class StandIn:
         if out.requires_grad:
 
             def back(gradient: Tensor) -> None:
-                self.count.asked[plain] -= len(gradient)
+                self.count.images[plain] -= len(gradient)
                 self.count.add(Call(self.name, "gradient"), len(gradient))
 
             out.register_hook(back)
         return out
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.real, name)
+        attribute = getattr(self.real, name)
         if name == "decide":
 
             def decide(x: Tensor, noise: Noise) -> Tensor:
@@ -133,11 +133,13 @@ class StandIn:
         if name in DERIVED_METHODS:
 
             def derive(*options: Any) -> StandIn:
-                told = f"{self.name} {name}{options}"
-                return StandIn(found(*options), told, self.answer, self.count, self.stands)
+                derived_name = f"{self.name} {name}{options}"
+                return StandIn(
+                    attribute(*options), derived_name, self.answer, self.count, self.real_parts
+                )
 
             return derive
-        return found
+        return attribute
 
     def _answered(self, x: Tensor, noise: Noise) -> Tensor:
         if self.draws is None:
@@ -149,74 +151,78 @@ class StandIn:
         return self.answer(x, noise.child("rehearsal").normal(zero) if self.draws else zero)
 
 
-def dry_run(spec: EvaluationSpec, made: Prepared, rows: int) -> DryRun:
+def dry_run(spec: EvaluationSpec, prepared: Prepared, batch_size: int) -> DryRun:
     """Count how the evaluation of one image calls the parts of the model.
 
     Args:
         spec: What `run.check` returned.
-        made: Its parts.
-        rows: The largest number of images in a call.
+        prepared: Its parts.
+        batch_size: The largest number of images in a call.
     """
     count = CallCount()
-    stands: dict[str, Any] = {}
-    options, place = spec["evaluation"], made.indices[:1]
-    x, y = (part.to(made.device) for part in fetch(made.data, place))
-    model = _stand_in(made.model, _right(x, y, len(made.data.classes)), count, stands)
-    search = AttackRunner(
-        Batched(model, rows),
-        made.attacks,
+    real_parts: dict[str, Any] = {}
+    options, indices = spec["evaluation"], prepared.indices[:1]
+    x, y = (part.to(prepared.device) for part in fetch(prepared.data, indices))
+    model = _stand_in(
+        prepared.model, _make_right_answer(x, y, len(prepared.data.classes)), count, real_parts
+    )
+    runner = AttackRunner(
+        Batched(model, batch_size),
+        prepared.attacks,
         Threat(**spec["threat"]),
         options["seed"],
         options["draws"],
         options["skip_broken"],
     )
 
-    asked: dict[str, Counter[Call]] = {}
+    calls: dict[str, Counter[Call]] = {}
     ticks: dict[str, float] = {}
     versions: dict[str, Tensor] = {}
     work: list[float] = []
 
     def take(name: str) -> None:
-        asked[name], ticks[name] = count.take(), sum(work)
+        calls[name], ticks[name] = count.take(), sum(work)
         work.clear()
 
     with ticking(work.append):
-        for name, version in search.versions(x, y, place):
+        for name, version in runner.versions(x, y, indices):
             versions[name] = version
             take(name)
-        judge = Judge(search, lpips=False, curtail=options.get("curtail", False))
-        judge.outcomes(versions, y, place, set(), set())
+        judge = Judge(runner, lpips=False, curtail=options.get("curtail", False))
+        judge.outcomes(versions, y, indices, set(), set())
         take("verdict")
-        judge.quality(versions, Noise.of(options["seed"], place), [0])
+        judge.quality(versions, Noise.of(options["seed"], indices), [0])
         take("distances")
-    return DryRun(asked, count.most, stands, ticks)
+    return DryRun(calls, count.largest_call, real_parts, ticks)
 
 
-def _right(x: Tensor, y: Tensor, classes: int) -> Answer:
+def _make_right_answer(x: Tensor, y: Tensor, classes: int) -> Answer:
     """Make a classifier that is right about the image `x` (1, C, H, W), however it is changed."""
     pixels = torch.arange(x[0].numel() * classes, device=x.device).view(-1, classes)
     slope = torch.sin(pixels.to(x)) / len(pixels)
     common = torch.arange(classes, device=x.device).to(x) / classes  # scaled by the brightness
 
-    def answer(at: Tensor, luck: Tensor) -> Tensor:
-        bright = (at.flatten(1).mean(1) + 0.01 * luck)[:, None] * common.to(at)
-        return 10 * F.one_hot(y, classes).to(at) + at.flatten(1) @ slope + bright
+    def answer(images: Tensor, random: Tensor) -> Tensor:
+        bright = (images.flatten(1).mean(1) + 0.01 * random)[:, None] * common.to(images)
+        return 10 * F.one_hot(y, classes).to(images) + images.flatten(1) @ slope + bright
 
     return answer
 
 
-def _purified(x: Tensor, luck: Tensor) -> Tensor:
+def _purified(x: Tensor, random: Tensor) -> Tensor:
     """Return the image, made slightly brighter or darker by the random number."""
     count_chain()  # the view `per-step` requires a chain
-    return x + 0.01 * luck.view(-1, 1, 1, 1)
+    return x + 0.01 * random.view(-1, 1, 1, 1)
 
 
-def _stand_in(model: Any, right: Answer, count: CallCount, stands: dict[str, Any]) -> Classifier:
+def _stand_in(
+    model: Any, right: Answer, count: CallCount, real_parts: dict[str, Any]
+) -> Classifier:
     if isinstance(model, Aggregated):
-        inner: Any = _stand_in(model.model, right, count, stands)
+        inner: Any = _stand_in(model.model, right, count, real_parts)
         return Aggregated(inner, paths=model.paths, by=model.by)
     if not isinstance(model, Defended):
-        return StandIn(model, "classifier", right, count, stands)
-    classifier = StandIn(model.classifier, "classifier", right, count, stands)
-    purifier = StandIn(model.purifier, "purifier", _purified, count, stands)
+        return StandIn(model, "classifier", right, count, real_parts)
+    classifier = StandIn(model.classifier, "classifier", right, count, real_parts)
+    purifier = StandIn(model.purifier, "purifier", _purified, count, real_parts)
     return Purified(classifier, purifier)

@@ -19,10 +19,10 @@ from unfool.defenses.purified_classifier import predict, predict_draws
 from unfool.evaluation.attack_runner import (
     AttackRunner,
     Machine,
-    besides,
     bounded,
     by_block,
-    secret,
+    positions_except,
+    revealed_noise,
 )
 from unfool.evaluation.cost import peak_bytes
 from unfool.evaluation.draw_caller import curtailed
@@ -44,7 +44,7 @@ def evaluate_into(
     data: Dataset,
     attacks: Mapping[str, Attack],
     threat: Threat,
-    run: OutcomeStore,
+    store: OutcomeStore,
     *,
     indices: Sequence[int] | None = None,
     only: Collection[int] | None = None,
@@ -56,7 +56,7 @@ def evaluate_into(
     curtail: bool = False,
     machine: Machine | None = None,
 ) -> None:
-    """Evaluate the images whose outcomes `run` lacks.
+    """Evaluate the images whose outcomes `store` lacks.
 
     The verdict on an image is the class that the model chooses at each of `draws` held-out draws of
     its noise, the same draws for the clean and the attacked image. The attack that counts is chosen
@@ -67,7 +67,7 @@ def evaluate_into(
         data: Images with labels.
         attacks: The attacks by name.
         threat: What they may change.
-        run: The store of the outcomes.
+        store: The store of the outcomes.
         indices: The images of the run; all by default.
         only: The images to evaluate here; all of `indices` by default.
         seed: Seed of all noise.
@@ -88,38 +88,38 @@ def evaluate_into(
     chosen = list(range(len(data)) if indices is None else indices)
     shown, probed = set(chosen[:examples]), set(chosen[:PROBED])
     measured = set(chosen) if attacks else shown  # after attacks, purifying once more is cheap
-    search = AttackRunner(
+    runner = AttackRunner(
         Batched(model, machine.batch_size), attacks, threat, seed, draws, skip_broken
     )
-    judge = Judge(search, lpips, curtail)
+    judge = Judge(runner, lpips, curtail)
 
     def keep(block: Sequence[int], y: Tensor, versions: Mapping[str, Tensor]) -> str:
         outcomes = judge.outcomes(versions, y, block, probed, measured)
-        run.add(outcomes, judge.examples(versions, outcomes, y, shown))
+        store.add(outcomes, judge.examples(versions, outcomes, y, shown))
         robust = [outcome.rate("robust") for outcome in outcomes]
         status = f"robust in this block {percent(float(np.mean(robust)), 0)}"
         return (
             status if judge.candidates() - {"clean", "random"} else f"{status} (random noise only)"
         )
 
-    done = {outcome.index for outcome in run.outcomes()}
+    done = {outcome.index for outcome in store.outcomes()}
     if only is not None:
         done |= set(chosen) - set(only)
-    by_block("evaluating images", search, data, chosen, done, machine, keep)
+    by_block("evaluating images", runner, data, chosen, done, machine, keep)
 
 
 @dataclass
 class Judge:
     """Judges the versions of a block of images that an `AttackRunner` made."""
 
-    search: AttackRunner
+    runner: AttackRunner
     lpips: bool
     curtail: bool = False
 
     @property
     def model(self) -> Batched:
         """The model that is judged."""
-        return self.search.model
+        return self.runner.model
 
     def candidates(self) -> set[str]:
         """The conditions that the attacker chooses from.
@@ -128,12 +128,14 @@ class Judge:
         the run's attacks, they are `clean` and these attacks; if all of these are corruptions,
         `clean` and the corruptions.
         """
-        plain = {n: a for n, a in self.search.attacks.items() if not getattr(a, "knows", None)}
-        held = {name for name, attack in plain.items() if bounded(attack)}
-        if held or not plain:
-            return {"clean", "random", *held}
-        own = {n for n, attack in plain.items() if getattr(attack, "adversarial", True)}
-        return {"clean", *(own or plain)}
+        uninformed = {n: a for n, a in self.runner.attacks.items() if not getattr(a, "knows", None)}
+        within_threat = {name for name, attack in uninformed.items() if bounded(attack)}
+        if within_threat or not uninformed:
+            return {"clean", "random", *within_threat}
+        adversarial = {
+            n for n, attack in uninformed.items() if getattr(attack, "adversarial", True)
+        }
+        return {"clean", *(adversarial or uninformed)}
 
     def outcomes(
         self,
@@ -144,44 +146,44 @@ class Judge:
         measured: set[int],
     ) -> list[Outcome]:
         """Return the outcome of each image of a block."""
-        search = self.search
-        noise, clean = Noise.of(search.seed, indices), versions["clean"]
+        runner = self.runner
+        noise, clean = Noise.of(runner.seed, indices), versions["clean"]
         table: list[dict[str, Condition]] = [{} for _ in indices]
         for name, version in versions.items():
-            kept = search.reused_from.get(name, {})
-            for i, earlier in kept.items():
+            reused = runner.reused_from.get(name, {})
+            for i, earlier in reused.items():
                 table[i][name] = replace(table[i][earlier], same_image_as=earlier)
-            own = besides(kept, len(y))
-            if not own:
+            positions = positions_except(reused, len(y))
+            if not positions:
                 continue
-            x, private = version[own], noise.take(own)
-            knows = getattr(search.attacks.get(name), "knows", None)
-            judged = self._judged(x, y[own], private, knows)
+            x, own_noise = version[positions], noise.take(positions)
+            knows = getattr(runner.attacks.get(name), "knows", None)
+            judged = self._judged(x, y[positions], own_noise, knows)
             # without a choice between attacks, these are the verdict's draws
-            seen = torch.tensor([draws for draws, _ in judged], device=y.device)
-            if name in search.own_predictions:
-                seen = search.own_predictions[name]
-            elif search.attacks and not knows and not search.answers.noise_free:
-                seen = search.answers(x, private.child("select"), search.draws)
-            wrong = (seen != y[own, None]).float().mean(1)
-            bare = self._without_purifier(x, private.child("bare"))
-            size = search.threat.size(x - clean[own])
-            for j, i in enumerate(own):
+            attacker_answers = torch.tensor([draws for draws, _ in judged], device=y.device)
+            if name in runner.own_predictions:
+                attacker_answers = runner.own_predictions[name]
+            elif runner.attacks and not knows and not runner.answers.noise_free:
+                attacker_answers = runner.answers(x, own_noise.child("select"), runner.draws)
+            wrong = (attacker_answers != y[positions, None]).float().mean(1)
+            undefended = self._without_purifier(x, own_noise.child("bare"))
+            size = runner.threat.size(x - clean[positions])
+            for j, i in enumerate(positions):
                 table[i][name] = Condition(
                     draws=judged[j][0],
                     curtailed=judged[j][1],
-                    undefended=bare[j],
+                    undefended=undefended[j],
                     size=round(float(size[j]), 6),
                     attacker_error_rate=round(float(wrong[j]), 4),
                 )
         which = [i for i, index in enumerate(indices) if index in measured]
         quality = self.quality(versions, noise.child("quality", "purify"), which)
         candidates = self.candidates()
-        cost = {key: count / len(y) for key, count in search.calls.take().items()}
-        seconds = round((time.perf_counter() - search.began) / len(y), 4)
+        cost = {key: count / len(y) for key, count in runner.calls.take().items()}
+        seconds = round((time.perf_counter() - runner.began) / len(y), 4)
         which = [i for i, index in enumerate(indices) if index in probed]
         probes = (
-            sanity_check(self.model, versions["random"], y, noise, which) if search.attacks else {}
+            sanity_check(self.model, versions["random"], y, noise, which) if runner.attacks else {}
         )
         return [
             Outcome(
@@ -202,7 +204,9 @@ class Judge:
                 made_by=f"unfool {__version__}, torch {torch.__version__}",
                 sanity=probes.get(i, {}),
                 quality=quality.get(i, {}),
-                loss_curves={name: of[i] for name, of in search.loss_curves.items() if i in of},
+                loss_curves={
+                    name: curves[i] for name, curves in runner.loss_curves.items() if i in curves
+                },
             )
             for i, (index, row) in enumerate(zip(indices, table, strict=True))
         ]
@@ -212,16 +216,16 @@ class Judge:
         self, x: Tensor, y: Tensor, noise: Noise, knows: Knowledge | None
     ) -> list[tuple[list[int], Curtailed | None]]:
         """Return the verdict's draws of each image; only one if the attacker knows all noise."""
-        k, stream, answers = self.search.draws, noise.child("verdict"), self.search.answers
-        alike: list[Tensor] = []
+        k, stream, answers = self.runner.draws, noise.child("verdict"), self.runner.answers
+        previous: list[Tensor] = []
 
         def answer(which: list[int], first: int, draws: int) -> Tensor:
-            if alike and answers.noise_free:
-                return alike[0][which, :1].expand(-1, draws)
-            alike.append(answers(x[which], stream.take(which), draws, first))
-            return alike[-1]
+            if previous and answers.noise_free:
+                return previous[0][which, :1].expand(-1, draws)
+            previous.append(answers(x[which], stream.take(which), draws, first))
+            return previous[-1]
 
-        def knowing(which: list[int], first: int, draws: int) -> Tensor:
+        def answer_known_noise(which: list[int], first: int, draws: int) -> Tensor:
             queries = [
                 stream.take(which).for_query(query_index)
                 for query_index in query_indices[first : first + draws]
@@ -229,9 +233,9 @@ class Judge:
             return torch.stack([self.model.decide(x[which], query) for query in queries], 1)
 
         if knows is not None:
-            stream = knows.reveal(noise.child("verdict", "rest"), secret(noise))
+            stream = knows.reveal(noise.child("verdict", "rest"), revealed_noise(noise))
             query_indices = knows.query_indices(k)
-            answer, k = knowing, len(query_indices)
+            answer, k = answer_known_noise, len(query_indices)
         if self.curtail and k > 1:
             return list(curtailed(answer, y.tolist(), k))
         return [(draws, None) for draws in answer(list(range(len(x))), 0, k).tolist()]
@@ -245,18 +249,18 @@ class Judge:
         They are measured before and after purification. The purifier uses the same draw for all
         versions.
         """
-        found: dict[int, dict[str, Quality]] = {i: {} for i in which}
+        result: dict[int, dict[str, Quality]] = {i: {} for i in which}
         if not which:
-            return found
+            return result
         clean, model, noise = versions["clean"][which], self.model.model, noise.take(which)
         for name, version in versions.items():
             by_time = {} if name == "clean" else {"before": version[which]}
             if isinstance(model, Defended):
                 by_time["after"] = Batched(model.purifier, self.model)(version[which], noise)
-            for when, pictures in by_time.items():
-                for i, distances in zip(which, measure(pictures, clean, self.lpips), strict=True):
-                    found[i].setdefault(name, {})[when] = distances
-        return found
+            for when, images in by_time.items():
+                for i, distances in zip(which, measure(images, clean, self.lpips), strict=True):
+                    result[i].setdefault(name, {})[when] = distances
+        return result
 
     def _without_purifier(self, x: Tensor, noise: Noise) -> list[int | None]:
         """The predictions of the classifier without its defense; None if there is no defense."""
@@ -278,22 +282,22 @@ class Judge:
             return {}
         indices = [outcomes[i].index for i in which]
         x_adv = torch.stack([versions[outcomes[i].chosen][i] for i in which])
-        x, noise = versions["clean"][which], Noise.of(self.search.seed, indices)
+        x, noise = versions["clean"][which], Noise.of(self.runner.seed, indices)
 
         answers = {
             "clean": [outcomes[i].conditions["clean"].draws[0] for i in which],
             "attacked": [outcomes[i].conditions[outcomes[i].chosen].draws[0] for i in which],
         }
 
-        def part(of: slice) -> dict[str, np.ndarray]:
-            given = x[of], x_adv[of], y[which][of], noise.take(range(of.start, of.stop))
-            told = {name: np.array(classes[of]) for name, classes in answers.items()}
-            return _examples(self.model.model, *given, indices[of], told)
+        def examples_of(rows: slice) -> dict[str, np.ndarray]:
+            inputs = x[rows], x_adv[rows], y[which][rows], noise.take(range(rows.start, rows.stop))
+            block_answers = {name: np.array(classes[rows]) for name, classes in answers.items()}
+            return _examples(self.model.model, *inputs, indices[rows], block_answers)
 
-        found = in_parts(part, len(which), self.model)
-        along = found[0].pop("times", None)  # the same for all images
-        kept = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
-        return kept if along is None else kept | {"times": along}
+        parts = in_parts(examples_of, len(which), self.model)
+        times = parts[0].pop("times", None)  # the same for all images
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return arrays if times is None else arrays | {"times": times}
 
 
 @torch.no_grad()
@@ -308,32 +312,32 @@ def _examples(
 ) -> dict[str, np.ndarray]:
     """Return clean and attacked images, the model's intermediate results, and the given answers."""
     noise = noise.child("verdict", "vote", 0)  # the first draw of the verdict
-    kept = {"index": np.array(indices), "label": _array(y)}
-    kept |= {"clean": _array(x), "attacked": _array(x_adv)}
+    arrays = {"index": np.array(indices), "label": _array(y)}
+    arrays |= {"clean": _array(x), "attacked": _array(x_adv)}
     fooled = y
     if isinstance(model, Defended):
         fooled = predict(model.classifier, x_adv, noise)  # what the undefended classifier predicts
     for name, version in (("clean", x), ("attacked", x_adv)):
-        kept[f"{name}_answer"] = answers[name]
+        arrays[f"{name}_answer"] = answers[name]
         if not isinstance(model, Defended):
             continue
         bare = fooled if name == "attacked" else predict(model.classifier, version, noise)
-        kept[f"{name}_bare"] = _array(bare)
-        purify, see = noise.child("purify"), noise.child("classify")
+        arrays[f"{name}_bare"] = _array(bare)
+        purifier_noise, classifier_noise = noise.child("purify"), noise.child("classify")
         if not hasattr(model.purifier, "walk"):
-            kept[f"{name}_purified"] = _array(model.purifier(version, purify))
+            arrays[f"{name}_purified"] = _array(model.purifier(version, purifier_noise))
             continue
-        times, seen, state = [], [], version
-        for t, state in model.purifier.walk(version, purify):  # pyright: ignore
+        times, predictions, state = [], [], version
+        for t, state in model.purifier.walk(version, purifier_noise):  # pyright: ignore
             times.append(t)
-            seen.append(model.classifier(state, see).softmax(1))
-        along = torch.stack(seen, 1)  # (B, N + 1, K)
-        kept[f"{name}_purified"] = _array(state)
+            predictions.append(model.classifier(state, classifier_noise).softmax(1))
+        probabilities = torch.stack(predictions, 1)  # (B, N + 1, K)
+        arrays[f"{name}_purified"] = _array(state)
         for key, label in (("sure", y), ("fooled", fooled)):
             which = label[:, None, None].expand(-1, len(times), 1)
-            kept[f"{name}_{key}"] = _array(along.gather(2, which)[:, :, 0])
-        kept["times"], kept[f"{name}_surest"] = np.array(times), _array(along.amax(2))
-    return kept
+            arrays[f"{name}_{key}"] = _array(probabilities.gather(2, which)[:, :, 0])
+        arrays["times"], arrays[f"{name}_surest"] = np.array(times), _array(probabilities.amax(2))
+    return arrays
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -41,7 +41,7 @@ class Forecast:
         images: The number of images.
         per_image: By condition; also `verdict` for judging all of them, and `distances` for how far
             images are from the clean ones.
-        most: Whether it is an upper bound, because attacks or verdicts may stop early.
+        is_upper_bound: Whether it is an upper bound, because attacks or verdicts may stop early.
         batch_size: Images in the largest timed call; 0 if it is based on finished images.
         low, high: The 95 % interval of an accuracy of one half on that many images, with one draw
             each. No interval of the report will be much wider.
@@ -50,21 +50,21 @@ class Forecast:
 
     images: int
     per_image: dict[str, Cost]
-    most: bool
+    is_upper_bound: bool
     batch_size: int
     low: float
     high: float
     workers: int = 1
 
     @property
-    def each(self) -> Cost:
+    def cost_per_image(self) -> Cost:
         """The cost per image."""
         return sum(self.per_image.values(), Cost())
 
     @property
     def total(self) -> Cost:
         """The cost of all images."""
-        return self.each * self.images
+        return self.cost_per_image * self.images
 
     def keep(self, folder: Path) -> None:
         """Write the forecast into a folder whose run has not begun, for the report to compare."""
@@ -89,7 +89,7 @@ def seconds_of(budget: str) -> float:
 def forecast(
     spec: EvaluationSpec,
     budget: float | None = None,
-    made: Prepared | None = None,
+    prepared: Prepared | None = None,
     judged: bool = True,
 ) -> Forecast:
     """Forecast the cost of a checked evaluation `spec`, with as many images as fit into a budget.
@@ -97,52 +97,67 @@ def forecast(
     Args:
         spec: What `run.check` returned.
         budget: Seconds. At least one block of images is taken, and never more than the spec's.
-        made: The parts that `prepare.prepare` built, if they were built already.
+        prepared: The parts that `prepare.prepare` built, if they were built already.
         judged: Whether the images are also judged, and not only attacked.
 
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.
     """
-    made, workers = made or prepare(spec), _workers(spec)
-    most = made.on(spec, (0, 1), quiet=True).batch_size  # the model is now executed as in the run
-    played = dry_run(spec, made, most)
+    prepared, workers = prepared or prepare(spec), _workers(spec)
+    # from here on, the model is executed as in the run
+    batch_size = prepared.set_up_machine(spec, (0, 1), quiet=True).batch_size
+    dry = dry_run(spec, prepared, batch_size)
     with _one_thread() if spec["machine"]["engine"] == "ray" else nullcontext():
-        costs, rows = call_costs(made, played, spec["machine"]["images_per_block"], most, DRY_RUN)
-    per_image = _per_image(spec, made, played, costs, judged)
-    images = whole = len(made.indices)
-    each = sum(per_image.values(), Cost()).seconds
+        costs, timed_size = call_costs(
+            prepared, dry, spec["machine"]["images_per_block"], batch_size, DRY_RUN
+        )
+    per_image = _per_image(spec, prepared, dry, costs, judged)
+    images = available = len(prepared.indices)
+    seconds_per_image = sum(per_image.values(), Cost()).seconds
     if budget is not None:
         images = min(
-            whole, max(spec["machine"]["images_per_block"], int(workers * budget / max(each, 1e-9)))
+            available,
+            max(
+                spec["machine"]["images_per_block"],
+                int(workers * budget / max(seconds_per_image, 1e-9)),
+            ),
         )
     share = wilson(images // 2, images)
     half = (share.high - share.low) / 2
-    return Forecast(images, per_image, _most(spec), rows, 0.5 - half, 0.5 + half, workers)
+    return Forecast(
+        images, per_image, _may_stop_early(spec), timed_size, 0.5 - half, 0.5 + half, workers
+    )
 
 
-def expected(
-    spec: EvaluationSpec, made: Prepared, rows: int, judged: bool = True
+def quick_forecast(
+    spec: EvaluationSpec, prepared: Prepared, batch_size: int, judged: bool = True
 ) -> Expected | None:
     """Forecast the cost per image of a run by a few quick calls; None if that fails.
 
     Args:
         spec: What `run.check` returned.
-        made: Its parts, executed as in the run.
-        rows: The largest number of images in a call.
+        prepared: Its parts, executed as in the run.
+        batch_size: The largest number of images in a call.
         judged: Whether the images are also judged, and not only attacked.
     """
     try:
-        played = dry_run(spec, made, rows)
-        costs, _ = call_costs(made, played, spec["machine"]["images_per_block"], rows, GLANCE)
+        dry = dry_run(spec, prepared, batch_size)
+        costs, _ = call_costs(
+            prepared, dry, spec["machine"]["images_per_block"], batch_size, GLANCE
+        )
     except Exception:  # the run itself, which needs no forecast, reports any error
         return None
-    per_image = _per_image(spec, made, played, costs, judged)
-    return Expected({name: cost.seconds for name, cost in per_image.items()}, played.ticks)
+    per_image = _per_image(spec, prepared, dry, costs, judged)
+    return Expected({name: cost.seconds for name, cost in per_image.items()}, dry.ticks)
 
 
-def watched(machine: Machine, spec: EvaluationSpec, made: Prepared, judged: bool = True) -> Machine:
-    """Return `machine` with a forecast (`expected`), which is made only to show progress."""
-    return replace(machine, expected=partial(expected, spec, made, machine.batch_size, judged))
+def with_forecast(
+    machine: Machine, spec: EvaluationSpec, prepared: Prepared, judged: bool = True
+) -> Machine:
+    """Return `machine` with a forecast (`quick_forecast`), which is made only to show progress."""
+    return replace(
+        machine, expected=partial(quick_forecast, spec, prepared, machine.batch_size, judged)
+    )
 
 
 def plan(
@@ -159,42 +174,44 @@ def plan(
             own number of images.
     """
     if budget is None:
-        found = forecast(spec)
-        found = _so_far(found, spec, folder) or found
-        found.keep(folder)
-        return spec, found
+        result = forecast(spec)
+        result = _from_finished_images(result, spec, folder) or result
+        result.keep(folder)
+        return spec, result
     if shard[1] > 1:
         raise SpecError(
             "--budget chooses the number of images by this machine's speed, so shards would "
             "differ: get the number from `--dry-run --budget`, and give it to all shards by --set "
             "evaluation.images="
         )
-    limit, images = seconds_of(budget), begun(spec, folder)
+    limit, images = seconds_of(budget), images_at_start(spec, folder)
     if images is not None:
         return _with_images(spec, images), None
-    found = forecast(spec, limit)
-    found.keep(folder)
-    return _with_images(spec, found.images), found
+    result = forecast(spec, limit)
+    result.keep(folder)
+    return _with_images(spec, result.images), result
 
 
-def _so_far(found: Forecast, spec: EvaluationSpec, folder: Path) -> Forecast | None:
+def _from_finished_images(initial: Forecast, spec: EvaluationSpec, folder: Path) -> Forecast | None:
     """Forecast from the images that a run in `folder` has finished, if work may stop early."""
-    if not found.most or begun(spec, folder) is None:
+    if not initial.is_upper_bound or images_at_start(spec, folder) is None:
         return None
     done = Run.open(folder).outcomes()
     if not done:
         return None
     calls = {key: fmean(o.cost.get(key, 0) for o in done) for key in CALLS}
     cost = Cost(calls, fmean(outcome.seconds for outcome in done))
-    return replace(found, per_image={f"by the {len(done)} done": cost}, most=False, batch_size=0)
+    return replace(
+        initial, per_image={f"by the {len(done)} done": cost}, is_upper_bound=False, batch_size=0
+    )
 
 
-def begun(spec: Mapping[str, Any], folder: Path) -> int | None:
+def images_at_start(spec: Mapping[str, Any], folder: Path) -> int | None:
     """The number of images with which a run of `spec` began in `folder`; None if there is none."""
     if not (folder / "run.json").is_file():
         return None
-    asked = Run.open(folder).manifest
-    return len(asked["indices"]) if asked["identity"] == specs.identity(spec) else None
+    manifest = Run.open(folder).manifest
+    return len(manifest["indices"]) if manifest["identity"] == specs.identity(spec) else None
 
 
 def _with_images(spec: EvaluationSpec, images: int | None) -> EvaluationSpec:
@@ -203,21 +220,23 @@ def _with_images(spec: EvaluationSpec, images: int | None) -> EvaluationSpec:
 
 def _per_image(
     spec: EvaluationSpec,
-    made: Prepared,
-    played: DryRun,
+    prepared: Prepared,
+    dry: DryRun,
     costs: Mapping[Call, Cost],
     judged: bool,
 ) -> dict[str, Cost]:
     """The cost per image, by condition and for judging."""
-    found = {
+    costs_by_condition = {
         name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
-        for name, counts in played.asked.items()
+        for name, counts in dry.calls.items()
         if judged or name not in JUDGING
     }
-    if judged and not made.attacks:  # distances are measured only for the report's examples
-        whole = len(made.indices)
-        found["distances"] *= min(spec["evaluation"]["examples"], whole) / whole
-    return found
+    if judged and not prepared.attacks:  # distances are measured only for the report's examples
+        available = len(prepared.indices)
+        costs_by_condition["distances"] *= (
+            min(spec["evaluation"]["examples"], available) / available
+        )
+    return costs_by_condition
 
 
 def _workers(spec: EvaluationSpec) -> int:
@@ -239,7 +258,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _most(spec: EvaluationSpec) -> bool:
+def _may_stop_early(spec: EvaluationSpec) -> bool:
     """Whether attacks or verdicts may stop early, so that a forecast is an upper bound."""
     early = any(row["name"] == "autoattack" or row.get("early_stop") for row in spec["attacks"])
     options = spec["evaluation"]

@@ -26,15 +26,18 @@ def measure(x: Tensor, clean: Tensor, perceptual: bool = False) -> list[dict[str
     """
     x, clean = x.detach().double(), clean.detach().double()
     gap = (x - clean).flatten(1)
-    found = {
+    distances = {
         "psnr": -10 * torch.log10(mse(x, clean).clamp(min=MIN_MSE)),
         "ssim": ssim(x, clean),
         "l2": gap.norm(dim=1),
         "linf": gap.abs().amax(1),
     }
     if perceptual:
-        found["lpips"] = lpips(x.float(), clean.float())
-    return [{name: round(float(of[i]), 4) for name, of in found.items()} for i in range(len(x))]
+        distances["lpips"] = lpips(x.float(), clean.float())
+    return [
+        {name: round(float(values[i]), 4) for name, values in distances.items()}
+        for i in range(len(x))
+    ]
 
 
 def check_perceptual(image: Tensor) -> None:

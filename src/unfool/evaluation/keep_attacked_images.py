@@ -20,7 +20,7 @@ from unfool.attacks.views import Batched
 from unfool.data import image_files
 from unfool.errors import SpecError
 from unfool.evaluation.attack_runner import AttackRunner, by_block
-from unfool.evaluation.forecast import watched
+from unfool.evaluation.forecast import with_forecast
 from unfool.evaluation.prepare import prepare
 from unfool.evaluation.spec import refuse_ray
 from unfool.results.manifest import Manifest
@@ -33,7 +33,7 @@ from unfool.threat import Threat
 
 Format = Literal["npz", "safetensors"]
 KIND = "collection"
-BY = "by "  # prefix of an attack's label in the file of a block
+ATTACK_PREFIX = "by "  # prefix of an attack's label in the file of a block
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class AttackedImage:
         index: Its place in the data set.
         label: Its class.
         sizes: By attack, the norm of the perturbation, in the threat's norm.
-        of: For each attack that skipped the image, the earlier condition whose image it took over.
+        reused_from: For each attack that skipped the image, the earlier condition whose image it
+            took over.
         seconds: Time spent on it.
         made_by: The versions of the software.
     """
@@ -52,7 +53,7 @@ class AttackedImage:
     index: int
     label: int
     sizes: dict[str, float]
-    of: dict[str, str]
+    reused_from: dict[str, str]
     seconds: float
     made_by: str
 
@@ -82,7 +83,7 @@ def check(spec: EvaluationSpec) -> None:
     refuse_ray(spec["machine"], "making adversarial images")
 
 
-def asked(spec: EvaluationSpec) -> dict[str, Any]:
+def identity_content(spec: EvaluationSpec) -> dict[str, Any]:
     """Return the content by which the images of a checked evaluation spec are identified."""
     return {"kind": KIND, **spec}
 
@@ -106,15 +107,17 @@ def run(
         RuntimeError: The folder holds something else, or an attack exceeded the threat.
     """
     check(spec)
-    made, options, threat = prepare(spec), spec["evaluation"], Threat(**spec["threat"])
-    identity = specs.identity(asked(spec))
-    manifest: Manifest = {**made.manifest, "identity": identity, "kind": KIND}
-    begun = Run.begin(folder, manifest, made.fingerprint)
-    record_start(begun, made.device)
-    machine = watched(made.on(spec, shard, quiet), spec, made, judged=False)
-    search = AttackRunner(
-        Batched(made.model, machine.batch_size),
-        made.attacks,
+    prepared, options, threat = prepare(spec), spec["evaluation"], Threat(**spec["threat"])
+    identity = specs.identity(identity_content(spec))
+    manifest: Manifest = {**prepared.manifest, "identity": identity, "kind": KIND}
+    store = Run.begin(folder, manifest, prepared.fingerprint)
+    record_start(store, prepared.device)
+    machine = with_forecast(
+        prepared.set_up_machine(spec, shard, quiet), spec, prepared, judged=False
+    )
+    runner = AttackRunner(
+        Batched(prepared.model, machine.batch_size),
+        prepared.attacks,
         threat,
         options["seed"],
         options["draws"],
@@ -123,26 +126,26 @@ def run(
 
     def keep(block: Sequence[int], y: Tensor, versions: Mapping[str, Tensor]) -> str:
         x = versions["clean"]
-        sizes = {name: threat.size(versions[name] - x).tolist() for name in made.attacks}
-        seconds = round((time.perf_counter() - search.began) / len(block), 4)
+        sizes = {name: threat.size(versions[name] - x).tolist() for name in prepared.attacks}
+        seconds = round((time.perf_counter() - runner.began) / len(block), 4)
         facts = [
             AttackedImage(
                 index=index,
                 label=int(y[i]),
                 sizes={name: round(size[i], 6) for name, size in sizes.items()},
-                of={name: by[i] for name, by in search.reused_from.items() if i in by},
+                reused_from={name: by[i] for name, by in runner.reused_from.items() if i in by},
                 seconds=seconds,
                 made_by=f"unfool {__version__}, torch {torch.__version__}",
             )
             for i, index in enumerate(block)
         ]
-        kept = {BY + name: versions[name].cpu().numpy() for name in made.attacks}
-        begun.add(facts, {"index": np.array(block), "clean": x.cpu().numpy(), **kept})
+        arrays = {ATTACK_PREFIX + name: versions[name].cpu().numpy() for name in prepared.attacks}
+        store.add(facts, {"index": np.array(block), "clean": x.cpu().numpy(), **arrays})
         return "kept"
 
-    done = {fact.index for fact in begun.read(AttackedImage)}
-    by_block("attacking images", search, made.data, made.indices, done, machine, keep)
-    return begun
+    done = {fact.index for fact in store.read(AttackedImage)}
+    by_block("attacking images", runner, prepared.data, prepared.indices, done, machine, keep)
+    return store
 
 
 def write_images(
@@ -169,7 +172,7 @@ def write_images(
     if not facts:
         raise RuntimeError(f"{run.folder} holds no images yet: run `unfool attack` first")
     rows = {row["label"]: row for row in run.spec["attacks"]}
-    x, beyond, written = _images(run, "clean"), {}, []
+    x, exceeding, written = _images(run, "clean"), {}, []
     arrays = {
         "labels": np.array([fact.label for fact in facts]),
         "indices": np.array([fact.index for fact in facts]),
@@ -177,19 +180,21 @@ def write_images(
     }
     classes = {"classes": np.array(run.manifest["classes"])}
     for (name, row), stem in zip(rows.items(), _stems(rows), strict=True):
-        made = {**arrays, "images": _images(run, BY + name)}
-        place = run.folder / f"{stem}.{form}"
-        write_bytes(place, npz_bytes(made | classes) if form == "npz" else save(made))
-        written.append(place)
+        attack_arrays = {**arrays, "images": _images(run, ATTACK_PREFIX + name)}
+        path = run.folder / f"{stem}.{form}"
+        write_bytes(
+            path, npz_bytes(attack_arrays | classes) if form == "npz" else save(attack_arrays)
+        )
+        written.append(path)
         if png:
             threat = Threat(**run.spec["threat"]) if row.get("bounded", True) else None
-            images = torch.from_numpy(x), torch.from_numpy(made["images"])
-            beyond[name] = _write_pngs(run.folder / stem, facts, *images, threat)
+            images = torch.from_numpy(x), torch.from_numpy(attack_arrays["images"])
+            exceeding[name] = _write_pngs(run.folder / stem, facts, *images, threat)
             written.append(run.folder / stem)
     card = run.folder / "card.json"
     write_bytes(card, (json.dumps(_card(run, facts, form, png, command), indent=1) + "\n").encode())
-    if any(beyond.values()):
-        counts = ", ".join(f"{count} of {name}" for name, count in beyond.items() if count)
+    if any(exceeding.values()):
+        counts = ", ".join(f"{count} of {name}" for name, count in exceeding.items() if count)
         raise RuntimeError(
             f"as 8-bit images, {counts} would exceed the threat, because the clean images have "
             "more than 8 bits: use the arrays, which were written, instead of PNG files"
@@ -207,7 +212,7 @@ def _card(
         "what": "adversarial images, (N, C, H, W) of [0, 1]",
         "command": command,
         "images": len(facts),
-        "of": len(run.manifest["indices"]),
+        "requested": len(run.manifest["indices"]),
         "threat": spec["threat"],
         "seed": spec["evaluation"]["seed"],
         "attacks": {
@@ -250,13 +255,13 @@ class KeptImages(NamedTuple):
     attacked: np.ndarray
 
 
-def kept_images(run: Run, most: int) -> Iterator[KeptImages]:
-    """Yield the first `most` images of each attack of a collection.
+def kept_images(run: Run, count: int) -> Iterator[KeptImages]:
+    """Yield the first `count` images of each attack of a collection.
 
     Raises:
         RuntimeError: A file of the run is damaged.
     """
-    facts, clean = run.read(AttackedImage)[:most], _images(run, "clean")[:most]
+    facts, clean = run.read(AttackedImage)[:count], _images(run, "clean")[:count]
     labels = {row["label"]: row for row in run.spec["attacks"]}
     for name, stem in zip(labels, _stems(labels), strict=True):
         yield KeptImages(
@@ -266,16 +271,16 @@ def kept_images(run: Run, most: int) -> Iterator[KeptImages]:
             [fact.label for fact in facts],
             [fact.sizes[name] for fact in facts],
             clean,
-            _images(run, BY + name)[:most],
+            _images(run, ATTACK_PREFIX + name)[:count],
         )
 
 
 def _images(run: Run, key: str) -> np.ndarray:
     """Collect the array `key` from all blocks, (N, C, H, W), sorted by index."""
-    found: dict[int, np.ndarray] = {}
+    by_index: dict[int, np.ndarray] = {}
     for block in run.examples(("index", key)):
-        found |= zip(block["index"].tolist(), block[key], strict=True)
-    return np.stack([found[index] for index in sorted(found)])
+        by_index |= zip(block["index"].tolist(), block[key], strict=True)
+    return np.stack([by_index[index] for index in sorted(by_index)])
 
 
 def _write_pngs(
@@ -284,8 +289,8 @@ def _write_pngs(
     """Write the images that stay within the threat as PNG files; return how many do not."""
     rounded = round_toward_clean(x, x_adv)
     allowed = torch.ones(len(x), dtype=torch.bool) if threat is None else threat.allows(x, rounded)
-    for fact, image, fine in zip(facts, rounded, allowed.tolist(), strict=True):
-        if fine:
+    for fact, image, is_allowed in zip(facts, rounded, allowed.tolist(), strict=True):
+        if is_allowed:
             image_files.write(folder / f"{fact.index:07}.png", image)
     return int((~allowed).sum())
 

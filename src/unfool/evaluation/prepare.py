@@ -70,28 +70,28 @@ class AttackOnView:
 
 def run_blocks(
     spec: EvaluationSpec,
-    made: "Prepared",
-    keeper: OutcomeStore,
+    prepared: "Prepared",
+    store: OutcomeStore,
     machine: Machine,
     only: Collection[int] | None = None,
 ) -> None:
-    """Evaluate the images of a checked `spec` whose outcomes `keeper` lacks.
+    """Evaluate the images of a checked `spec` whose outcomes `store` lacks.
 
     Args:
         spec: What `check` returned.
-        made: Its parts.
-        keeper: The store of the outcomes.
+        prepared: Its parts.
+        store: The store of the outcomes.
         machine: Settings that change only the speed.
         only: The images to evaluate; all of the run by default.
     """
     options = spec["evaluation"]
     evaluate_into(
-        made.model,
-        made.data,
-        made.attacks,
+        prepared.model,
+        prepared.data,
+        prepared.attacks,
         Threat(**spec["threat"]),
-        keeper,
-        indices=made.indices,
+        store,
+        indices=prepared.indices,
         only=only,
         seed=options["seed"],
         draws=options["draws"],
@@ -124,7 +124,7 @@ class Prepared(NamedTuple):
     manifest: Manifest
     fingerprint: Callable[[Sequence[int]], str]
 
-    def on(self, spec: EvaluationSpec, shard: tuple[int, int], quiet: bool) -> Machine:
+    def set_up_machine(self, spec: EvaluationSpec, shard: tuple[int, int], quiet: bool) -> Machine:
         """Prepare the model's execution; return the settings that change only the speed."""
         machine, rows = spec["machine"], spec["machine"]["batch_size"]
         if rows == "auto":
@@ -174,7 +174,7 @@ def fit_together(
     )
     logits = check_fit(model, data, indices, device)
     check_sources(attacks, data, indices, device)
-    say_unknown(model, data[indices[0]][0][None].to(device), spec["attacks"])
+    warn_of_unused_knowledge(model, data[indices[0]][0][None].to(device), spec["attacks"])
     if options["lpips"]:
         try:
             check_perceptual(data[indices[0]][0])
@@ -184,15 +184,17 @@ def fit_together(
         _check_view(label, attack.view, model)
         if isinstance(attack.attack, PrecomputedAttack):
             attacks[label] = replace(attack, attack=attack.attack.over(data, indices))
-    given = (attack.attack for attack in attacks.values())
-    brought = "".join(images.digest for images in given if isinstance(images, PrecomputedAttack))
-    images = fingerprint(data, indices) + brought
-    asked = make_manifest(spec, data, indices, images, weights)
-    asked["logits"] = logits
+    sources = (attack.attack for attack in attacks.values())
+    precomputed_digests = "".join(
+        images.digest for images in sources if isinstance(images, PrecomputedAttack)
+    )
+    images = fingerprint(data, indices) + precomputed_digests
+    manifest = make_manifest(spec, data, indices, images, weights)
+    manifest["logits"] = logits
     if (stated := getattr(undefended(model), "reported", None)) is not None:
-        asked["stated"] = cast(StatedAccuracy, asdict(stated))
-    made = partial(fingerprint, data, attacks=attacks)
-    return Prepared(model, data, attacks, indices, device, asked, made)
+        manifest["stated"] = cast(StatedAccuracy, asdict(stated))
+    hash_images_at = partial(fingerprint, data, attacks=attacks)
+    return Prepared(model, data, attacks, indices, device, manifest, hash_images_at)
 
 
 def _check_view(label: str, view: Callable[[Classifier], Any], model: Classifier) -> None:
@@ -203,15 +205,15 @@ def _check_view(label: str, view: Callable[[Classifier], Any], model: Classifier
         ValueError: The view refuses the model, in its own words.
     """
     try:
-        seen = view(model)
+        viewed = view(model)
     except TypeError as error:
         raise SpecError(
             f"the view of the attack {label} does not work with this model: {error}"
         ) from error
-    if not callable(seen):
+    if not callable(viewed):
         raise SpecError(
             f"the view of the attack {label} must return a model that can be called with (x, "
-            f"noise), not {truncated_repr(seen)}"
+            f"noise), not {truncated_repr(viewed)}"
         )
 
 
@@ -248,24 +250,28 @@ def fingerprint(
     data: Dataset, indices: Sequence[int], attacks: Mapping[str, AttackOnView] | None = None
 ) -> str:
     """Hash the images and labels at `indices`, and adversarial images made before the run."""
-    given = [a.attack for a in (attacks or {}).values() if isinstance(a.attack, PrecomputedAttack)]
-    own = hash_images(data, indices).hexdigest()
-    return own + "".join(made.over(data, indices).digest for made in given)
+    precomputed = [
+        a.attack for a in (attacks or {}).values() if isinstance(a.attack, PrecomputedAttack)
+    ]
+    data_hash = hash_images(data, indices).hexdigest()
+    return data_hash + "".join(attack.over(data, indices).digest for attack in precomputed)
 
 
 def _attacks(rows: Sequence[AttackEntry]) -> list[tuple[str, AttackOnView]]:
-    made = []
+    attacks = []
     for row in rows:
         asides = ("view", "label", "knows", *ATTACK_FLAGS)
         table = cast(Part, {key: value for key, value in row.items() if key not in asides})
         attack = specs.build("attack", table)
         view = specs.part("view", row["view"])
         options = {key: value for key, value in view.items() if key != "name"}
-        see = menu.find("view", view["name"])
+        view_function = menu.find("view", view["name"])
         knows = Knowledge(row["knows"]) if "knows" in row else None
-        seen = AttackOnView(attack, partial(see, **options) if options else see, knows)
-        made.append((row["label"], seen))
-    return made
+        on_view = AttackOnView(
+            attack, partial(view_function, **options) if options else view_function, knows
+        )
+        attacks.append((row["label"], on_view))
+    return attacks
 
 
 def build_model(spec: ModelSpec, device: str) -> Classifier:
@@ -283,7 +289,7 @@ def build_model(spec: ModelSpec, device: str) -> Classifier:
 
 
 @torch.no_grad()
-def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[AttackEntry]) -> None:
+def warn_of_unused_knowledge(model: Classifier, x: Tensor, attacks: Sequence[AttackEntry]) -> None:
     """Say which attackers know a stream of noise from which the model never draws.
 
     Args:
@@ -291,8 +297,8 @@ def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[AttackEntry]) ->
         x: An image (1, C, H, W).
         attacks: Entries of a checked spec.
     """
-    told = {row.get("knows", "") for row in attacks} & {"forward", "reverse"}
-    for word in sorted(told):
+    known_streams = {row.get("knows", "") for row in attacks} & {"forward", "reverse"}
+    for word in sorted(known_streams):
         known = [Knowledge(word).reveal(Noise.of(0, [0]), Noise.of(seed, [0])) for seed in (1, 2)]
         if torch.equal(*(model(x, noise.for_query(0)) for noise in known)):
             print(
@@ -317,9 +323,9 @@ def build_purifier(
     """
     denoiser = specs.build("denoiser", spec["denoiser"]) if "denoiser" in spec else None
     # frozen and moved here, because a guide that is not a module may hide one from the purifier
-    given = {"denoiser": _frozen(denoiser, device), "classifier": _frozen(classifier, device)}
+    parts = {"denoiser": _frozen(denoiser, device), "classifier": _frozen(classifier, device)}
     return _frozen(
-        specs.build("purifier", specs.part("purifier", spec.get("purifier")), **given), device
+        specs.build("purifier", specs.part("purifier", spec.get("purifier")), **parts), device
     )
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unfool.evaluation.forecast import watched
+from unfool.evaluation.forecast import with_forecast
 from unfool.evaluation.prepare import prepare, run_blocks
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
@@ -28,12 +28,17 @@ def run(
         RuntimeError: The folder holds another run, an attack exceeded the threat, or the logits are
             not finite.
     """
-    made = prepare(spec)
+    prepared = prepare(spec)
     if spec["machine"]["engine"] == "ray":
         from unfool.evaluation import run_on_ray
 
-        return run_on_ray.run(spec, made, folder, shard, quiet)
-    begun = Run.begin(folder, made.manifest, made.fingerprint)
-    record_start(begun, made.device)
-    run_blocks(spec, made, begun, watched(made.on(spec, shard, quiet), spec, made))
-    return begun
+        return run_on_ray.run(spec, prepared, folder, shard, quiet)
+    store = Run.begin(folder, prepared.manifest, prepared.fingerprint)
+    record_start(store, prepared.device)
+    run_blocks(
+        spec,
+        prepared,
+        store,
+        with_forecast(prepared.set_up_machine(spec, shard, quiet), spec, prepared),
+    )
+    return store

@@ -30,8 +30,8 @@ from unfool.runtime.memory import shared_by
 from unfool.runtime.progress import progress
 
 RETRIES = 5  # retries of a block whose worker died
-KNOCK = 5  # seconds until a host counts as unreachable
-SAME = {  # what must be the same on a worker and on the machine that started the run
+CONNECT_TIMEOUT = 5  # seconds until a host counts as unreachable
+MUST_MATCH = {  # what must be the same on a worker and on the machine that started the run
     "version": "version of unfool",
     "identity": "weights, or another file that the spec names",
     "images": "images or labels",
@@ -41,7 +41,7 @@ SAME = {  # what must be the same on a worker and on the machine that started th
 
 
 def run(
-    spec: EvaluationSpec, made: Prepared, folder: Path, shard: tuple[int, int], quiet: bool
+    spec: EvaluationSpec, prepared: Prepared, folder: Path, shard: tuple[int, int], quiet: bool
 ) -> Run:
     """Evaluate a checked `spec` on Ray, from where `folder` left off.
 
@@ -52,7 +52,7 @@ def run(
 
     Args:
         spec: What `run.check` returned.
-        made: Its parts.
+        prepared: Its parts.
         folder: The run folder.
         shard: (i, n): only images i, i + n, i + 2 n, ...
         quiet: Show no progress.
@@ -64,38 +64,38 @@ def run(
             again and again.
     """
     with connected(spec) as ray:
-        begun = Run.begin(folder, made.manifest, made.fingerprint)
-        record_start(begun, made.device)
-        done = {outcome.index for outcome in begun.outcomes()}
-        mine = made.indices[shard[0] :: shard[1]]
+        store = Run.begin(folder, prepared.manifest, prepared.fingerprint)
+        record_start(store, prepared.device)
+        done = {outcome.index for outcome in store.outcomes()}
+        mine = prepared.indices[shard[0] :: shard[1]]
         todo, size = [i for i in mine if i not in done], spec["machine"]["images_per_block"]
         blocks = [todo[first : first + size] for first in range(0, len(todo), size)]
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(evaluate_block)
-        most = max(node["Resources"].get("GPU" if gpus else "CPU", 0) for node in ray.nodes())
-        given = worker_payload(made.manifest), max(1, min(int(most), len(blocks)))
-        waiting = [task.remote(spec, block, *given) for block in blocks]
+        slots = max(node["Resources"].get("GPU" if gpus else "CPU", 0) for node in ray.nodes())
+        common = worker_payload(prepared.manifest), max(1, min(int(slots), len(blocks)))
+        waiting = [task.remote(spec, block, *common) for block in blocks]
         try:
-            here = len(mine) - len(todo)
-            with progress("evaluating images on Ray", len(mine), here, quiet) as show:
+            finished = len(mine) - len(todo)
+            with progress("evaluating images on Ray", len(mine), finished, quiet) as show:
                 while waiting:
                     (ready,), waiting = ray.wait(waiting)
                     outcomes, examples = ray.get(ready)
-                    begun.add(outcomes, examples)
-                    here += len(outcomes)
-                    show(here, "")
+                    store.add(outcomes, examples)
+                    finished += len(outcomes)
+                    show(finished, "")
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:
-            said = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0]
             raise RuntimeError(
-                f"Ray lost the worker of a block of images {RETRIES + 1} times ({said}): run the "
+                f"Ray lost the worker of a block of images {RETRIES + 1} times ({reason}): run the "
                 "same command again, with fewer images per block or more memory if it repeats"
             ) from error
         finally:
             for task in waiting:  # after an error, an existing cluster would continue with them
                 ray.cancel(task)
-    return begun
+    return store
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def connected(spec: EvaluationSpec) -> Iterator[Any]:
     started = not ray.is_initialized()
     if started:
         address = spec["machine"].get("cluster")
-        _knock(address or os.environ.get("RAY_ADDRESS", ""))
+        _require_reachable(address or os.environ.get("RAY_ADDRESS", ""))
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except Exception as error:  # Ray raises a plain Exception if it does not start in time
@@ -130,18 +130,18 @@ def workers(spec: EvaluationSpec) -> int:
         SpecError: As in `run`.
     """
     with connected(spec) as ray:
-        found = ray.cluster_resources()
-    return max(1, int(found.get("GPU") or found.get("CPU", 1)))
+        resources = ray.cluster_resources()
+    return max(1, int(resources.get("GPU") or resources.get("CPU", 1)))
 
 
-def worker_payload(asked: Manifest) -> dict[str, Any]:
+def worker_payload(manifest: Manifest) -> dict[str, Any]:
     """Return the manifest's entries that a worker compares with its own, by the keys of `SAME`."""
-    found = {**asked, "version": asked["versions"].get("unfool")}
-    return {key: found[key] for key in SAME}
+    entries = {**manifest, "version": manifest["versions"].get("unfool")}
+    return {key: entries[key] for key in MUST_MATCH}
 
 
 def evaluate_block(
-    spec: EvaluationSpec, block: Sequence[int], driver: Mapping[str, Any], beside: int
+    spec: EvaluationSpec, block: Sequence[int], driver: Mapping[str, Any], tasks_per_machine: int
 ) -> tuple[list[Outcome], Mapping[str, np.ndarray]]:
     """Return the outcomes of a block of a checked spec's images, and the arrays of its examples.
 
@@ -149,57 +149,57 @@ def evaluate_block(
         spec: What `run.check` returned.
         block: The indices of the images.
         driver: `worker_payload` of the machine that started the run.
-        beside: How many such tasks share the machine and its memory.
+        tasks_per_machine: How many such tasks share the machine and its memory.
 
     Raises:
         SpecError: This machine differs from that one.
     """
-    collected = _Carried()
-    with shared_by(beside):
-        made, machine = _prepared(json.dumps(spec), json.dumps(driver))
-        run_blocks(spec, made, collected, machine, only=block)
-    return collected.found, collected.examples
+    collected = _BlockStore()
+    with shared_by(tasks_per_machine):
+        prepared, machine = _prepared(json.dumps(spec), json.dumps(driver))
+        run_blocks(spec, prepared, collected, machine, only=block)
+    return collected.stored, collected.examples
 
 
-class _Carried:
+class _BlockStore:
     """The outcomes of one block, on their way from a worker to the run."""
 
     def __init__(self) -> None:
-        self.found: list[Outcome] = []
+        self.stored: list[Outcome] = []
         self.examples: Mapping[str, np.ndarray] = {}
 
     def outcomes(self) -> list[Outcome]:
-        return self.found
+        return self.stored
 
     def add(self, outcomes: Sequence[Outcome], examples: Mapping[str, np.ndarray]) -> None:
-        self.found, self.examples = list(outcomes), examples
+        self.stored, self.examples = list(outcomes), examples
 
 
 @lru_cache(maxsize=1)
 def _prepared(text: str, driver: str) -> tuple[Prepared, Machine]:
     """Build the parts of a spec once per worker, and check that they equal those of the driver."""
-    spec, there = json.loads(text), json.loads(driver)
-    made = prepare(spec)
-    here = worker_payload(made.manifest)
-    if others := [what for key, what in SAME.items() if here[key] != there[key]]:
+    spec, expected = json.loads(text), json.loads(driver)
+    prepared = prepare(spec)
+    actual = worker_payload(prepared.manifest)
+    if differing := [what for key, what in MUST_MATCH.items() if actual[key] != expected[key]]:
         raise SpecError(
             f"machine.engine: the Ray worker on {socket.gethostname()} differs from the machine "
-            f"that started the run, in its {', and in its '.join(others)}: make both the same, and "
+            f"that started the run, in its {', and in its '.join(differing)}: make both the same, and "
             "run the same command again"
         )
-    return made, made.on(spec, (0, 1), quiet=True)
+    return prepared, prepared.set_up_machine(spec, (0, 1), quiet=True)
 
 
-def _knock(address: str) -> None:
+def _require_reachable(address: str) -> None:
     """Try to connect to the address, if it has host and port: Ray itself would try for minutes.
 
     Raises:
         SpecError: Nobody answers.
     """
-    place = urlsplit(address if "://" in address else f"//{address}")
+    url = urlsplit(address if "://" in address else f"//{address}")
     try:
-        if place.hostname and place.port:  # unlike `auto` and `local`
-            socket.create_connection((place.hostname, place.port), KNOCK).close()
+        if url.hostname and url.port:  # unlike `auto` and `local`
+            socket.create_connection((url.hostname, url.port), CONNECT_TIMEOUT).close()
     except (OSError, ValueError) as error:
         raise SpecError(
             f"machine.cluster: there is no Ray at {address} ({error}): start it there with `ray "

@@ -54,17 +54,17 @@ def sanity_check(
     )
     peaks = {"ce": query_model(surface, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
     clamped = (single == 0).all(0).flatten(1).double().mean(1)
-    common = _agreement(single)
-    promised, found = _slope(surface, x, y, noise, peaks["margin"])
+    agreement = _agreement(single)
+    predicted, observed = _slope(surface, x, y, noise, peaks["margin"])
     return {
         i: {
             "probabilities": bool(probabilities[j]),
             "random": bool(random[j]),
             "alike": alike,
             "gradients": {loss: float(peak[j].abs().max()) for loss, peak in peaks.items()},
-            "slope": [float(promised[j]), float(found[j])],
+            "slope": [float(predicted[j]), float(observed[j])],
             "clamped": round(float(clamped[j]), 4),
-            "agreement": common[j],
+            "agreement": agreement[j],
         }
         for j, i in enumerate(which)
     }
@@ -89,9 +89,9 @@ def _slope(
 ) -> tuple[Tensor, Tensor]:
     """How much the margin rises over a small step uphill: as the gradient predicts, and in fact."""
     up, down = (x + step * gradient.sign()).clamp(0, 1), (x - step * gradient.sign()).clamp(0, 1)
-    promised = (gradient * (up - down)).flatten(1).sum(1)
+    predicted = (gradient * (up - down)).flatten(1).sum(1)
     above, below = (
         query_model(model, side, y, "margin", noise, 0, 1, gradient=False).loss
         for side in (up, down)
     )
-    return promised, above - below
+    return predicted, above - below

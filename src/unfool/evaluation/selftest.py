@@ -36,13 +36,13 @@ from unfool.statistics import wilson
 from unfool.threat import Threat
 from unfool.toy import linear_models
 
-COVERED = (0.92, 0.99)  # allowed coverage of 95 % intervals, estimated from `RUNS` runs
+COVERAGE_RANGE = (0.92, 0.99)  # allowed coverage of 95 % intervals, estimated from `RUNS` runs
 RUNS = 400
 IMAGES = 48
 COINS = (0.5, 0.7, 0.9)
 BUDGETS = {"linf": 0.035, "l2": 0.2}  # for attacks on the noisy plane
-COVER = "coverage of 95 %"
-HERE = "unfool.toy.linear_models:"
+COVERAGE_95 = "coverage of 95 %"
+TOY_MODULE = "unfool.toy.linear_models:"
 
 EFFORT: dict[str, Any] = {"steps": 20, "eot": 10}
 AGAINST_NOISE: dict[str, Attack] = {
@@ -77,13 +77,13 @@ def run(device: str = "cpu", quiet: bool = False) -> list[Check]:
     Raises:
         RuntimeError: An evaluation failed.
     """
-    found: list[Check] = []
+    checks: list[Check] = []
     todo = jobs(device)
     with progress("checking", len(todo), quiet=quiet) as show:
         for done, job in enumerate(todo, 1):
-            found += job()
-            show(done, "" if all(check.ok for check in found) else "a check failed")
-    return found
+            checks += job()
+            show(done, "" if all(check.ok for check in checks) else "a check failed")
+    return checks
 
 
 def jobs(device: str) -> list[Job]:
@@ -103,10 +103,10 @@ def jobs(device: str) -> list[Job]:
         *(partial(noisy_plane, norm, attack, device) for norm, attack in tried),
         *(partial(nearest, norm, device) for norm in BUDGETS),
         partial(selftest_attacks.sparse, device),
-        partial(selftest_attacks.alike, device),
+        partial(selftest_attacks.perceptual, device),
         partial(selftest_attacks.boundaries, device),
-        partial(selftest_attacks.smoothed, device),
-        partial(selftest_attacks.at_every_step, device),
+        partial(selftest_attacks.low_frequency, device),
+        partial(selftest_attacks.per_step_gradient, device),
         partial(rounded, device),
         partial(saturated, device),
     ]
@@ -120,7 +120,7 @@ def wilson_covers(n: int = 80) -> Iterator[Check]:
         chances = stats.binom.pmf(range(n + 1), n, p)
         covered += sum(c for c, s in zip(chances, intervals, strict=True) if s.low <= p <= s.high)
     share = float(covered) / len(coins)
-    yield Check(f"97 coins: {COVER}", "Wilson", "coverage", 0.95, share, 0.94, 0.96)
+    yield Check(f"97 coins: {COVERAGE_95}", "Wilson", "coverage", 0.95, share, 0.94, 0.96)
 
 
 def images_cover(n: int = 60, draws: int = 10) -> Iterator[Check]:
@@ -158,20 +158,20 @@ def coin_holds(
     """
     rows = AGAINST_COINS if attacks is None else attacks
     spec: RawSpec = {
-        "data": {"name": f"{HERE}Points", "size": 2 * IMAGES, "one_class": True},
-        "classifier": {"name": f"{HERE}RandomGuess", "p": p},
+        "data": {"name": f"{TOY_MODULE}Points", "size": 2 * IMAGES, "one_class": True},
+        "classifier": {"name": f"{TOY_MODULE}RandomGuess", "p": p},
         "threat": {"norm": "linf", "eps": 0.1},
         "attacks": rows,
         "evaluation": {"draws": k},
     }
-    told = _evaluated(spec, device)
-    readings = [told["robust"], *(attack["robust"] for attack in told["attacks"])]
+    summary = _evaluated(spec, device)
+    readings = [summary["robust"], *(attack["robust"] for attack in summary["attacks"])]
     for name, truth in _readings(p, k).items():
         share = min((r[name] for r in readings), key=lambda s: s["accuracy"])
-        found = share["accuracy"]
-        low, high = truth - (share["high"] - found), truth + (found - share["low"])
+        measured = share["accuracy"]
+        low, high = truth - (share["high"] - measured), truth + (measured - share["low"])
         part = f"{_coin(p)} under {len(rows)} attacks"
-        yield Check(part, _title(name, k), "accuracy", truth, found, low, high)
+        yield Check(part, _title(name, k), "accuracy", truth, measured, low, high)
 
 
 def noisy_plane(
@@ -185,11 +185,11 @@ def noisy_plane(
     (x, y), model = _points(IMAGES, device), linear_models.noisy_plane().to(device)
     best = float(linear_models.accuracy(linear_models.worst_case(x, y, threat), y).mean())
     for name, attack in attacks.items():
-        found = attack(model, x, y, threat, Noise.of(seed, range(len(x))))
-        left = float(linear_models.accuracy(found, y).mean())
-        if not bool(threat.allows(x, found).all()):
-            left = float("nan")
-        yield reaches("plane behind noise", f"{name}, {norm}", best, left)
+        x_adv = attack(model, x, y, threat, Noise.of(seed, range(len(x))))
+        accuracy = float(linear_models.accuracy(x_adv, y).mean())
+        if not bool(threat.allows(x, x_adv).all()):
+            accuracy = float("nan")
+        yield reaches("plane behind noise", f"{name}, {norm}", best, accuracy)
 
 
 def nearest(
@@ -202,27 +202,27 @@ def nearest(
     model = linear_models.MultiPlaneClassifier().to(device)
     noise = Noise.of(0, range(200))
     x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(200, *linear_models.SHAPE, device=device))
-    far = model.distances(x, norm)
-    eps = round(float(far.median()), 4)
-    clear = ((far > eps / 5) & ((far / eps - 1).abs() > 0.01)).nonzero()[:IMAGES, 0]
-    x, far, noise = x[clear], far[clear], noise.take(clear)
+    distances = model.distances(x, norm)
+    eps = round(float(distances.median()), 4)
+    clear = ((distances > eps / 5) & ((distances / eps - 1).abs() > 0.01)).nonzero()[:IMAGES, 0]
+    x, distances, noise = x[clear], distances[clear], noise.take(clear)
     y, threat = model(x, noise).argmax(1), Threat(norm, eps)  # pyright: ignore
     fab = fab or FAB(20, targets=4)
     apgd = apgd or APGD(20, loss="margin", targets=4, steps_per_draw=21)
 
-    way = threat.size(fab.nearest(model, x, y, threat, noise) - x) / far
-    off = float(way[(way - 1).abs().argmax()])
+    ratio = threat.size(fab.nearest(model, x, y, threat, noise) - x) / distances
+    worst = float(ratio[(ratio - 1).abs().argmax()])
     part = "five planes"
-    yield Check(part, f"FAB, {norm}: distance, at worst", "times", 1, off, 1 - 1e-4, 1.01)
-    fell = model(apgd(model, x, y, threat, noise), noise).argmax(1) != y
-    wrong = int((fell != (far < eps)).sum())
+    yield Check(part, f"FAB, {norm}: distance, at worst", "times", 1, worst, 1 - 1e-4, 1.01)
+    broken = model(apgd(model, x, y, threat, noise), noise).argmax(1) != y
+    wrong = int((broken != (distances < eps)).sum())
     yield Check(part, f"APGD, {norm}: misjudged of {len(x)}", "images", 0, wrong, 0, 0)
 
 
 def rounded(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
     """Check a gradient masked by rounding: other attacks succeed, and a doubt reports it."""
     spec = _plane(eps) | {
-        "purifier": {"name": f"{HERE}Quantize"},
+        "purifier": {"name": f"{TOY_MODULE}Quantize"},
         "attacks": [
             {"name": "pgd", "loss": "margin", "label": "PGD"},
             {"name": "pgd", "loss": "margin", "view": "bpda", "label": "PGD through BPDA"},
@@ -244,7 +244,7 @@ def saturated(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
             {"name": "autoattack", **EFFORT, "eot": 1, "targets": 1, "label": "AutoAttack unfool"},
         ],
     }
-    spec["classifier"] = {"name": f"{HERE}LinearClassifier", "scale": 1e6}
+    spec["classifier"] = {"name": f"{TOY_MODULE}LinearClassifier", "scale": 1e6}
     x, y = _points(IMAGES, device)
     best = float(
         (linear_models.signed_distances(linear_models.worst_case(x, y, Threat("linf", eps)), y) > 0)
@@ -256,21 +256,21 @@ def saturated(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
 
 def _masked(part: str, spec: RawSpec, device: str, best: float) -> Iterator[Check]:
     """Check that the first attack fails with a doubt, and that all others reach the optimum."""
-    told = _evaluated(spec, device)
-    left = {row["name"]: row["robust"]["per_draw"]["accuracy"] for row in told["attacks"]}
-    stopped = left.pop("PGD") > best + TOLERANCE
-    left["what the evaluation reports"] = told["robust"]["per_draw"]["accuracy"]
-    for name, found in left.items():
-        yield reaches(part, name, best, found)
-    said = "zero-gradient" in {doubt["name"] for doubt in told["doubts"]}
+    summary = _evaluated(spec, device)
+    accuracies = {row["name"]: row["robust"]["per_draw"]["accuracy"] for row in summary["attacks"]}
+    failed = accuracies.pop("PGD") > best + TOLERANCE
+    accuracies["what the evaluation reports"] = summary["robust"]["per_draw"]["accuracy"]
+    for name, accuracy in accuracies.items():
+        yield reaches(part, name, best, accuracy)
+    is_doubted = "zero-gradient" in {doubt["name"] for doubt in summary["doubts"]}
     what = "PGD fails, and a doubt says so"
-    yield Check(part, what, "yes", 1, float(stopped and said), 1, 1)
+    yield Check(part, what, "yes", 1, float(failed and is_doubted), 1, 1)
 
 
 def _plane(eps: float) -> RawSpec:
     return {
-        "data": {"name": f"{HERE}Points", "size": IMAGES},
-        "classifier": {"name": f"{HERE}LinearClassifier"},
+        "data": {"name": f"{TOY_MODULE}Points", "size": IMAGES},
+        "classifier": {"name": f"{TOY_MODULE}LinearClassifier"},
         "threat": {"norm": "linf", "eps": eps},
         "evaluation": {"draws": 1},
     }
@@ -325,4 +325,4 @@ def _coin(p: float) -> str:
 
 
 def _coverage(part: str, what: str, covered: int) -> Check:
-    return Check(f"{part}: {COVER}", what, "coverage", 0.95, covered / RUNS, *COVERED)
+    return Check(f"{part}: {COVERAGE_95}", what, "coverage", 0.95, covered / RUNS, *COVERAGE_RANGE)

@@ -33,22 +33,22 @@ def sparse(device: str = "cpu", attacks: dict[str, Attack] | None = None) -> Ite
     model = linear_models.noisy_plane().to(device)
     best = float(linear_models.accuracy(linear_models.worst_case(x, y, threat), y).mean())
     for name, attack in (attacks or SPARSE).items():
-        found = attack(model, x, y, threat, Noise.of(0, range(len(x))))
-        left = float(linear_models.accuracy(found, y).mean())
-        inside = bool(threat.allows(x, found).all())
-        yield reaches(NOISY, f"{name}, l1", best, left if inside else float("nan"))
+        x_adv = attack(model, x, y, threat, Noise.of(0, range(len(x))))
+        accuracy = float(linear_models.accuracy(x_adv, y).mean())
+        inside = bool(threat.allows(x, x_adv).all())
+        yield reaches(NOISY, f"{name}, l1", best, accuracy if inside else float("nan"))
 
 
-def alike(device: str = "cpu", attack: Attack | None = None) -> Iterator[Check]:
+def perceptual(device: str = "cpu", attack: Attack | None = None) -> Iterator[Check]:
     """Check a perceptual attack on the mean squared distance: it equals l2, whose best is known."""
     threat, (x, y) = Threat("l2", 0.2), _points(device)
     model = linear_models.noisy_plane().to(device)
     best = float(linear_models.accuracy(linear_models.worst_case(x, y, threat), y).mean())
     attack = attack or PerceptualPGD(20, 10, "mse", bound=threat.eps**2 / x[0].numel())
-    found = attack(model, x, y, threat, Noise.of(0, range(len(x))))
-    left = float(linear_models.accuracy(found, y).mean())
-    inside = bool(threat.allows(x, found).all())
-    yield reaches(NOISY, "perceptual PGD, mse", best, left if inside else float("nan"))
+    x_adv = attack(model, x, y, threat, Noise.of(0, range(len(x))))
+    accuracy = float(linear_models.accuracy(x_adv, y).mean())
+    inside = bool(threat.allows(x, x_adv).all())
+    yield reaches(NOISY, "perceptual PGD, mse", best, accuracy if inside else float("nan"))
 
 
 def boundaries(
@@ -60,17 +60,17 @@ def boundaries(
     y = model(x, noise).argmax(1)
     deepfool = deepfool or DeepFool(20, targets=4)
     wagner = wagner or CarliniWagner(60, searches=7, learning_rate=0.005, targets=4)
-    asked = [("DeepFool", "linf", deepfool), ("DeepFool", "l2", deepfool)]
-    for name, norm, attack in [*asked, ("Carlini-Wagner", "l2", wagner)]:
+    cases = [("DeepFool", "linf", deepfool), ("DeepFool", "l2", deepfool)]
+    for name, norm, attack in [*cases, ("Carlini-Wagner", "l2", wagner)]:
         threat = Threat(norm, 0.1)
-        found = attack.nearest(model, x, y, threat, noise)
-        way = threat.size(found - x) / model.distances(x, norm)
-        off = float(way[(way - 1).abs().argmax()])
+        x_adv = attack.nearest(model, x, y, threat, noise)
+        ratio = threat.size(x_adv - x) / model.distances(x, norm)
+        worst = float(ratio[(ratio - 1).abs().argmax()])
         what = f"{name}, {norm}: distance, at worst"
-        yield Check(PLANES, what, "times", 1, off, 1 - 1e-4, 1.05)
+        yield Check(PLANES, what, "times", 1, worst, 1 - 1e-4, 1.05)
 
 
-def smoothed(device: str = "cpu", attack: Attack | None = None) -> Iterator[Check]:
+def low_frequency(device: str = "cpu", attack: Attack | None = None) -> Iterator[Check]:
     """Check an attack by filters: a faint checkerboard, which they remove, determines the class.
 
     The norm's budget is 0, which allows no other change.
@@ -86,31 +86,31 @@ def smoothed(device: str = "cpu", attack: Attack | None = None) -> Iterator[Chec
 
     noise = Noise.of(0, range(4))
     attack = attack or LowFrequency(60, distance="mse", bound=1.0)
-    found = attack(model, x, y, Threat("linf", 0.0), noise)
-    left = int((model(found, noise).argmax(1) == y).sum())
-    yield Check("checkerboard", f"lf: right of {len(x)}", "images", 0, left, 0, 0)
+    x_adv = attack(model, x, y, Threat("linf", 0.0), noise)
+    right = int((model(x_adv, noise).argmax(1) == y).sum())
+    yield Check("checkerboard", f"lf: right of {len(x)}", "images", 0, right, 0, 0)
 
 
-def at_every_step(device: str = "cpu", weight: float = 30.0) -> Iterator[Check]:
+def per_step_gradient(device: str = "cpu", weight: float = 30.0) -> Iterator[Check]:
     """Check the gradient of `per-step` against plain autograd through all states at once."""
     noise, blobs = Noise.of(0, range(4)), Blobs(4)
     x = torch.stack([blobs[i][0] for i in range(4)]).double().to(device).requires_grad_()
     classifier, purifier = bayes().double().to(device), DiffPure(mixture(), t=0.2, steps=5)
     model = per_step(Purified(classifier, purifier.to(device)), weight)
-    (found,) = torch.autograd.grad(model(x, noise)[:, 0].sum(), x)
+    (gradient,) = torch.autograd.grad(model(x, noise)[:, 0].sum(), x)
 
-    own, denoiser = noise.child("purify"), purifier.denoiser
-    z, (_, *states) = denoiser.encode(x), [image for _, image in purifier.walk(x, own)]
-    eps, far = own.child("forward").normal(z), x.new_zeros(())
+    purifier_noise, denoiser = noise.child("purify"), purifier.denoiser
+    z, (_, *states) = denoiser.encode(x), [image for _, image in purifier.walk(x, purifier_noise)]
+    eps, distance = purifier_noise.child("forward").normal(z), x.new_zeros(())
     for image, t in zip(states, purifier.times[1:], strict=True):
         at = denoiser.schedule(t)
         gap = denoiser.encode(image) - (at.alpha * z + at.sigma * eps)
-        far = far + gap.square().sum() / (x[0].numel() * len(states))
+        distance = distance + gap.square().sum() / (x[0].numel() * len(states))
     logits = classifier(states[-1], noise.child("classify"))
-    (known,) = torch.autograd.grad(logits[:, 0].sum() + weight * far, x)
-    off = float((found - known).norm() / known.norm())
+    (autograd_gradient,) = torch.autograd.grad(logits[:, 0].sum() + weight * distance, x)
+    error = float((gradient - autograd_gradient).norm() / autograd_gradient.norm())
     what = "the gradient of per-step is plain autograd's"
-    yield Check("mixture behind diffpure", what, "yes", 1, float(off < 1e-6), 1, 1)
+    yield Check("mixture behind diffpure", what, "yes", 1, float(error < 1e-6), 1, 1)
 
 
 def _points(device: str) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,8 @@ class Check:
         return self.low <= self.found <= self.high
 
 
-def reaches(part: str, what: str, best: float, left: float, tolerance: float = TOLERANCE) -> Check:
+def reaches(
+    part: str, what: str, best: float, accuracy: float, tolerance: float = TOLERANCE
+) -> Check:
     """Check that an attack leaves hardly more accuracy than the best possible attack."""
-    return Check(part, what, "accuracy", best, left, best - 1e-4, best + tolerance)
+    return Check(part, what, "accuracy", best, accuracy, best - 1e-4, best + tolerance)

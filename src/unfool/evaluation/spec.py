@@ -165,8 +165,8 @@ def _check_attacks(attacks: Any, defended: bool) -> list[AttackEntry]:
             f"label, not {truncated_repr(attacks)}"
         )
     checked: list[AttackEntry] = []
-    for place, attack in enumerate(attacks):
-        row = _check_attack(attack, f"attacks.{place}", defended)
+    for position, attack in enumerate(attacks):
+        row = _check_attack(attack, f"attacks.{position}", defended)
         if row["label"] in RESERVED:
             raise SpecError(
                 f"the label {row['label']!r} is reserved for a row of the report: give the attack "
@@ -189,15 +189,17 @@ def _check_attack(attack: Any, where: str, defended: bool) -> AttackEntry:
         table.pop(key, None)  # present in a checked spec; set again below from the attack itself
     if label is not None and not (isinstance(label, str) and label and label.isprintable()):
         raise SpecError(f"{where}.label must be printable text, not {truncated_repr(label)}")
-    seen = specs.part("view", view)["name"]
-    if seen in DEFENSE_VIEWS and not defended:
-        raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")
+    view_name = specs.part("view", view)["name"]
+    if view_name in DEFENSE_VIEWS and not defended:
+        raise SpecError(f"the view {view_name!r} needs a purifier: leave it out, or add a purifier")
     part = specs.check("attack", table, where)
-    said = f"{part['name'].rpartition(':')[2]}-{seen}" + (f"-{knows}" if knows else "")
-    row: dict[str, Any] = {**part, "view": view, "label": label or said}
+    default_label = f"{part['name'].rpartition(':')[2]}-{view_name}" + (
+        f"-{knows}" if knows else ""
+    )
+    row: dict[str, Any] = {**part, "view": view, "label": label or default_label}
     row |= {"knows": knows} if knows else {}
-    found = menu.find("attack", part["name"])
-    row |= {key: False for key in ATTACK_FLAGS if not getattr(found, key, True)}
+    attack_part = menu.find("attack", part["name"])
+    row |= {key: False for key in ATTACK_FLAGS if not getattr(attack_part, key, True)}
     return cast(AttackEntry, row)
 
 

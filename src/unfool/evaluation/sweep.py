@@ -89,7 +89,7 @@ def run(
     refused = 0
     for cell in cells:
         try:
-            done = evaluation.run(cell.spec, place(folder, cell), quiet=quiet)
+            done = evaluation.run(cell.spec, run_folder_of(folder, cell), quiet=quiet)
         except ValueError as error:  # a part does not fit, or an attack does not fit the model
             refused += 1
             if refused == len(cells):
@@ -107,19 +107,19 @@ def forecasts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, Forec
     """
     for cell in cells:
         try:
-            told: Forecast | ValueError = forecast(cell.spec)
+            result: Forecast | ValueError = forecast(cell.spec)
         except ValueError as error:  # as in `run`
-            told = error
+            result = error
         else:
-            path = place(folder, cell)
+            path = run_folder_of(folder, cell)
             done = len(Run.open(path).lines()) if (path / "run.json").is_file() else 0
-            told = replace(told, images=max(told.images - done, 0))
-        yield cell, told
+            result = replace(result, images=max(result.images - done, 0))
+        yield cell, result
 
 
-def finished(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, Summary]]:
+def cells_with_outcomes(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, Summary]]:
     """Return the cells that have outcomes, with the summaries of their runs, finished or not."""
-    runs = [(cell, place(folder, cell)) for cell in cells]
+    runs = [(cell, run_folder_of(folder, cell)) for cell in cells]
     return [
         (cell, summarize_run(run))
         for cell, path in runs
@@ -127,7 +127,7 @@ def finished(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, Summary]]:
     ]
 
 
-def place(folder: Path, cell: Cell) -> Path:
+def run_folder_of(folder: Path, cell: Cell) -> Path:
     """The run folder of a cell."""
     return folder / "cells" / specs.identity(cell.spec)
 

@@ -27,6 +27,7 @@ from unfool.report.provenance import both_records
 from unfool.report.write import write_document
 from unfool.results.compare import Comparison, Paired
 from unfool.results.gates import Gate
+from unfool.results.report_json import share_entry
 from unfool.statistics import Mean, percent
 
 VERSION = 1
@@ -154,7 +155,7 @@ def junit(gates: Sequence[Gate], command: str = "compare", suffix: str = " of B"
     root = ElementTree.Element("testsuites", count)
     suite = ElementTree.SubElement(root, "testsuite", {"name": f"unfool {command}", **count})
     for gate in gates:
-        name = f"{gate.name} {gate.bound:g} ({gate.of})"
+        name = f"{gate.name} {gate.bound:g} ({gate.condition})"
         attributes = {"classname": f"unfool.{command}", "name": name}
         case = ElementTree.SubElement(suite, "testcase", attributes)
         tag = "failure" if not gate.ok else "system-out"
@@ -178,7 +179,7 @@ def describe_gate(gate: Gate, suffix: str = " of B") -> str:
         text = f"robust accuracy{suffix} is {cell(share)}"
         end, needed = "lower", f"must be at least {percent(gate.bound)}"
     else:
-        text = f"{gate.of} accuracy: the drop A - B is {_points(gate.found)} points"
+        text = f"{gate.condition} accuracy: the drop A - B is {_points(gate.found)} points"
         end, needed = "upper", f"must be at most {100 * gate.bound:.1f}"
     which = f"the {end} end of the interval " if gate.strict else ""
     text += f", and {which}{needed}"
@@ -194,8 +195,8 @@ def _opening(comparison: Comparison) -> list[str]:
     a_folder, b_folder = comparison.folders
     images = (
         f"{comparison.n} images"
-        if comparison.n == comparison.of
-        else f"{comparison.n} of {comparison.of} images"
+        if comparison.n == comparison.requested
+        else f"{comparison.n} of {comparison.requested} images"
     )
     where = "; ".join(
         f"{path} {name_of(a)} in A, {name_of(b)} in B"
@@ -214,7 +215,7 @@ def _tiles(comparison: Comparison) -> Tiles:
     """Return the main accuracy of A and of B, and their difference."""
     row = next((row for row in comparison.rows if row.name == "robust"), comparison.rows[0])
     sides = [
-        Tile(percent(share.accuracy), f"{row.name} accuracy of {run}", interval(share._asdict()))
+        Tile(percent(share.value), f"{row.name} accuracy of {run}", interval(share_entry(share)))
         for run, share in (("A", row.a), ("B", row.b))
     ]
     change = points(row.change._asdict(), "+.1f").partition(" [")
@@ -241,8 +242,8 @@ def _lines(comparison: Comparison) -> list[list[str]]:
     return [
         [
             title_of(row),
-            cell(row.a._asdict()),
-            cell(row.b._asdict()),
+            cell(share_entry(row.a)),
+            cell(share_entry(row.b)),
             _points(row.change),
             str(row.only_a),
             str(row.only_b),
@@ -254,8 +255,8 @@ def _lines(comparison: Comparison) -> list[list[str]]:
 
 def named(row: Paired) -> dict[str, Any]:
     """Convert a condition to a dictionary for JSON."""
-    shares = {name: getattr(row, name)._asdict() for name in ("a", "b", "change")}
-    return asdict(row) | shares
+    shares = {"a": share_entry(row.a), "b": share_entry(row.b)}
+    return asdict(row) | shares | {"change": row.change._asdict()}
 
 
 def _points(change: Mean) -> str:

@@ -133,7 +133,7 @@ def tiles(summary: Summary) -> Tiles:
     if len(shown) < 3 and "undefended" in robust:
         undefended = worst_undefended(summary)[1] if summary["attacks"] else robust["undefended"]
         shown.append(_tile(undefended, "accuracy without the defense, in the worst case"))
-    images = f"of the {summary['of']} images of the spec"
+    images = f"of the {summary['requested']} images of the spec"
     shown = shown if len(shown) > 2 else [*shown, Tile(str(summary["n"]), "images", images)]
     return Tiles(shown[:3])
 

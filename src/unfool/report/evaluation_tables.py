@@ -240,7 +240,7 @@ def _forecast_rows(summary: Summary) -> list[tuple[str, str, str]]:
     forecast, cost, n = summary.get("forecast"), summary["cost"], summary["n"]
     if not forecast:
         return []
-    qualifier, fraction = ("at most " if forecast["most"] else ""), n / forecast["images"]
+    qualifier, fraction = ("at most " if forecast["is_upper_bound"] else ""), n / forecast["images"]
     calls, seconds = (fraction * sum(forecast["calls"].values()), fraction * forecast["seconds"])
     taken = sum(cost[key] for key in forecast["calls"])
     return [

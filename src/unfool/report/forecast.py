@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unfool.evaluation.forecast import Forecast, begun
+from unfool.evaluation.forecast import Forecast, images_at_start
 from unfool.report.document import Document, Paragraph, Table
 from unfool.report.formatting import duration
 from unfool.results.run_folder import Run
@@ -20,7 +20,7 @@ TITLES = {
 
 def so_far(spec: Mapping[str, Any], folder: Path) -> Document:
     """Say how much of a checked spec's run in `folder` is done; an empty document if it has not begun."""
-    if (images := begun(spec, folder)) is None:
+    if (images := images_at_start(spec, folder)) is None:
         return Document("", [])
     done = len(Run.open(folder).lines())
     text = f"The run already exists with {images} images, of which {done} are done."
@@ -40,7 +40,7 @@ def brief(
     """
     lines = [
         [name, *(f"{cost.calls.get(key, 0):,.0f}" for key in TITLES), duration(cost.seconds)]
-        for name, cost in (*forecast.per_image.items(), ("in all", forecast.each))
+        for name, cost in (*forecast.per_image.items(), ("in all", forecast.cost_per_image))
     ]
     table = Table(["of an image", *TITLES.values(), "time"], lines, {len(lines) - 1: "strong"})
     half_width = (forecast.high - forecast.low) / 2
@@ -56,12 +56,12 @@ def in_short(*forecasts: Forecast) -> str:
     """State the total number of images and the total time of some forecasts."""
     images = sum(forecast.images for forecast in forecasts)
     seconds = sum(forecast.total.seconds / forecast.workers for forecast in forecasts)
-    most = any(forecast.most and forecast.images for forecast in forecasts)
+    most = any(forecast.is_upper_bound and forecast.images for forecast in forecasts)
     return f"{images} images, {'at most ' if most else ''}{duration(seconds)}"
 
 
 def _total(forecast: Forecast, shards: int, budget: str | None) -> str:
-    qualifier, machines = ("at most " if forecast.most else ""), shards * forecast.workers
+    qualifier, machines = ("at most " if forecast.is_upper_bound else ""), shards * forecast.workers
     text = f"{forecast.images} images"
     if budget:
         text += f" (as many as fit into {budget}, but at least one block)"

@@ -2,7 +2,7 @@
 
 from unfool.report.evaluation_tables import columns, weakest, worst_undefended
 from unfool.report.formatting import cell, complement, interval
-from unfool.results.attack_roles import BLIND, ELSEWHERE, EXACT_VIEWS, TRANSFER, roles
+from unfool.results.attack_roles import EXACT_VIEWS, GRADIENT_FREE, PRECOMPUTED, TRANSFER, roles
 from unfool.results.report_json import CertificationSummary, DoubtEntry, Summary
 from unfool.results.spec import EvaluationSpec
 from unfool.results.threat_model import eps_words
@@ -190,10 +190,10 @@ def warning(summary: Summary | CertificationSummary) -> str | None:
 
 def unfinished(summary: Summary | CertificationSummary) -> str | None:
     """Say that a run is not finished; None if it is."""
-    if summary["n"] >= summary["of"]:
+    if summary["n"] >= summary["requested"]:
         return None
     return (
-        f"This run is not finished: {summary['n']} of {summary['of']} images are done, and the "
+        f"This run is not finished: {summary['n']} of {summary['requested']} images are done, and the "
         "numbers cover only these. Run the same command again to continue; if this is one of "
         "several shards, merge it with the others."
     )
@@ -285,14 +285,14 @@ def checks(summary: Summary) -> tuple[list[str], list[str]]:
 
 
 def _knows(spec: EvaluationSpec) -> str:
-    attacks = [row for row in roles(spec["attacks"]).attacks if row["name"] not in ELSEWHERE]
+    attacks = [row for row in roles(spec["attacks"]).attacks if row["name"] not in PRECOMPUTED]
     if not attacks:
         return "brings images made elsewhere"
     querying = [row for row in attacks if row["name"] not in TRANSFER]
     if not querying:
         return "knows another classifier, but not the model,"
     views = {part("view", attack["view"])["name"] for attack in querying}
-    if all(attack["name"] in BLIND for attack in querying) and views & set(EXACT_VIEWS):
+    if all(attack["name"] in GRADIENT_FREE for attack in querying) and views & set(EXACT_VIEWS):
         return "sees the answers of the whole model"
     if not spec.get("purifier"):
         return "knows the whole model"

@@ -53,7 +53,7 @@ def write_report(
     Returns:
         The report.
     """
-    runs = [Run.open(sweeps.place(folder, cell)) for cell, _ in done]
+    runs = [Run.open(sweeps.run_folder_of(folder, cell)) for cell, _ in done]
     convergences = verdicts(
         [(cell, run, summary) for (cell, summary), run in zip(done, runs, strict=True)]
     )
@@ -63,7 +63,7 @@ def write_report(
     pooled = pooled if len(pooled) < len(done) else []  # else no two cells differ only in seeds
     document = _full(done, total, pooled, doubts, lines, command)
     cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
-    numbers = {"version": VERSION, "of": total, "command": command, "cells": cells}
+    numbers = {"version": VERSION, "requested": total, "command": command, "cells": cells}
     numbers |= {"failed": list(failed)}
     numbers |= {"pooled": [asdict(entry) for entry in pooled]}
     numbers |= {
@@ -77,7 +77,7 @@ def write_report(
 def records(done: Done) -> list[dict[str, Any]]:
     """Return the table as numbers: each cell's values, and accuracy per draw by condition."""
     return [
-        {**cell.values, "n": summary["n"], "of": summary["of"], **_shares(summary)}
+        {**cell.values, "n": summary["n"], "requested": summary["requested"], **_shares(summary)}
         for cell, summary in done
     ]
 
@@ -236,7 +236,7 @@ def sweep_table(done: Done) -> Table:
         cost, n = summary["cost"], summary["n"]
         calls, accuracies = (cost["nfe_forward"] + cost["nfe_vjp"]) / n, _shares(summary)
         *values, last = cell.values.values()
-        last += f" ({n} of {summary['of']} images)" if n < summary["of"] else ""
+        last += f" ({n} of {summary['requested']} images)" if n < summary["requested"] else ""
         shares = [share_of(accuracies[name]) if name in accuracies else "-" for name in names]
         rows.append([*values, last, *shares, f"{calls:.0f}", f"{cost['seconds'] / n:.2f}"])
     return Table(heads, rows)
@@ -280,7 +280,7 @@ def _attacks(done: Done) -> list[str]:
 
 def _sizes(done: Done) -> tuple[list[int], list[int]]:
     """Return the number of images requested of each run, and the number of draws."""
-    return [s["of"] for _, s in done], [s["clean"]["k"] for _, s in done]
+    return [s["requested"] for _, s in done], [s["clean"]["k"] for _, s in done]
 
 
 def _range(values: Sequence[int]) -> str:

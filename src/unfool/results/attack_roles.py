@@ -7,9 +7,9 @@ from unfool.attacks.autoattack import EOT
 from unfool.results.spec import AttackEntry
 from unfool.spec import part
 
-BLIND = ("random-search", "salt-and-pepper", "square")  # attacks without gradients
+GRADIENT_FREE = ("random-search", "salt-and-pepper", "square")  # attacks without gradients
 TRANSFER = ("transfer",)  # attacks on another classifier, without querying the model
-ELSEWHERE = ("images",)  # attacks made before the run, by an unknown gradient
+PRECOMPUTED = ("images",)  # attacks made before the run, by an unknown gradient
 EXACT_VIEWS = ("exact", "no-elimination", "per-step")  # views with the whole model's exact gradient
 
 
@@ -33,23 +33,23 @@ class Roles(NamedTuple):
 def roles(rows: Sequence[AttackEntry]) -> Roles:
     """Sort attack entries by role."""
     corruptions = [row for row in rows if not row.get("adversarial", True)]
-    knowing = [row for row in rows if "knows" in row]
+    known_noise = [row for row in rows if "knows" in row]
     attackers = [row for row in rows if row.get("adversarial", True) and "knows" not in row]
-    held = [row for row in attackers if row.get("bounded", True)]
-    beyond = [row for row in attackers if not row.get("bounded", True)]
-    if not held:
-        held, beyond = beyond, []
-    return Roles(held, beyond, corruptions, knowing)
+    within_threat = [row for row in attackers if row.get("bounded", True)]
+    unbounded = [row for row in attackers if not row.get("bounded", True)]
+    if not within_threat:
+        within_threat, unbounded = unbounded, []
+    return Roles(within_threat, unbounded, corruptions, known_noise)
 
 
-def given_to(played: Roles) -> list[str]:
+def initial_conditions(by_role: Roles) -> list[str]:
     """Return what attackers can submit without an attack: `clean`, and usually `random`.
 
     There is no `random` if the threat limits no attack. It agrees with `evaluate.Judge.candidates`.
     """
-    held = any(row.get("bounded", True) for row in played.attacks)
-    alone = played.known_noise and not (played.attacks or played.corruptions)
-    return ["clean", *(["random"] if held or alone else [])]
+    has_bounded = any(row.get("bounded", True) for row in by_role.attacks)
+    only_known_noise = by_role.known_noise and not (by_role.attacks or by_role.corruptions)
+    return ["clean", *(["random"] if has_bounded or only_known_noise else [])]
 
 
 def exact_attacks(attacks: Mapping[str, AttackEntry]) -> dict[str, AttackEntry]:
@@ -60,7 +60,8 @@ def exact_attacks(attacks: Mapping[str, AttackEntry]) -> dict[str, AttackEntry]:
     return {
         name: row
         for name, row in attacks.items()
-        if view_name(row) in EXACT_VIEWS and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
+        if view_name(row) in EXACT_VIEWS
+        and row.get("name") not in (*GRADIENT_FREE, *TRANSFER, *PRECOMPUTED)
         if not is_custom(row)
     }
 

@@ -20,8 +20,8 @@ from unfool.statistics import Mean, Share, mcnemar
 from unfool.threat import Threat
 
 RESAMPLES = 10_000
-AT_ONCE = 1 << 22  # random numbers that are drawn at once
-HEX = 64  # digits of the data's hash; one of precomputed adversarial images may follow
+RANDOM_NUMBERS_AT_ONCE = 1 << 22  # random numbers that are drawn at once
+HASH_DIGITS = 64  # digits of the data's hash; one of precomputed adversarial images may follow
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Comparison:
     Attributes:
         folders: The folders of the first run, A, and the second, B.
         n: Number of images that both have finished.
-        of: Number of images in the specs of both.
+        requested: Number of images in the specs of both.
         draws: Held-out draws per image.
         rows: The conditions that both have.
         differs: The differences between their specs, code, and versions: {path: (in A, in B)}.
@@ -68,7 +68,7 @@ class Comparison:
 
     folders: tuple[str, str]
     n: int
-    of: int
+    requested: int
     draws: int
     rows: list[Paired]
     differs: dict[str, tuple[Any, Any]]
@@ -91,25 +91,25 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
             numbers of draws, or `curtail`, or have no image in common yet.
     """
     done = [{outcome.index: outcome for outcome in run.outcomes()} for run in (a, b)]
-    _comparable(a, b)
+    _require_comparable(a, b)
     both = [(done[0][index], done[1][index]) for index in done[0] if index in done[1]]
     if not both:
         raise RuntimeError(
             f"{a.folder} and {b.folder} have no image in common yet: run their evaluations to the "
             "end, or merge their shards first"
         )
-    names = _shared(a.spec, b.spec)
-    options, found = a.spec["evaluation"], (summarize_run(a), summarize_run(b))
+    names = _shared_conditions(a.spec, b.spec)
+    options, summaries = a.spec["evaluation"], (summarize_run(a), summarize_run(b))
     return Comparison(
         folders=(str(a.folder), str(b.folder)),
         n=len(both),
-        of=len(a.manifest["indices"]),
+        requested=len(a.manifest["indices"]),
         draws=options["draws"],
         rows=paired(both, names, options["seed"], resamples),
         differs=differences(a.manifest, b.manifest),
-        doubts=(found[0]["doubts"], found[1]["doubts"]),
-        not_tried=[said for said in found[0]["not_tried"] if said in found[1]["not_tried"]],
-        provenance=(found[0]["provenance"], found[1]["provenance"]),
+        doubts=(summaries[0]["doubts"], summaries[1]["doubts"]),
+        not_tried=[text for text in summaries[0]["not_tried"] if text in summaries[1]["not_tried"]],
+        provenance=(summaries[0]["provenance"], summaries[1]["provenance"]),
         images=[_paired_image(pair, names, a.manifest["classes"]) for pair in both],
     )
 
@@ -139,15 +139,15 @@ def paired(
             judged[name, side] = judge(name, outcomes)
     gaps = np.stack([rates[name, 1] - rates[name, 0] for name in names], 1)
     changes = bootstrap(gaps, [judged[name, 0].draws for name in names], seed, resamples)
-    found = []
+    result = []
     for name, change in zip(names, changes, strict=True):
         right = won[name, 0], won[name, 1]
         only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
         shares = judged[name, 0].per_draw, judged[name, 1].per_draw
-        change = within_reach(change, shares[0].accuracy, shares[1].accuracy)
+        change = within_reach(change, shares[0].value, shares[1].value)
         p, agree = mcnemar(only_a, only_b), taken[name, 0] == taken[name, 1]
-        found.append(Paired(name, *shares, change, only_a, only_b, p, agree))
-    return found
+        result.append(Paired(name, *shares, change, only_a, only_b, p, agree))
+    return result
 
 
 def within_reach(change: Mean, a: float, b: float) -> Mean:
@@ -183,7 +183,7 @@ def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int)
     middle, more = gaps.mean(0), (2 * np.asarray(draws, dtype=float)) ** -0.5
     values = np.vstack([gaps, middle + more, middle - more])
     size, means = len(values), []
-    step = max(1, AT_ONCE // size)
+    step = max(1, RANDOM_NUMBERS_AT_ONCE // size)
     for first in range(0, resamples, step):
         count = min(step, resamples - first)
         noise = Noise.of(seed, range(first, first + count)).child("bootstrap")
@@ -202,21 +202,21 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[A
     specs whose identities agree although their files lie elsewhere. None stands for a missing
     value.
     """
-    found = {}
+    result = {}
     if a["identity"] != b["identity"]:
         specs = [{k: v for k, v in run["spec"].items() if k != "machine"} for run in (a, b)]
-        found = dict(_differ(specs[0], specs[1], ""))
-        if not found:
-            found["contents of a file that both name:"] = (a["identity"], b["identity"])
+        result = dict(_differences(specs[0], specs[1], ""))
+        if not result:
+            result["contents of a file that both name:"] = (a["identity"], b["identity"])
     if a["images"] != b["images"]:  # precomputed images, as the data are the same
-        brought = [run["images"][HEX:][:8] or None for run in (a, b)]
-        found["images that were made before:"] = (brought[0], brought[1])
+        precomputed = [run["images"][HASH_DIGITS:][:8] or None for run in (a, b)]
+        result["images that were made before:"] = (precomputed[0], precomputed[1])
     if a.get("code") != b.get("code"):
-        found["your own code:"] = (str(a.get("code"))[:8], str(b.get("code"))[:8])
-    return found | dict(_differ(a.get("versions"), b.get("versions"), "versions"))
+        result["your own code:"] = (str(a.get("code"))[:8], str(b.get("code"))[:8])
+    return result | dict(_differences(a.get("versions"), b.get("versions"), "versions"))
 
 
-def _differ(a: Any, b: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
     a, b = _by_label(a), _by_label(b)
     tables = isinstance(a, dict) and isinstance(b, dict)
     if not tables or (path and a.get("name") != b.get("name")):
@@ -225,7 +225,7 @@ def _differ(a: Any, b: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
         return
     for key in [*a, *(key for key in b if key not in a)]:
         if key not in NOT_IN_IDENTITY:
-            yield from _differ(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
+            yield from _differences(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
 
 
 def _by_label(value: Any) -> Any:
@@ -234,13 +234,13 @@ def _by_label(value: Any) -> Any:
     return value
 
 
-def _comparable(a: Run, b: Run) -> None:
+def _require_comparable(a: Run, b: Run) -> None:
     """Refuse two runs that cannot be compared."""
     specs, runs = [run.spec for run in (a, b)], f"{a.folder} and {b.folder}"
     first, second = (spec["evaluation"] for spec in specs)
-    places = [run.manifest["indices"] for run in (a, b)]
-    images = [run.manifest["images"][:HEX] for run in (a, b)]
-    if places[0] != places[1] or images[0] != images[1]:
+    indices = [run.manifest["indices"] for run in (a, b)]
+    images = [run.manifest["images"][:HASH_DIGITS] for run in (a, b)]
+    if indices[0] != indices[1] or images[0] != images[1]:
         sets = _data_sets([spec["data"] for spec in specs])
         if sets[0] != sets[1]:
             raise RuntimeError(
@@ -248,8 +248,8 @@ def _comparable(a: Run, b: Run) -> None:
                 "same"
             )
         drawn = [(spec["images"], spec["subset_seed"]) for spec in (first, second)]
-        if places[0] != places[1] and drawn[0] != drawn[1]:
-            counts = [len(indices) for indices in places]
+        if indices[0] != indices[1] and drawn[0] != drawn[1]:
+            counts = [len(places) for places in indices]
             raise RuntimeError(
                 f"{runs} use different images ({counts[0]} and {counts[1]} of the data set): "
                 "evaluate both with the same evaluation.images and evaluation.subset_seed"
@@ -268,48 +268,50 @@ def _comparable(a: Run, b: Run) -> None:
                 "both with the same value"
             )
     if first.get("curtail", False) != second.get("curtail", False):
-        told = [bool(options.get("curtail")) for options in (first, second)]
+        curtailed = [bool(options.get("curtail")) for options in (first, second)]
         raise RuntimeError(
-            f"{runs} have evaluation.curtail {told[0]} and {told[1]}, so their accuracies per draw are "
-            "not of the same draws: evaluate both with the same"
+            f"{runs} have evaluation.curtail {curtailed[0]} and {curtailed[1]}, so their accuracies "
+            "per draw are not of the same draws: evaluate both with the same"
         )
     threats = [Threat(**spec["threat"]) for spec in specs]
     if all(spec["attacks"] for spec in specs) and threats[0] != threats[1]:
-        said = [f"{threat.norm} {threat.eps:.4g}" for threat in threats]
+        descriptions = [f"{threat.norm} {threat.eps:.4g}" for threat in threats]
         raise RuntimeError(
-            f"{runs} have different threats ({said[0]} and {said[1]}): evaluate both with the same "
-            "threat"
+            f"{runs} have different threats ({descriptions[0]} and {descriptions[1]}): evaluate both "
+            "with the same threat"
         )
 
 
 def _data_sets(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Describe the data of two specs by their names or, if these agree, the options that differ."""
-    asked = [
+    sections = [
         {k: v for k, v in part.items() if k not in (*NOT_IN_IDENTITY, *FILE_KEYS)} for part in parts
     ]
-    if asked[0]["name"] != asked[1]["name"]:
-        return [part["name"] for part in asked]
-    other = [key for key in asked[0] | asked[1] if asked[0].get(key) != asked[1].get(key)]
-    options = [", ".join(f"{key} {part.get(key)}" for key in other) for part in asked]
-    return [f"{part['name']} with {said}" for part, said in zip(asked, options, strict=True)]
+    if sections[0]["name"] != sections[1]["name"]:
+        return [part["name"] for part in sections]
+    differing = [
+        key for key in sections[0] | sections[1] if sections[0].get(key) != sections[1].get(key)
+    ]
+    options = [", ".join(f"{key} {part.get(key)}" for key in differing) for part in sections]
+    return [f"{part['name']} with {words}" for part, words in zip(sections, options, strict=True)]
 
 
-def _shared(a: EvaluationSpec, b: EvaluationSpec) -> list[str]:
+def _shared_conditions(a: EvaluationSpec, b: EvaluationSpec) -> list[str]:
     """The conditions that two specs have in common, in the order of a report."""
-    first, second = _parts(a), _parts(b)
+    first, second = _condition_roles(a), _condition_roles(b)
     return [name for name, part in first.items() if second.get(name) == part]
 
 
-def _parts(spec: EvaluationSpec) -> dict[str, str]:
+def _condition_roles(spec: EvaluationSpec) -> dict[str, str]:
     """The conditions of a spec, with the role of each."""
-    attacks, beyond, corruptions, knowing = roles(spec["attacks"])
-    found = {"clean": "clean"} | ({"random": "random"} if spec["attacks"] else {})
-    found |= {row["label"]: "attack" for row in attacks}
+    attacks, unbounded, corruptions, known_noise = roles(spec["attacks"])
+    result = {"clean": "clean"} | ({"random": "random"} if spec["attacks"] else {})
+    result |= {row["label"]: "attack" for row in attacks}
     if attacks:
-        found["robust"] = "bounded" if attacks[0].get("bounded", True) else "unbounded"
-    found |= {row["label"]: f"knows {row.get('knows', '')}" for row in knowing}
-    found |= {row["label"]: "beyond" for row in beyond}
-    return found | {row["label"]: "corruption" for row in corruptions}
+        result["robust"] = "bounded" if attacks[0].get("bounded", True) else "unbounded"
+    result |= {row["label"]: f"knows {row.get('knows', '')}" for row in known_noise}
+    result |= {row["label"]: "beyond" for row in unbounded}
+    return result | {row["label"]: "corruption" for row in corruptions}
 
 
 def _paired_image(

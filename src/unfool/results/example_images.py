@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 # Arrays in each file; and those that figures need together with an array of some models only.
-ALWAYS = ("label", "clean", "attacked", "clean_answer", "attacked_answer")
-NEEDS = {"times": ("clean_sure",), "clean_fooled": ("clean_surest", "attacked_bare")}
+REQUIRED = ("label", "clean", "attacked", "clean_answer", "attacked_answer")
+REQUIRED_WITH = {"times": ("clean_sure",), "clean_fooled": ("clean_surest", "attacked_bare")}
 
 
 def find_problem_in_examples(block: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
@@ -19,7 +19,10 @@ def find_problem_in_examples(block: Mapping[str, np.ndarray], names: Sequence[st
     count = block["index"].shape if "index" in block else ()
     if len(count) != 1:
         return "it holds no list of indices"
-    needed = [*ALWAYS, *(name for key in NEEDS if key in block for name in NEEDS[key])]
+    needed = [
+        *REQUIRED,
+        *(name for key in REQUIRED_WITH if key in block for name in REQUIRED_WITH[key]),
+    ]
     for name in () if names else needed:
         if name not in block:
             return f"it has no array {name!r}"

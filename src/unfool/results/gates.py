@@ -15,7 +15,7 @@ class Gate:
 
     Attributes:
         name: `min-robust` or `max-drop`.
-        of: The condition to which the bound applies.
+        condition: The condition to which the bound applies.
         bound: The smallest allowed accuracy (`min-robust`), or the largest allowed drop from A to B
             (`max-drop`).
         found: The measured value, with its interval.
@@ -24,7 +24,7 @@ class Gate:
     """
 
     name: str
-    of: str
+    condition: str
     bound: float
     found: Mean
     strict: bool = False
@@ -33,26 +33,26 @@ class Gate:
     def ok(self) -> bool:
         """Whether the bound holds."""
         worse = self.found.low if self.name == "min-robust" else self.found.high
-        return self._keeps(worse if self.strict else self.found.mean)
+        return self._satisfies(worse if self.strict else self.found.mean)
 
     @property
     def sure(self) -> bool:
         """Whether the result is the same over the whole interval."""
-        return self._keeps(self.found.low) == self._keeps(self.found.high) == self.ok
+        return self._satisfies(self.found.low) == self._satisfies(self.found.high) == self.ok
 
-    def _keeps(self, value: float) -> bool:
+    def _satisfies(self, value: float) -> bool:
         if self.name == "min-robust":
             return value >= self.bound - SLACK
         return value <= self.bound + SLACK
 
 
 def gates(
-    found: Comparison, min_robust: float | None, max_drop: float | None, strict: bool = False
+    comparison: Comparison, min_robust: float | None, max_drop: float | None, strict: bool = False
 ) -> list[Gate]:
     """Check the requested bounds against a comparison.
 
     Args:
-        found: The comparison.
+        comparison: The comparison.
         min_robust: The smallest allowed robust accuracy per draw of B.
         max_drop: The largest allowed drop in accuracy from A to B, clean and robust.
         strict: Compare the bounds with the worse ends of the intervals.
@@ -62,31 +62,31 @@ def gates(
             easy first half could pass), or a drop is between runs under different attacks (a weaker
             attack could pass).
     """
-    if (min_robust, max_drop) != (None, None) and found.n < found.of:
+    if (min_robust, max_drop) != (None, None) and comparison.n < comparison.requested:
         raise ValueError(
-            f"a bound needs finished runs, and these have {found.n} of {found.of} images in "
-            "common: run their evaluations to the end, or compare without a bound"
+            f"a bound needs finished runs, and these have {comparison.n} of {comparison.requested} "
+            "images in common: run their evaluations to the end, or compare without a bound"
         )
     for name, bound in (("--min-robust", min_robust), ("--max-drop", max_drop)):
         if bound is not None:
             check_bound(name, bound)
-    attacks = sorted(path for path in found.differs if path.startswith("attacks"))
-    if max_drop is not None and attacks and any(row.name == "robust" for row in found.rows):
+    attacks = sorted(path for path in comparison.differs if path.startswith("attacks"))
+    if max_drop is not None and attacks and any(row.name == "robust" for row in comparison.rows):
         raise ValueError(
             f"--max-drop needs runs under the same attacks, and these differ in {', '.join(attacks)}: "
             "run one of them again with the attacks of the other, or compare without --max-drop"
         )
-    rows, made = {row.name: row for row in found.rows}, []
+    rows, results = {row.name: row for row in comparison.rows}, []
     if min_robust is not None:
         if "robust" not in rows:
             raise ValueError("--min-robust needs runs with attacks: leave it out, or add attacks")
-        made.append(Gate("min-robust", "robust", min_robust, Mean(*rows["robust"].b), strict))
+        results.append(Gate("min-robust", "robust", min_robust, Mean(*rows["robust"].b), strict))
     if max_drop is not None:
         for name in ("clean", "robust"):
             if name in rows:
                 mean, low, high = rows[name].change
-                made.append(Gate("max-drop", name, max_drop, Mean(-mean, -high, -low), strict))
-    return made
+                results.append(Gate("max-drop", name, max_drop, Mean(-mean, -high, -low), strict))
+    return results
 
 
 def gate_of_run(summary: Summary, min_robust: float, strict: bool = False) -> Gate:
@@ -96,16 +96,16 @@ def gate_of_run(summary: Summary, min_robust: float, strict: bool = False) -> Ga
         ValueError: The bound is not a share, the run is not finished, or it has no attacks.
     """
     check_bound("--min-robust", min_robust)
-    if summary["n"] < summary["of"]:
+    if summary["n"] < summary["requested"]:
         raise ValueError(
-            f"a bound needs a finished run, and this one has {summary['n']} of {summary['of']} "
+            f"a bound needs a finished run, and this one has {summary['n']} of {summary['requested']} "
             "images: run the evaluation to the end"
         )
     if not summary["attacks"]:
         raise ValueError("--min-robust needs a run with attacks: leave it out, or add attacks")
     share = summary["robust"]["per_draw"]
-    found = Mean(share["accuracy"], share["low"], share["high"])
-    return Gate("min-robust", "robust", min_robust, found, strict)
+    measured = Mean(share["accuracy"], share["low"], share["high"])
+    return Gate("min-robust", "robust", min_robust, measured, strict)
 
 
 def check_bound(name: str, bound: float) -> None:

@@ -36,11 +36,11 @@ def curves(steps: Sequence[LossRecord], size: int) -> list[list[float]]:
     bins = [table[max(end - width, 0) : end] for end in range(len(table), 0, -width)][::-1]
     if len(bins) > 1 and len(bins[0]) < width:
         bins[:2] = [torch.cat(bins[:2])]
-    means = torch.stack([each.mean(0) for each in bins], 1)
+    means = torch.stack([values.mean(0) for values in bins], 1)
     finite = means.isfinite().all(1).tolist()
     return [
-        [float(f"{value:.5g}") for value in row] if whole else []
-        for row, whole in zip(means.tolist(), finite, strict=True)
+        [float(f"{value:.5g}") for value in row] if is_finite else []
+        for row, is_finite in zip(means.tolist(), finite, strict=True)
     ]
 
 
@@ -49,30 +49,35 @@ def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[LossCur
 
     Images that the attack left right on most draws are summarized apart from the others.
     """
-    found: list[LossCurve] = []
+    result: list[LossCurve] = []
     for name in names:
         longest = max(len(outcome.loss_curves.get(name, [])) for outcome in outcomes)
         # where a whole block ended early (`early_stop`), the curves of its images are shorter
-        kept = [o for o in outcomes if len(o.loss_curves.get(name, [])) == longest > 1]
-        groups = {"right": [o for o in kept if right(o, name)]}
-        groups["wrong"] = [o for o in kept if not right(o, name)]
-        if kept:
-            bands = {k: _band([o.loss_curves[name] for o in few]) for k, few in groups.items()}
-            found.append({"name": name, "right": bands["right"], "wrong": bands["wrong"]})
-    return found
+        recorded = [o for o in outcomes if len(o.loss_curves.get(name, [])) == longest > 1]
+        groups = {"right": [o for o in recorded if mostly_right(o, name)]}
+        groups["wrong"] = [o for o in recorded if not mostly_right(o, name)]
+        if recorded:
+            bands = {k: _band([o.loss_curves[name] for o in group]) for k, group in groups.items()}
+            result.append({"name": name, "right": bands["right"], "wrong": bands["wrong"]})
+    return result
 
 
-def right(outcome: Outcome, name: str) -> bool:
+def mostly_right(outcome: Outcome, name: str) -> bool:
     """Whether most draws of an image under the condition `name` are right."""
     return mean(draw == outcome.label for draw in outcome.conditions[name].draws) > 0.5
 
 
-def _band(climbs: Sequence[Sequence[float]]) -> LossBand:
-    if len(climbs) < 2:
-        return {"n": len(climbs), "mean": list(climbs[0]) if climbs else [], "low": [], "high": []}
-    bins = [mean_interval(values) for values in zip(*climbs, strict=True)]
+def _band(curves_of_images: Sequence[Sequence[float]]) -> LossBand:
+    if len(curves_of_images) < 2:
+        return {
+            "n": len(curves_of_images),
+            "mean": list(curves_of_images[0]) if curves_of_images else [],
+            "low": [],
+            "high": [],
+        }
+    bins = [mean_interval(values) for values in zip(*curves_of_images, strict=True)]
     return {
-        "n": len(climbs),
+        "n": len(curves_of_images),
         "mean": [b.mean for b in bins],
         "low": [b.low for b in bins],
         "high": [b.high for b in bins],

@@ -75,7 +75,7 @@ class KeptForecast(TypedDict):
 
     images: int
     per_image: dict[str, CostForecast]
-    most: bool
+    is_upper_bound: bool
     batch_size: int
     low: float
     high: float

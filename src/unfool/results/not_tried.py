@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from unfool.results.attack_roles import BLIND, TRANSFER, exact_attacks, is_custom, roles
+from unfool.results.attack_roles import GRADIENT_FREE, TRANSFER, exact_attacks, is_custom, roles
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.results.threat_model import eps_words
 
-MEASURES = ("linf", "l2", "l1", "l0")
+NORMS = ("linf", "l2", "l1", "l0")
 ENSEMBLES = ("autoattack",)
 
 
@@ -24,7 +24,7 @@ def _attackers(spec: EvaluationSpec) -> Iterator[str]:
         return
     if not exact_attacks({row["label"]: row for row in attacks}):
         yield "An attack with the exact gradient of the whole model."
-    if not names & set(BLIND):
+    if not names & set(GRADIENT_FREE):
         yield (
             "An attack without gradients (`square`, `random-search`), which masked gradients "
             "do not stop."
@@ -41,26 +41,26 @@ def _attackers(spec: EvaluationSpec) -> Iterator[str]:
 
 
 def _effort(attacks: Sequence[AttackEntry]) -> Iterator[str]:
-    most = {
+    largest = {
         key: max(counts)
         for key in ("steps", "eot", "restarts", "queries")
         if (counts := [row[key] for row in attacks if isinstance(row.get(key), int)])
     }
-    if most:
-        said = ", ".join(f"`{key}` above {count}" for key, count in most.items())
-        yield f"A longer search: {said}."
+    if largest:
+        options = ", ".join(f"`{key}` above {count}" for key, count in largest.items())
+        yield f"A longer search: {options}."
 
 
 def _changes(spec: EvaluationSpec) -> Iterator[str]:
     """Changes of an image that no attack of the run made."""
-    threat, played = spec["threat"], roles(spec["attacks"])
-    if any(row.get("bounded", True) for row in played.attacks):
+    threat, by_role = spec["threat"], roles(spec["attacks"])
+    if any(row.get("bounded", True) for row in by_role.attacks):
         eps = eps_words(threat["eps"]) if threat["norm"] == "linf" else f"{threat['eps']:.4g}"
-        others = ", ".join(norm for norm in MEASURES if norm != threat["norm"])
+        others = ", ".join(norm for norm in NORMS if norm != threat["norm"])
         yield f"Changes larger than {eps} in {threat['norm']}, or limited in {others} instead."
-    if not played.unbounded and all(row.get("bounded", True) for row in played.attacks):
+    if not by_role.unbounded and all(row.get("bounded", True) for row in by_role.attacks):
         yield "Changes that no norm bounds, such as warps, filters, patches, and printed objects."
-    if not played.corruptions:
+    if not by_role.corruptions:
         yield "Corruptions that no attacker chose: noise, blur, weather, compression."
 
 

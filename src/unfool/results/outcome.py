@@ -128,11 +128,11 @@ def settled(draws: Sequence[int], label: int, k: int) -> bool:
         label: The class of the image.
         k: Number of draws in all.
     """
-    right, left = draws.count(label), k - len(draws)
+    right, remaining = draws.count(label), k - len(draws)
     if right == len(draws):  # all may still be right
-        return not left
-    most = max(n for answer, n in Counter(draws).items() if answer != label)
-    return right > most + left or right + left <= most
+        return not remaining
+    most_wrong = max(n for answer, n in Counter(draws).items() if answer != label)
+    return right > most_wrong + remaining or right + remaining <= most_wrong
 
 
 @dataclass(frozen=True)
@@ -187,13 +187,13 @@ class Line:
     Attributes:
         index: The image's place in the data set.
         text: The record as JSON.
-        place: The file and the line.
+        location: The file and the line.
     """
 
     index: int
     text: bytes
-    place: str
+    location: str
 
-    def fact(self) -> dict[str, Any]:
+    def reproducible_part(self) -> dict[str, Any]:
         """Return the record without what differs between machines."""
         return {key: v for key, v in json.loads(self.text).items() if key not in MEASURED}

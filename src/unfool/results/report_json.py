@@ -191,7 +191,7 @@ class Summary(SometimesThere):
         run: The identity of the run.
         spec: The checked spec.
         n: The number of finished images.
-        of: The number of images of the spec.
+        requested: The number of images of the spec.
         clean: The accuracy on clean images.
         robust: The accuracy under the attack that counts.
         resubmission: The accuracy if the same image may be submitted several times.
@@ -220,7 +220,7 @@ class Summary(SometimesThere):
     run: str
     spec: EvaluationSpec
     n: int
-    of: int
+    requested: int
     clean: CleanReadings
     robust: Readings
     resubmission: Resubmission
@@ -292,7 +292,7 @@ class CertificationSummary(TypedDict):
         run: The identity of the run.
         spec: The checked spec.
         n: The number of finished images.
-        of: The number of images of the spec.
+        requested: The number of images of the spec.
         certified: For each radius, the share of images certified to be right.
         clean: The share of images for which most draws are right.
         one_draw: The accuracy of a single draw.
@@ -313,7 +313,7 @@ class CertificationSummary(TypedDict):
     run: str
     spec: CertificationSpec
     n: int
-    of: int
+    requested: int
     certified: list[CertifiedShare]
     clean: ShareEntry
     one_draw: ShareEntry
@@ -331,7 +331,12 @@ class CertificationSummary(TypedDict):
 
 def share_entry(share: Share) -> ShareEntry:
     """A proportion as `report.json` holds it."""
-    return {"accuracy": share.accuracy, "low": share.low, "high": share.high}
+    return {"accuracy": share.value, "low": share.low, "high": share.high}
+
+
+def share_from_entry(entry: ShareEntry) -> Share:
+    """The proportion in an entry of `report.json`."""
+    return Share(entry["accuracy"], entry["low"], entry["high"])
 
 
 def mean_entry(mean: Mean) -> MeanEntry:

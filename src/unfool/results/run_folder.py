@@ -17,23 +17,16 @@ import numpy as np
 from unfool.results.example_images import find_problem_in_examples
 from unfool.results.manifest import Format, KeptForecast, Manifest
 from unfool.results.outcome import Condition, Indexed, Line, Outcome
+from unfool.results.run_differences import MUST_MATCH, describe_difference
 from unfool.results.spec import CertificationSpec, EvaluationSpec
 from unfool.runtime.files import hash_of_json, npz_bytes, raise_system_error, write_bytes
 from unfool.runtime.validate import from_json, read_json
-from unfool.spec import NOT_IN_IDENTITY
 
 VERSION = 1
 FORECAST = "forecast.json"
 STARTS = "starts"  # folder of the processes that worked on a run (`results.starts`)
-AGAIN = "delete the file and run the same command again, which repeats only its images"
-FEWER = "delete it, and the report then shows fewer images"
-SAME = {  # what runs that share a folder must have in common
-    "identity": "of another spec",
-    "indices": "on another number of images, or on others of the data set",
-    "images": "on other images (the data set's contents differ)",
-    "code": "with other code (a module that the spec names, or one that it imports, has changed)",
-    "weights": "with other weights (the model or an attack was built with others)",
-}
+REPEAT_ADVICE = "delete the file and run the same command again, which repeats only its images"
+DELETE_ADVICE = "delete it, and the report then shows fewer images"
 
 
 class HasIndex(Protocol):
@@ -45,7 +38,7 @@ class HasIndex(Protocol):
         ...
 
 
-Kept = TypeVar("Kept", bound=HasIndex)
+Record = TypeVar("Record", bound=HasIndex)
 
 
 class OutcomeStore(Protocol):
@@ -111,37 +104,40 @@ class Run:
                 or a run on more images; or it holds outcomes without a run.json.
             OSError: The folder cannot be written.
         """
-        begun = any((folder / "outcomes").glob("*.jsonl"))
-        if begun and not (folder / "run.json").exists():
+        has_outcomes = any((folder / "outcomes").glob("*.jsonl"))
+        if has_outcomes and not (folder / "run.json").exists():
             raise RuntimeError(
                 f"{folder} holds outcomes but no run.json, which says what run they belong to: put "
                 f"run.json back, delete {folder / 'outcomes'}, or name another folder with --out"
             )
-        if begun:
+        if has_outcomes:
             run = cls.open(folder)
-            held, wanted = (set(told["indices"]) for told in (run.manifest, manifest))
-            if wanted < held and run.manifest["identity"] == manifest["identity"]:
+            present, requested = (set(entry["indices"]) for entry in (run.manifest, manifest))
+            if requested < present and run.manifest["identity"] == manifest["identity"]:
                 raise RuntimeError(
-                    f"{folder} holds a run on {len(held)} images, and this spec asks for only "
-                    f"{len(wanted)} of them: ask for as many or more, or name another folder with "
+                    f"{folder} holds a run on {len(present)} images, and this spec asks for only "
+                    f"{len(requested)} of them: ask for as many or more, or name another folder with "
                     "--out"
                 )
-            grows = held < wanted and run.manifest["images"] == _hash_if_known(
-                fingerprint, run.manifest["indices"]
-            )
-            for key in SAME:
-                if (key == "indices" and held < wanted) or (key == "images" and grows):
+            grows = present < requested
+            same_images: bool | None = None  # unknown, as for two sets of images that only overlap
+            if present == requested:
+                same_images = run.manifest["images"] == manifest["images"]
+            elif grows and (known := _hash_if_known(fingerprint, run.manifest["indices"])):
+                same_images = run.manifest["images"] == known
+            for key in MUST_MATCH:
+                if grows and (key == "indices" or (key == "images" and same_images)):
                     continue
                 if run.manifest.get(key) != manifest.get(key):
+                    what = describe_difference(key, run.manifest, manifest, same_images)
                     raise RuntimeError(
-                        f"{folder} holds a run {_other(key, run.manifest, manifest)}: name another "
-                        "folder with --out"
+                        f"{folder} holds a run {what}: name another folder with --out"
                     )
-            if not grows:
+            if not (grows and same_images):
                 return run
-        asked: Manifest = {"version": VERSION, **manifest}
-        asked["sha256"] = seal(asked)
-        run = cls(folder, asked)
+        sealed: Manifest = {"version": VERSION, **manifest}
+        sealed["sha256"] = seal(sealed)
+        run = cls(folder, sealed)
         write_bytes(folder / "run.json", (json.dumps(run.manifest, indent=1) + "\n").encode())
         return run
 
@@ -160,9 +156,9 @@ class Run:
                 "evaluate` (or `attack`, or `certify`) was given as --out, or one in runs/"
             )
         try:
-            if (found := read_json(Format, path)["version"]) != VERSION:
+            if (version := read_json(Format, path)["version"]) != VERSION:
                 raise RuntimeError(
-                    f"{path} has format {found}, and this version of unfool reads format "
+                    f"{path} has format {version}, and this version of unfool reads format "
                     f"{VERSION}: use the version that wrote it"
                 )
             run = cls(Path(folder), read_json(Manifest, path))
@@ -195,7 +191,7 @@ class Run:
         tables: list[Any] = list(outcomes)
         lines = "".join(json.dumps(asdict(table)) + "\n" for table in tables).encode()
         # The name holds the contents, so that no two processes can write over each other.
-        name = f"{outcomes[0].index:07}-{self._told_by(lines)}"
+        name = f"{outcomes[0].index:07}-{self._content_hash(lines)}"
         if examples:
             write_bytes(self.folder / "examples" / f"{name}.npz", npz_bytes(examples))
         write_bytes(self.folder / "outcomes" / f"{name}.jsonl", lines)
@@ -213,37 +209,38 @@ class Run:
                 "of one"
             )
         draws, curtail = draws_of(self.spec), self.spec["evaluation"].get("curtail", False)
-        found = self.read(Outcome)
-        for outcome in found:
-            held = {
-                name: _held(condition, outcome.label, curtail)
+        outcomes = self.read(Outcome)
+        for outcome in outcomes:
+            draws_by_condition = {
+                name: _draws_of_verdict(condition, outcome.label, curtail)
                 for name, condition in outcome.conditions.items()
             }
-            if held != draws or outcome.chosen not in held:
+            if draws_by_condition != draws or outcome.chosen not in draws_by_condition:
                 raise RuntimeError(
                     f"the outcome of image {outcome.index} in {self.folder / 'outcomes'} does not "
-                    f"belong to this run (its conditions have the draws {held}, of which the "
-                    f"attacker chose {outcome.chosen!r}, and run.json asks for {draws}): {AGAIN}"
+                    f"belong to this run (its conditions have the draws {draws_by_condition}, of "
+                    f"which the attacker chose {outcome.chosen!r}, and run.json asks for {draws}): "
+                    f"{REPEAT_ADVICE}"
                 )
-        return found
+        return outcomes
 
-    def read(self, of: type[Kept]) -> list[Kept]:
+    def read(self, record_type: type[Record]) -> list[Record]:
         """Return all records so far, sorted by index.
 
         Args:
-            of: The dataclass of a record.
+            record_type: The dataclass of a record.
 
         Raises:
             RuntimeError: A file is damaged, belongs to another run, holds an image that is not in
                 the run, or disagrees with another file about an image.
         """
-        found: list[Kept] = []
+        records: list[Record] = []
         for line in self.lines():
             try:
-                found.append(from_json(of, line.text, line.place))
+                records.append(from_json(record_type, line.text, line.location))
             except ValueError as error:
-                raise RuntimeError(f"{error}; {AGAIN}") from error
-        return found
+                raise RuntimeError(f"{error}; {REPEAT_ADVICE}") from error
+        return records
 
     def lines(self) -> list[Line]:
         """Return all records so far as they were written, one for each image, sorted by index.
@@ -252,33 +249,36 @@ class Run:
             RuntimeError: A file is damaged, belongs to another run, holds an image that is not in
                 the run, or disagrees with another file about an image.
         """
-        known, found = set(self.manifest["indices"]), dict[int, Line]()
+        known, by_index = set(self.manifest["indices"]), dict[int, Line]()
         for path in sorted((self.folder / "outcomes").glob("*.jsonl")):
             content = path.read_bytes()
-            if path.stem.rpartition("-")[2] != self._told_by(content):
+            if path.stem.rpartition("-")[2] != self._content_hash(content):
                 raise RuntimeError(
                     f"{path} is damaged, was changed, or belongs to another run (its name does not "
-                    f"match its contents): {AGAIN}"
+                    f"match its contents): {REPEAT_ADVICE}"
                 )
             for number, text in enumerate(content.splitlines(), 1):
-                place = f"{path}, line {number}"
+                location = f"{path}, line {number}"
                 try:
-                    line = Line(from_json(Indexed, text, place)["index"], text, place)
+                    line = Line(from_json(Indexed, text, location)["index"], text, location)
                 except ValueError as error:
-                    raise RuntimeError(f"{error}; {AGAIN}") from error
+                    raise RuntimeError(f"{error}; {REPEAT_ADVICE}") from error
                 if line.index not in known:
                     raise RuntimeError(
-                        f"{place} holds image {line.index}, which is not in the run: {AGAIN}"
+                        f"{location} holds image {line.index}, which is not in the run: {REPEAT_ADVICE}"
                     )
-                if found.setdefault(line.index, line).fact() != line.fact():
+                if (
+                    by_index.setdefault(line.index, line).reproducible_part()
+                    != line.reproducible_part()
+                ):
                     raise RuntimeError(
-                        f"{found[line.index].place} and {place} disagree about image {line.index}: "
-                        "different models or machines computed them; delete one of the files, and "
-                        "run the same command again"
+                        f"{by_index[line.index].location} and {location} disagree about image "
+                        f"{line.index}: different models or machines computed them; delete one of "
+                        "the files, and run the same command again"
                     )
-        return [found[index] for index in sorted(found)]
+        return [by_index[index] for index in sorted(by_index)]
 
-    def _told_by(self, content: bytes) -> str:
+    def _content_hash(self, content: bytes) -> str:
         """Return eight hexadecimal digits that identify the contents of a file of this run."""
         identity = self.manifest["identity"].encode()
         return hashlib.sha256(identity + b"\n" + content).hexdigest()[:8]
@@ -310,29 +310,29 @@ class Run:
                     block = {name: file[name] for name in names or file}
             except Exception as error:  # a damaged archive may raise anything
                 raise_system_error(error)
-                raise RuntimeError(f"{path} is damaged ({error}); {FEWER}") from error
+                raise RuntimeError(f"{path} is damaged ({error}); {DELETE_ADVICE}") from error
             if problem := find_problem_in_examples(block, names):
-                raise RuntimeError(f"{path} is damaged ({problem}); {FEWER}")
+                raise RuntimeError(f"{path} is damaged ({problem}); {DELETE_ADVICE}")
             yield block
 
 
 def seal(manifest: Manifest) -> str:
     """The sha256 of a manifest, which does not depend on the layout of the file."""
-    told = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hash_of_json(told)
+    entries = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hash_of_json(entries)
 
 
 def draws_of(spec: EvaluationSpec) -> dict[str, int]:
     """The number of draws under each condition: one if the attacker knows all of the noise."""
     draws = spec["evaluation"]["draws"]
     names = ["clean", *(["random"] if spec["attacks"] else [])]
-    known = {row["label"]: row.get("knows") == "both" for row in spec["attacks"]}
+    knows_all = {row["label"]: row.get("knows") == "both" for row in spec["attacks"]}
     return dict.fromkeys(names, draws) | {
-        name: 1 if all_ else draws for name, all_ in known.items()
+        name: 1 if all_ else draws for name, all_ in knows_all.items()
     }
 
 
-def _held(condition: Condition, label: int, curtail: bool) -> int:
+def _draws_of_verdict(condition: Condition, label: int, curtail: bool) -> int:
     """Number of draws behind a verdict; 0 if a run with this value of `curtail` cannot have it."""
     if condition.curtailed is None:
         return 0 if curtail and condition.k > 1 else condition.k
@@ -349,25 +349,6 @@ def _hash_if_known(
         return None
 
 
-def _other(key: str, a: Manifest, b: Manifest) -> str:
-    """Describe how two runs differ, given a `key` in which their manifests differ."""
-    if key == "identity" and _words(a) == _words(b):
-        return "with other weights or images (a file that the spec names has changed)"
-    return SAME[key]
-
-
-def _words(asked: Manifest) -> Any:
-    """The kind and the spec of a run, without what its identity ignores."""
-    spec = json.loads(json.dumps({k: v for k, v in asked["spec"].items() if k != "machine"}))
-    kept = {
-        key: {k: v for k, v in part.items() if k not in (*NOT_IN_IDENTITY, "images")}
-        if isinstance(part, dict)
-        else part
-        for key, part in spec.items()
-    }
-    return asked.get("kind"), kept
-
-
 def merge(folders: Sequence[Path], out: Path) -> Run:
     """Merge the outcomes of several folders of the same run into one.
 
@@ -376,16 +357,18 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
     """
     runs = [Run.open(folder) for folder in folders]
     for run in runs:
-        for key in SAME:
-            if run.manifest.get(key) != runs[0].manifest.get(key):
-                what = _other(key, run.manifest, runs[0].manifest)
+        a, b = run.manifest, runs[0].manifest
+        same_images = a["images"] == b["images"] if a["indices"] == b["indices"] else None
+        for key in MUST_MATCH:
+            if a.get(key) != b.get(key):
+                what = describe_difference(key, a, b, same_images)
                 raise RuntimeError(f"{run.folder} and {folders[0]} differ: one is a run {what}")
-    whole = Run.begin(out, runs[0].manifest)
-    facts: dict[int, tuple[Path, Any]] = {}
-    for run in (whole, *runs):
+    merged = Run.begin(out, runs[0].manifest)
+    records: dict[int, tuple[Path, Any]] = {}
+    for run in (merged, *runs):
         for line in run.lines():
-            folder, known = facts.setdefault(line.index, (run.folder, line.fact()))
-            if known != line.fact():
+            folder, known = records.setdefault(line.index, (run.folder, line.reproducible_part()))
+            if known != line.reproducible_part():
                 raise RuntimeError(
                     f"{folder} and {run.folder} disagree about image {line.index}: different "
                     "models or machines computed them; merge shards that do not overlap"
@@ -393,7 +376,7 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
     for run in runs:
         for kind in ("examples", STARTS, "outcomes"):
             for path in sorted((run.folder / kind).glob("*.*")):
-                target = whole.folder / kind / path.name
+                target = merged.folder / kind / path.name
                 if not target.exists():
                     write_bytes(target, path.read_bytes())
-    return whole
+    return merged

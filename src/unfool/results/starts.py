@@ -35,15 +35,15 @@ def starts(run: Run) -> list[Start]:
     Raises:
         RuntimeError: A file is damaged.
     """
-    found: list[Start] = []
+    result: list[Start] = []
     for path in sorted((run.folder / STARTS).glob("*.json")):
         try:
-            found.append(read_json(Start, path))
+            result.append(read_json(Start, path))
         except ValueError as error:
             raise RuntimeError(
                 f"{error}; delete the file, which the report does not need"
             ) from error
-    return found
+    return result
 
 
 def provenance(run: Run) -> Provenance:
@@ -52,8 +52,12 @@ def provenance(run: Run) -> Provenance:
     Raises:
         RuntimeError: A file of its starts is damaged.
     """
-    asked = run.manifest
-    found: Provenance = {"starts": starts(run), "images": asked["images"], "code": asked["code"]}
-    if "weights" in asked:
-        found["weights"] = asked["weights"]
-    return found
+    manifest = run.manifest
+    result: Provenance = {
+        "starts": starts(run),
+        "images": manifest["images"],
+        "code": manifest["code"],
+    }
+    if "weights" in manifest:
+        result["weights"] = manifest["weights"]
+    return result

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from unfool import __version__
 from unfool.results import loss_curves
-from unfool.results.attack_roles import given_to, roles
+from unfool.results.attack_roles import initial_conditions, roles
 from unfool.results.doubts.run import all_doubts
 from unfool.results.not_tried import not_tried
 from unfool.results.outcome import Condition, Outcome
@@ -103,45 +103,51 @@ def summarize_run(run: Run) -> Summary:
     if not outcomes:
         raise RuntimeError(f"{run.folder} has no results yet: run the evaluation first")
     spec = run.spec
-    played = roles(spec["attacks"])
-    labels, beyond, corruptions, _ = ([row["label"] for row in rows] for rows in played)
-    names = ("clean", *(("random",) if spec["attacks"] else ()), *labels, *beyond, *corruptions)
+    by_role = roles(spec["attacks"])
+    labels, unbounded, corruptions, _ = ([row["label"] for row in rows] for rows in by_role)
+    names = ("clean", *(("random",) if spec["attacks"] else ()), *labels, *unbounded, *corruptions)
     by_name = {name: judge(name, outcomes) for name in names}
-    given = given_to(played)
-    submitted = _submitted([*given, *(labels or corruptions)])
+    initial = initial_conditions(by_role)
+    submitted = _pick_submitted([*initial, *(labels or corruptions)])
     robust = judge("robust", outcomes, submitted)
-    corrupted = _over(outcomes, corruptions) if corruptions else None
-    fallen = [o.chosen for o in outcomes if _right(o, "clean") and not _right(o, o.chosen)]
+    corrupted = _judge_together(outcomes, corruptions) if corruptions else None
+    winning_attacks = [o.chosen for o in outcomes if _right(o, "clean") and not _right(o, o.chosen)]
     random: SometimesThere = {"random": _readings(by_name["random"])} if spec["attacks"] else {}
     mean: SometimesThere = {"corrupted": _readings(corrupted)} if corrupted else {}
-    forecast: SometimesThere = {"forecast": told} if (told := run.forecast()) else {}
+    forecast: SometimesThere = (
+        {"forecast": kept_forecast} if (kept_forecast := run.forecast()) else {}
+    )
     return {
         "version": VERSION,
         "run": run.manifest["identity"],
         "spec": spec,
         "n": len(outcomes),
-        "of": len(run.manifest["indices"]),
+        "requested": len(run.manifest["indices"]),
         "clean": {**share_entry(by_name["clean"].per_draw), **_readings(by_name["clean"])},
         "robust": _readings(robust),
         **random,
         "resubmission": _resubmission(
             outcomes,
             {
-                "clean": _named("clean"),
-                **({"random": _named("random")} if spec["attacks"] else {}),
+                "clean": _pick_condition("clean"),
+                **({"random": _pick_condition("random")} if spec["attacks"] else {}),
                 **({"robust": submitted} if labels else {}),
             },
         ),
         "flip_rate": share_entry(flip_rate(outcomes)),
         "images_checked": sum(bool(outcome.sanity) for outcome in outcomes),
         "attacks": [
-            {"name": name, "broken": fallen.count(name), "robust": _readings(by_name[name])}
+            {
+                "name": name,
+                "broken": winning_attacks.count(name),
+                "robust": _readings(by_name[name]),
+            }
             for name in labels
         ],
-        "unbounded": [{"name": name, "robust": _readings(by_name[name])} for name in beyond],
-        "known_noise": _knowing(spec, outcomes),
-        "by_attack": _ladder(outcomes, given, labels),
-        "loss_curves": loss_curves.summarize(outcomes, [*labels, *beyond]),
+        "unbounded": [{"name": name, "robust": _readings(by_name[name])} for name in unbounded],
+        "known_noise": _known_noise_rows(spec, outcomes),
+        "by_attack": _ladder(outcomes, initial, labels),
+        "loss_curves": loss_curves.summarize(outcomes, [*labels, *unbounded]),
         "corruptions": [{"name": name, "robust": _readings(by_name[name])} for name in corruptions],
         **mean,
         "quality": summarize([outcome.quality for outcome in outcomes], names),
@@ -180,20 +186,20 @@ def flip_rate(outcomes: Sequence[Outcome]) -> Share:
 
 
 def _readings(judged: Judged) -> Readings:
-    found: Readings = {
+    readings: Readings = {
         "per_draw": share_entry(judged.per_draw),
         "majority": share_entry(judged.majority),
         "all_draws": share_entry(judged.all_draws),
         "k": judged.k,
     }
     if judged.draws != judged.k:
-        found["draws"] = judged.draws
+        readings["draws"] = judged.draws
     if judged.undefended is not None:
-        found["undefended"] = share_entry(judged.undefended)
-    return found
+        readings["undefended"] = share_entry(judged.undefended)
+    return readings
 
 
-def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
+def _judge_together(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
     """Judge the conditions `names` together, by the mean over them for each image."""
     first = outcomes[0].conditions[names[0]]
     draws, count = len(first.draws), len(names)
@@ -214,41 +220,43 @@ def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
     )
 
 
-def _knowing(spec: EvaluationSpec, outcomes: Sequence[Outcome]) -> list[KnownNoise]:
+def _known_noise_rows(spec: EvaluationSpec, outcomes: Sequence[Outcome]) -> list[KnownNoise]:
     """The accuracies under attacks that know some of the noise, and how far below others they are.
 
     Each is compared with the last attack of the same name and view, or at least of the same view,
     that knows no noise.
     """
-    found: list[KnownNoise] = []
-    plain = roles(spec["attacks"]).attacks
+    rows: list[KnownNoise] = []
+    uninformed = roles(spec["attacks"]).attacks
     for row in roles(spec["attacks"]).known_noise:
         name = row["label"]
-        told: KnownNoise = {
+        entry: KnownNoise = {
             "name": name,
             "knows": row.get("knows", ""),
             "robust": _readings(judge(name, outcomes)),
         }
-        alike = [other for other in plain if other["view"] == row["view"]]
-        alike = [other for other in alike if other["name"] == row["name"]] or alike
-        if alike:
-            other = alike[-1]["label"]
+        comparable = [other for other in uninformed if other["view"] == row["view"]]
+        comparable = [other for other in comparable if other["name"] == row["name"]] or comparable
+        if comparable:
+            other = comparable[-1]["label"]
             gaps = [o.rate(other) - o.rate(name) for o in outcomes]
             draws = min(len(outcomes[0].conditions[n].draws) for n in (name, other))
-            told["beside"] = other
-            told["gap"] = mean_entry(paired_difference_interval(gaps, draws))
-        found.append(told)
-    return found
+            entry["beside"] = other
+            entry["gap"] = mean_entry(paired_difference_interval(gaps, draws))
+        rows.append(entry)
+    return rows
 
 
-def _ladder(outcomes: Sequence[Outcome], given: Sequence[str], labels: Sequence[str]) -> list[Rung]:
+def _ladder(
+    outcomes: Sequence[Outcome], initial: Sequence[str], labels: Sequence[str]
+) -> list[Rung]:
     """The accuracy after each attack and all earlier ones, and how many images it was tried on.
 
     The attacker begins with the conditions `given`. The last rung is the attack that counts.
     """
     rungs: list[Rung] = []
     for i, name in enumerate(labels):
-        tried = [*given, *labels[: i + 1]]
+        tried = [*initial, *labels[: i + 1]]
         judged = judge(name, outcomes, lambda o, tried=tried: _best(o, tried))
         attacked = sum(not outcome.conditions[name].same_image_as for outcome in outcomes)
         rungs.append({"name": name, "attacked": attacked, "robust": _readings(judged)})
@@ -259,13 +267,13 @@ def _resubmission(
     outcomes: Sequence[Outcome], picks: Mapping[str, Callable[[Outcome], Condition]]
 ) -> Resubmission:
     """How often the model is right every time, if the same image is submitted 1 .. k times."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, pick in picks.items():
         rows = [(pick(outcome).draws, outcome.label) for outcome in outcomes]
         curve = resubmissions([draws.count(label) for draws, label in rows], len(rows[0][0]))
-        found["submissions"] = list(range(1, len(curve) + 1))
-        found[name] = [share_entry(share) for share in curve]
-    return cast(Resubmission, found)
+        result["submissions"] = list(range(1, len(curve) + 1))
+        result[name] = [share_entry(share) for share in curve]
+    return cast(Resubmission, result)
 
 
 def _best(outcome: Outcome, names: Sequence[str]) -> Condition:
@@ -317,11 +325,11 @@ def _cost(outcomes: Sequence[Outcome]) -> CostEntry:
     }
 
 
-def _named(name: str) -> Callable[[Outcome], Condition]:
+def _pick_condition(name: str) -> Callable[[Outcome], Condition]:
     return lambda outcome: outcome.conditions[name]
 
 
-def _submitted(names: Sequence[str]) -> Callable[[Outcome], Condition]:
+def _pick_submitted(names: Sequence[str]) -> Callable[[Outcome], Condition]:
     """Return a function that picks what the attacker would submit.
 
     Its `undefended` is wrong if it is under any condition of `names`.

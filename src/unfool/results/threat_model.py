@@ -3,7 +3,7 @@
 from typing import cast
 
 from unfool import spec as specs
-from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
+from unfool.results.attack_roles import GRADIENT_FREE, PRECOMPUTED, TRANSFER, roles
 from unfool.results.outcome import first_half
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.spec import Part
@@ -20,37 +20,37 @@ def card(spec: EvaluationSpec) -> dict[str, str]:
         "l1": f"the values of the image by up to {threat.eps:.4g} in sum, pixels in [0, 1] (l1)",
         "l0": f"up to {100 * threat.eps:.4g} % of the pixels of an image, at will (l0)",
     }[threat.norm]
-    attacks, beyond, others, knowing = roles(spec["attacks"])
+    attacks, unbounded, corruption_rows, known_noise = roles(spec["attacks"])
     attacker = "; ".join(f"{row['label']}: {sees(row)}" for row in attacks)
-    corruptions = [_options(row) for row in others]
+    corruptions = [_options(row) for row in corruption_rows]
     if attacks and not attacks[0].get("bounded", True):
         change = "; ".join(_options(row) for row in attacks) + "; no threat bounds this"
     defense = "none" if purifier is None else _options(purifier)
     if paths := spec.get("paths"):
         defense += f", {paths['count']} purifications of each image, aggregated by {paths['by']}"
-    told = {}
+    entries = {}
     if attacks or not corruptions:
-        told = {
+        entries = {
             "the attacker may change": change,
             "the attacker's view": attacker or "none was tried",
             "the attacker's randomness": (
                 "their own draws, fresh at every step, never those of the evaluation"
-                if not all(row["name"] in ELSEWHERE for row in attacks) or not attacks
+                if not all(row["name"] in PRECOMPUTED for row in attacks) or not attacks
                 else "unknown, because the images were made elsewhere"
             ),
         }
-    if knowing:
-        told["with the noise known"] = "; ".join(
+    if known_noise:
+        entries["with the noise known"] = "; ".join(
             f"{row['label']}: {known_words(row.get('knows', ''))}, seeing {sees(row)}"
-            for row in knowing
+            for row in known_noise
         )
-    if beyond:
-        told["beyond the threat"] = "; ".join(
-            f"{row['label']}: {_options(row)}, seeing {sees(row)}" for row in beyond
+    if unbounded:
+        entries["beyond the threat"] = "; ".join(
+            f"{row['label']}: {_options(row)}, seeing {sees(row)}" for row in unbounded
         )
     if corruptions:
-        told["not by an attacker"] = "; ".join(corruptions) + " (no threat bounds these)"
-    return told | {
+        entries["not by an attacker"] = "; ".join(corruptions) + " (no threat bounds these)"
+    return entries | {
         "the defense": defense,
         "the verdict": f"{options['draws']} held-out draws per image, the same for the "
         "clean image and its attacked versions"
@@ -93,7 +93,7 @@ def known_words(word: str) -> str:
 
 def sees(row: AttackEntry) -> str:
     """Describe the view of an attack, and its effort, from its entry in a checked spec."""
-    if row.get("name") in ELSEWHERE:
+    if row.get("name") in PRECOMPUTED:
         return f"unknown, because the images were made elsewhere ({row['path']})"
     if row.get("name") in TRANSFER:
         return f"another classifier, {_options(row['source'])}, never the model (transfer)"
@@ -110,31 +110,33 @@ def sees(row: AttackEntry) -> str:
         "surrogate-same-noise": "the whole model with fewer purifier steps, on the same paths of noise",
     }
     view = specs.part("view", row["view"])
-    if row.get("name") in BLIND:
+    if row.get("name") in GRADIENT_FREE:
         views["exact"] = "the answers of the whole model; no gradient"
         views["no-elimination"] = (
             "the answers of the whole model without its elimination; no gradient"
         )
         views["classifier-only"] = "the answers of the classifier alone, not of the defense"
-    counted = {
+    effort_words = {
         "steps": "steps",
         "eot": "draws per step",
         "restarts": "restarts",
         "early_stop": "to stop",
     }
     effort = [
-        f"{row[key]} {what}" for key, what in counted.items() if row.get(key) not in (None, 0, 1)
+        f"{row[key]} {what}"
+        for key, what in effort_words.items()
+        if row.get(key) not in (None, 0, 1)
     ]
     options = [f"its {key} {value}" for key, value in view.items() if key != "name" and value]
-    said = ", ".join([views.get(view["name"]) or str(view["name"]), *options])
-    return f"{said} ({', '.join(effort)})".replace(" ()", "")
+    description = ", ".join([views.get(view["name"]) or str(view["name"]), *options])
+    return f"{description} ({', '.join(effort)})".replace(" ()", "")
 
 
 def _options(part: Part | AttackEntry) -> str:
-    asides = ("name", "view", "label", "bounded", "adversarial", "knows")
+    excluded = ("name", "view", "label", "bounded", "adversarial", "knows")
     options = ", ".join(
         f"{k} {_options(cast(Part, v)) if isinstance(v, dict) and 'name' in v else v}"
         for k, v in part.items()
-        if k not in asides and v is not None
+        if k not in excluded and v is not None
     )
     return f"{part['name']} ({options})" if options else part["name"]

@@ -319,7 +319,7 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Metrics:
         accuracy = wilson(hits, size)
         return {
             "test_images": size,
-            "accuracy": accuracy.accuracy,
+            "accuracy": accuracy.value,
             "interval": [accuracy.low, accuracy.high],
         }
     losses: dict[str, float] = {}

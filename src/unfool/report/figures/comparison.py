@@ -20,6 +20,7 @@ from unfool.report.figures.style import (
 )
 from unfool.results.compare import Paired
 from unfool.results.gates import Gate
+from unfool.results.report_json import share_entry
 
 
 def paired_accuracy(rows: Sequence[Paired], gates: Sequence[Gate] = ()) -> document.Figure:
@@ -32,7 +33,7 @@ def paired_accuracy(rows: Sequence[Paired], gates: Sequence[Gate] = ()) -> docum
     }
     for (name, style), shift in zip(styles.items(), (-0.14, 0.14), strict=True):
         for y, row in enumerate(rows):
-            share = (row.a if name == "A" else row.b)._asdict()
+            share = share_entry(row.a if name == "A" else row.b)
             interval(left, share, y + shift, style, None if y else name)
     style = {"marker": "D", "color": INK, "markersize": 5}
     for y, row in enumerate(rows):
@@ -43,7 +44,7 @@ def paired_accuracy(rows: Sequence[Paired], gates: Sequence[Gate] = ()) -> docum
     for gate in gates:
         is_minimum = gate.name == "min-robust"
         axes, bound = (left, 100 * gate.bound) if is_minimum else (right, -100 * gate.bound)
-        ends = [y_of_row[gate.of] - 0.4, y_of_row[gate.of] + 0.4]
+        ends = [y_of_row[gate.condition] - 0.4, y_of_row[gate.condition] + 0.4]
         axes.plot([bound, bound], ends, color=RUST, linewidth=1.4, linestyle="--", zorder=2)
     most = max(abs(bound) for row in rows for bound in row.change)
     most = max(most, *(gate.bound for gate in gates if gate.name == "max-drop"), 0.0)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from unfool.results.attack_roles import (
-    BLIND,
-    ELSEWHERE,
     EXACT_VIEWS,
+    GRADIENT_FREE,
+    PRECOMPUTED,
     TRANSFER,
     exact_attacks,
     roles,
@@ -32,15 +32,15 @@ def cheap_beats_exact(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     """Yield a doubt for each attack without the exact gradient that beats those with it."""
-    given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
+    precomputed = [name for name, row in attacks.items() if row.get("name") in PRECOMPUTED]
     cheap = [
         name
         for name, row in attacks.items()
         if view_name(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
     ]
     strong = list(exact_attacks(attacks))
-    for name, by in beaten(outcomes, [*cheap, *given], strong):
-        how = "was made elsewhere" if name in given else "does not use the exact gradient"
+    for name, by in beaten(outcomes, [*cheap, *precomputed], strong):
+        how = "was made elsewhere" if name in precomputed else "does not use the exact gradient"
         yield Doubt(
             "cheap-beats-exact",
             "red",
@@ -55,11 +55,13 @@ def blind_beats_gradient(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     """Yield a doubt for each attack without gradients that beats those with the exact gradient."""
-    held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
+    within_threat = {name: row for name, row in attacks.items() if row.get("bounded", True)}
     blind = [
-        n for n, row in held.items() if view_name(row) in EXACT_VIEWS and row.get("name") in BLIND
+        n
+        for n, row in within_threat.items()
+        if view_name(row) in EXACT_VIEWS and row.get("name") in GRADIENT_FREE
     ]
-    strong = list(exact_attacks(held))
+    strong = list(exact_attacks(within_threat))
     for name, by in beaten(outcomes, blind, strong):
         yield Doubt(
             "blind-beats-gradient",
@@ -76,13 +78,13 @@ def special_beats_plain(
 ) -> Iterator[Doubt]:
     """Yield a doubt for each attack with a `special_climb` that beats those without one."""
     climbing = exact_attacks(attacks)
-    told = {name: how for name, row in climbing.items() if (how := special_climb(row))}
-    plain = [name for name in climbing if name not in told]
-    for name, by in beaten(outcomes, list(told), plain):
+    special = {name: how for name, row in climbing.items() if (how := special_climb(row))}
+    plain = [name for name in climbing if name not in special]
+    for name, by in beaten(outcomes, list(special), plain):
         yield Doubt(
             "plain-attack-stops-short",
             "yellow",
-            f"{name} ({told[name]}) leaves fewer images right than {', '.join(plain)}, by at least "
+            f"{name} ({special[name]}) leaves fewer images right than {', '.join(plain)}, by at least "
             f"{percent(by)} on the same images and draws, so images that the plain attack could not "
             "break are not robust, and this attack may have missed some, too: give it more steps, "
             "draws (eot), and restarts",

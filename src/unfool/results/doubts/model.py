@@ -12,8 +12,8 @@ from unfool.statistics import percent
 
 ZERO_GRADIENT = 1e-10  # of [0, 1] images; a gradient up to this counts as zero
 COSINE = 0.5  # of a step's gradient and that over all draws; below, the step is mostly noise
-FEW_DRAWS = 10_000  # draws per step; no attack takes more
-SHARE = 0.1  # of the pixels, with a gradient of 0
+MOST_DRAWS = 10_000  # draws per step; no attack takes more
+CLAMPED_SHARE = 0.1  # of the pixels, with a gradient of 0
 
 
 def model_doubts(
@@ -45,8 +45,8 @@ def _no_gradient(
     probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     for loss in sorted({row.get("loss", "margin") for row in exact_attacks(attacks).values()}):
-        seen = [probe["gradients"].get(loss, probe["gradients"]["margin"]) for probe in probes]
-        dead = sum(not ZERO_GRADIENT < gradient < inf for gradient in seen)
+        gradients = [probe["gradients"].get(loss, probe["gradients"]["margin"]) for probe in probes]
+        dead = sum(not ZERO_GRADIENT < gradient < inf for gradient in gradients)
         if dead:
             yield Doubt(
                 "zero-gradient",
@@ -62,13 +62,15 @@ def _wrong_gradient(
     probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     slopes = [probe["slope"] for probe in probes]
-    off = sum(not 0.5 * promised <= found <= 2 * promised for promised, found in slopes)
-    if exact_attacks(attacks) and off > len(slopes) / 2:
+    disagreeing = sum(
+        not 0.5 * predicted <= observed <= 2 * predicted for predicted, observed in slopes
+    )
+    if exact_attacks(attacks) and disagreeing > len(slopes) / 2:
         yield Doubt(
             "gradient-disagrees",
             "red",
-            f"on {off} of {len(slopes)} images, a small step raises the loss by less than half or "
-            "more than twice what the gradient predicts, so the gradient misleads attacks (it is "
+            f"on {disagreeing} of {len(slopes)} images, a small step raises the loss by less than "
+            "half or more than twice what the gradient predicts, so the gradient misleads attacks (it is "
             "wrong, or masked by rounding or clipping), and the model may be less robust than it "
             "looks: add an attack with the view `bpda`",
         )
@@ -78,15 +80,15 @@ def _clamped(probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]) 
     # if the whole gradient is zero, `zero-gradient` reports it
     alive = [probe for probe in probes if probe["gradients"]["margin"] > ZERO_GRADIENT]
     shares = [probe.get("clamped", 0) for probe in alive]
-    without = [share for share in shares if share > SHARE]
-    if exact_attacks(attacks) and len(without) > len(probes) / 2:
+    large_shares = [share for share in shares if share > CLAMPED_SHARE]
+    if exact_attacks(attacks) and len(large_shares) > len(probes) / 2:
         yield Doubt(
             "clamped",
             "yellow",
-            f"on {len(without)} of {len(probes)} images, {percent(mean(without), 0)} of the pixels "
-            "have a gradient of exactly 0 at every draw, because the model clips there or ignores them, "
-            "so the attacks leave these pixels alone and may miss a way to fool the model: add an "
-            "attack with the view `bpda`, or `square`",
+            f"on {len(large_shares)} of {len(probes)} images, {percent(mean(large_shares), 0)} of "
+            "the pixels have a gradient of exactly 0 at every draw, because the model clips there or "
+            "ignores them, so the attacks leave these pixels alone and may miss a way to fool the "
+            "model: add an attack with the view `bpda`, or `square`",
         )
 
 
@@ -103,44 +105,47 @@ def _batch_matters(probes: Sequence[SanityCheck]) -> Iterator[Doubt]:
 
 def _one_draw(probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     random = any(probe["random"] for probe in probes)
-    lazy = [
+    single_draw = [
         n
         for n, row in attacks.items()
         if draws_per_step(row) == 1 and row["view"] != "classifier-only"
     ]
-    if random and lazy:
+    if random and single_draw:
         yield Doubt(
             "random-model-eot-1",
             "yellow",
-            f"the model is random, and {', '.join(lazy)} follows a single random draw per step, so "
-            "the attack is weaker than it could be and the robust accuracy is too high: raise `eot`",
+            f"the model is random, and {', '.join(single_draw)} follows a single random draw per "
+            "step, so the attack is weaker than it could be and the robust accuracy is too high: "
+            "raise `eot`",
         )
 
 
 def _draws_disagree(
     probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
-    seen = [share for p in probes if (share := p.get("agreement")) is not None]
-    taken = {name: draws_per_step(row) or 0 for name, row in exact_attacks(attacks).items()}
-    draws = max(taken.values(), default=0)
-    if not seen or not draws:
+    agreements = [share for p in probes if (share := p.get("agreement")) is not None]
+    draws_by_attack = {
+        name: draws_per_step(row) or 0 for name, row in exact_attacks(attacks).items()
+    }
+    draws = max(draws_by_attack.values(), default=0)
+    if not agreements or not draws:
         return
     # `common` is the share of a gradient's mean square that comes from the mean over all draws. For
     # the mean over some draws, that share is common / (common + (1 - common) / draws), which equals
     # the squared cosine between the two means.
-    common = max(mean(seen), 0.0)
+    common = max(mean(agreements), 0.0)
     cosine = (common / (common + (1 - common) / draws)) ** 0.5 if common else 0.0
     if cosine < COSINE:
-        needed = (1 - common) / common / (COSINE**-2 - 1) if common else FEW_DRAWS + 1
+        needed = (1 - common) / common / (COSINE**-2 - 1) if common else MOST_DRAWS + 1
         advice = (
             f"raise `eot` to about {ceil(needed)}, which would make it {COSINE:g}"
-            if needed <= FEW_DRAWS
+            if needed <= MOST_DRAWS
             else (
-                f"find out why the gradients differ so much, for even {FEW_DRAWS} draws (`eot`) "
+                f"find out why the gradients differ so much, for even {MOST_DRAWS} draws (`eot`) "
                 f"would not make it {COSINE:g}"
             )
         )
-        strongest = ", ".join(name for name, count in taken.items() if count == draws)
+        strongest = ", ".join(name for name, count in draws_by_attack.items() if count == draws)
         yield Doubt(
             "eot-gradients-disagree",
             "yellow",

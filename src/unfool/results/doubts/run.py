@@ -9,8 +9,8 @@ from statistics import mean, variance
 from typing import Any, cast
 
 from unfool.results.attack_roles import (
-    ELSEWHERE,
     EXACT_VIEWS,
+    PRECOMPUTED,
     TRANSFER,
     exact_attacks,
     is_custom,
@@ -26,15 +26,17 @@ from unfool.results.doubts.attacks import (
 )
 from unfool.results.doubts.doubt import Doubt
 from unfool.results.doubts.model import model_doubts
-from unfool.results.loss_curves import right
+from unfool.results.loss_curves import mostly_right
 from unfool.results.outcome import Outcome, SanityCheck
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.statistics import mean_interval, percent
 
 # Views whose loss comes from the whole model.
-WHOLE_INTERVAL = ("adjoint", "bfloat16", "bpda", *EXACT_VIEWS)
-STRONG = "an attack by the exact gradient (`pgd`, view `exact`; with `eot` if the model is random)"
-MORE = {  # what may help an attack that has this option
+WHOLE_MODEL_VIEWS = ("adjoint", "bfloat16", "bpda", *EXACT_VIEWS)
+STRONG_ATTACK = (
+    "an attack by the exact gradient (`pgd`, view `exact`; with `eot` if the model is random)"
+)
+REMEDIES = {  # what may help an attack that has this option
     "queries": "more `queries`",
     "loss": "the `loss` margin",
     "restarts": "more `restarts`",
@@ -42,7 +44,7 @@ MORE = {  # what may help an attack that has this option
     "eot": "more draws (`eot`)",
 }
 STILL_RISING_SHARE = 0.05  # of the whole rise of a loss, in the last part of the search
-ENOUGH = 5  # the fewest images on which a rise is judged
+MIN_CURVES = 5  # the fewest images on which a rise is judged
 FAR_BELOW = 0.03  # how far a stated accuracy must lie above the measured interval
 WIDE_INTERVAL = 0.1  # a wider interval is checked for too few draws
 
@@ -106,18 +108,18 @@ def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
 
 def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        if row.get("name") in ELSEWHERE:
+        if row.get("name") in PRECOMPUTED:
             continue
-        stood = [o for o in outcomes if o.conditions[name].attacker_error_rate < 0.5]
-        same = sum(o.conditions[name].size == 0 for o in stood)
-        more = ", ".join(words for option, words in MORE.items() if option in row)
-        if view_name(row) in EXACT_VIEWS and stood and same > len(stood) / 10:
+        unbroken = [o for o in outcomes if o.conditions[name].attacker_error_rate < 0.5]
+        unchanged = sum(o.conditions[name].size == 0 for o in unbroken)
+        remedies = ", ".join(words for option, words in REMEDIES.items() if option in row)
+        if view_name(row) in EXACT_VIEWS and unbroken and unchanged > len(unbroken) / 10:
             yield Doubt(
                 "images-unchanged",
                 "red",
-                f"{name} returned {same} of the {len(stood)} images that it did not break without "
-                "any change, so it got no useful gradient there, and these images only seem "
-                f"robust: try {more or 'another attack'}",
+                f"{name} returned {unchanged} of the {len(unbroken)} images that it did not break "
+                "without any change, so it got no useful gradient there, and these images only seem "
+                f"robust: try {remedies or 'another attack'}",
             )
 
 
@@ -125,13 +127,13 @@ def _weaker_than_random(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        by = paired_gap(outcomes, name, "random") if row.get("bounded", True) else 0.0
-        if by > 0:
+        gap = paired_gap(outcomes, name, "random") if row.get("bounded", True) else 0.0
+        if gap > 0:
             yield Doubt(
                 "weaker-than-random",
                 "red",
                 f"{name} leaves more images right than random noise of the same size, by at least "
-                f"{percent(by)} on the same images and draws, so the attack does not work and its "
+                f"{percent(gap)} on the same images and draws, so the attack does not work and its "
                 "number says nothing about the defense: fix its loss, step size, or gradient",
             )
 
@@ -148,13 +150,15 @@ def _known_is_harder(
         *exact_attacks(informed),
         *(name for name, row in informed.items() if is_custom(row)),
     ]:
-        by = max((paired_gap(outcomes, name, other) for other in exact_attacks(attacks)), default=0)
-        if by > 0:
+        gap = max(
+            (paired_gap(outcomes, name, other) for other in exact_attacks(attacks)), default=0
+        )
+        if gap > 0:
             yield Doubt(
                 "known-noise-is-harder",
                 "red",
                 f"{name}, which knows all of the defense's noise, leaves more images right than an "
-                f"attack that knows none, by at least {percent(by)} on the same images, although it has "
+                f"attack that knows none, by at least {percent(gap)} on the same images, although it has "
                 "an easier task, so it is too weak, and the run says nothing about the value of "
                 "secret noise: give it as many steps and restarts, and the loss `margin`",
             )
@@ -164,43 +168,43 @@ def _still_rising(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        if view_name(row) not in WHOLE_INTERVAL:
+        if view_name(row) not in WHOLE_MODEL_VIEWS:
             continue
-        stood = [outcome for outcome in outcomes if right(outcome, name)]
-        curves = [curve for o in stood if len(curve := o.loss_curves.get(name, [])) > 2]
-        if len(curves) < ENOUGH:
+        unbroken = [outcome for outcome in outcomes if mostly_right(outcome, name)]
+        curves = [curve for o in unbroken if len(curve := o.loss_curves.get(name, [])) > 2]
+        if len(curves) < MIN_CURVES:
             continue
-        whole, last = (mean(c[-1] - c[since] for c in curves) for since in (0, -2))
+        total_rise, last_rise = (mean(c[-1] - c[since] for c in curves) for since in (0, -2))
         late = [c[-1] - c[-2] - STILL_RISING_SHARE * (c[-1] - c[0]) for c in curves]
-        if whole > 0 and mean_interval(late).low > 0:
+        if total_rise > 0 and mean_interval(late).low > 0:
             yield Doubt(
                 "still-rising",
                 "yellow",
                 f"on the {len(curves)} images that {name} left right, its loss still rises when it "
-                f"ends ({percent(last / whole, 0)} of the whole rise came in the last "
+                f"ends ({percent(last_rise / total_rise, 0)} of the whole rise came in the last "
                 f"{percent(1 / len(curves[0]), 0)} of its steps), so the attack stopped too early and "
                 "the robust accuracy is too high: give it more steps, or larger ones",
             )
 
 
 def _no_exact_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
-    others = any(row.get("name") in TRANSFER for row in attacks.values())
-    early = any(view_name(row) == "first-stage" for row in attacks.values())
-    theirs = [
+    has_transfer = any(row.get("name") in TRANSFER for row in attacks.values())
+    has_first_stage = any(view_name(row) == "first-stage" for row in attacks.values())
+    custom = [
         name for name, row in attacks.items() if is_custom(row) and view_name(row) in EXACT_VIEWS
     ]
-    if exact_attacks(attacks) or early:
+    if exact_attacks(attacks) or has_first_stage:
         return
-    if theirs:
+    if custom:
         yield Doubt(
             "unknown-attack",
             "yellow",
-            f"{', '.join(theirs)} is not an attack of unfool, so nobody here knows how strong it "
-            f"is, and a robust accuracy from it alone may be too high: add {STRONG}",
+            f"{', '.join(custom)} is not an attack of unfool, so nobody here knows how strong it "
+            f"is, and a robust accuracy from it alone may be too high: add {STRONG_ATTACK}",
         )
-    elif spec.get("purifier") or others:
-        add = (
-            STRONG
+    elif spec.get("purifier") or has_transfer:
+        advice = (
+            STRONG_ATTACK
             if spec["threat"]["norm"] != "l0"
             else "one in another norm, for unfool has none in l0"
         )
@@ -208,7 +212,7 @@ def _no_exact_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> 
             "no-adaptive-attack",
             "red",
             "no attack used the gradient through the defense, so this run does not show how robust "
-            f"it is against an attacker who knows it: add {add}",
+            f"it is against an attacker who knows it: add {advice}",
         )
 
 
@@ -224,13 +228,13 @@ def _no_whole_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> 
 
 
 def _low_precision(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
-    rough = [name for name, row in attacks.items() if view_name(row) == "bfloat16"]
-    if rough:
+    low_precision = [name for name, row in attacks.items() if view_name(row) == "bfloat16"]
+    if low_precision:
         yield Doubt(
             "low-precision",
             "yellow",
-            f"{', '.join(rough)} computes gradients in bfloat16, so the attack may be weaker than "
-            "in full precision (answers are not affected): run it with the view `exact` as well",
+            f"{', '.join(low_precision)} computes gradients in bfloat16, so the attack may be weaker "
+            "than in full precision (answers are not affected): run it with the view `exact` as well",
         )
     model = [spec.get(name) for name in ("classifier", "denoiser", "purifier")]
     if half := sorted(set(_halves(model))):
@@ -296,8 +300,8 @@ def _more_logits(logits: int | None, classes: Sequence[str]) -> Iterator[Doubt]:
 
 
 def _classes_missing(outcomes: Sequence[Outcome], classes: Sequence[str]) -> Iterator[Doubt]:
-    there = {outcome.label for outcome in outcomes}
-    missing = [name for label, name in enumerate(classes) if label not in there]
+    present = {outcome.label for outcome in outcomes}
+    missing = [name for label, name in enumerate(classes) if label not in present]
     if missing and len(outcomes) >= len(classes):
         named = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         yield Doubt(
@@ -326,22 +330,22 @@ def _few_draws(
     width, k, n = robust.per_draw.high - robust.per_draw.low, robust.draws, len(outcomes)
     if width <= WIDE_INTERVAL or n < 2:
         return
-    said = f"the interval of the {robust.name} accuracy is {100 * width:.0f} points wide"
+    width_words = f"the interval of the {robust.name} accuracy is {100 * width:.0f} points wide"
     if k == 1:
         if any(probe["random"] for probe in probes):
             yield Doubt(
                 "few-draws",
                 "yellow",
-                f"{said}, the model is random, and with one draw per image nobody can tell how far "
-                "chance alone moves the number: set evaluation.draws to 8 or more",
+                f"{width_words}, the model is random, and with one draw per image nobody can tell "
+                "how far chance alone moves the number: set evaluation.draws to 8 or more",
             )
         return
     rates = [outcome.rate("robust") for outcome in outcomes]
-    whole = variance(rates)
-    within = mean(rate * (1 - rate) for rate in rates) / (k - 1)  # the part that k draws add
-    if within <= whole / 2:
+    total_variance = variance(rates)
+    draw_variance = mean(rate * (1 - rate) for rate in rates) / (k - 1)  # the part that k draws add
+    if draw_variance <= total_variance / 2:
         return
-    share = min(within / whole, 1) if whole else 1.0
+    share = min(draw_variance / total_variance, 1) if total_variance else 1.0
     if share > 3 / 4:
         advice = f"about {ceil(robust.k * share / (share - 3 / 4))} would halve the width"
     else:
@@ -350,7 +354,7 @@ def _few_draws(
     yield Doubt(
         "few-draws",
         "yellow",
-        f"{said}, and {percent(share, 0)} of its variance comes from the model's random draws ({k} per "
-        "image) and not from the choice of images, so the same images would give another number "
-        f"with another seed: raise evaluation.draws ({advice})",
+        f"{width_words}, and {percent(share, 0)} of its variance comes from the model's random draws "
+        f"({k} per image) and not from the choice of images, so the same images would give "
+        f"another number with another seed: raise evaluation.draws ({advice})",
     )

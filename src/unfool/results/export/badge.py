@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any, NamedTuple
 
-from unfool.results.export.conditions import finished, red_doubts, threat
+from unfool.results.export.conditions import red_doubts, summary_of_finished, threat
 from unfool.results.run_folder import Run
 from unfool.statistics import percent_interval
 
@@ -37,14 +37,14 @@ class Badge(NamedTuple):
         """The badge as an SVG image, 20 pixels high."""
         left, right = (width(text) for text in (self.label, self.message))
         color = GRAY if self.doubted else BLUE
-        said = escape(f"{self.label}: {self.message}", quote=True)
+        title = escape(f"{self.label}: {self.message}", quote=True)
         texts = "".join(
             f'<text x="{x}" y="14" textLength="{wide - 2 * SPACE}">{escape(text)}</text>'
             for x, wide, text in ((SPACE, left, self.label), (left + SPACE, right, self.message))
         )
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + right}" height="20" role="img" '
-            f'aria-label="{said}"><title>{said}</title>'
+            f'aria-label="{title}"><title>{title}</title>'
             f'<rect width="{left + right}" height="20" rx="3" fill="{DARK}"/>'
             f'<path d="M{left} 0h{right - 3}q3 0 3 3v14q0 3-3 3h-{right - 3}z" fill="{color}"/>'
             f'<g fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" font-size="11">{texts}</g>'
@@ -64,14 +64,14 @@ def badge(run: Run) -> Badge:
         RuntimeError: The run is not finished, or is not an evaluation.
         ValueError: The run has no attacks.
     """
-    summary = finished(run)
+    summary = summary_of_finished(run)
     if not summary["attacks"]:
         raise ValueError(
             f"{run.folder} tried no attack, so there is no robust accuracy for a badge: name a run "
             "with attacks"
         )
     share = summary["robust"]["per_draw"]
-    said = percent_interval(share["accuracy"], share["low"], share["high"])
+    message = percent_interval(share["accuracy"], share["low"], share["high"])
     doubted = bool(red_doubts(summary))
     suffix = ", doubted" if doubted else ""
-    return Badge(f"robust accuracy, {threat(summary)}", said + suffix, doubted)
+    return Badge(f"robust accuracy, {threat(summary)}", message + suffix, doubted)

@@ -9,21 +9,21 @@ from unfool.results.summary import summarize_run
 from unfool.results.threat_model import eps_words, known_words, sees
 
 
-class Told(NamedTuple):
+class ConditionResult(NamedTuple):
     """A condition of a run.
 
     Attributes:
         name: The condition; `robust` is the attack that counts, chosen for each image.
         readings: How often the model is right.
-        about: What was done to the images, in words.
+        description: What was done to the images, in words.
     """
 
     name: str
     readings: Readings
-    about: str
+    description: str
 
 
-def finished(run: Run) -> Summary:
+def summary_of_finished(run: Run) -> Summary:
     """Return the summary of a finished run.
 
     Raises:
@@ -31,36 +31,36 @@ def finished(run: Run) -> Summary:
             for the whole run.
     """
     summary = summarize_run(run)
-    if summary["n"] < summary["of"]:
+    if summary["n"] < summary["requested"]:
         raise RuntimeError(
-            f"{run.folder} has {summary['n']} of {summary['of']} images: run the same command "
+            f"{run.folder} has {summary['n']} of {summary['requested']} images: run the same command "
             "again to finish it, or export its answers so far with --to csv"
         )
     return summary
 
 
-def conditions(summary: Summary) -> Iterator[Told]:
+def conditions(summary: Summary) -> Iterator[ConditionResult]:
     """Yield the conditions of a run, `robust` last if anything was attacked."""
     rows = {row["label"]: row for row in summary["spec"]["attacks"]}
-    yield Told("clean", summary["clean"], "the images as they are")
+    yield ConditionResult("clean", summary["clean"], "the images as they are")
     if "random" in summary:
-        yield Told(
+        yield ConditionResult(
             "random", summary["random"], f"random noise of the threat's size ({threat(summary)})"
         )
     for key in ("attacks", "known_noise", "unbounded", "corruptions"):
         for row in summary[key]:
-            asked = rows[row["name"]]
+            entry = rows[row["name"]]
             if key == "corruptions":
-                about = f"the corruption {asked['name']}"
+                about = f"the corruption {entry['name']}"
             else:
-                about = f"the attack {asked['name']}, which sees {sees(asked)}"
-                known = asked.get("knows")
+                about = f"the attack {entry['name']}, which sees {sees(entry)}"
+                known = entry.get("knows")
                 about += f"; {known_words(known)}" if known else ""
                 about += "" if key == "unbounded" else f"; {threat(summary)}"
-            yield Told(row["name"], row["robust"], about)
+            yield ConditionResult(row["name"], row["robust"], about)
     if summary["attacks"]:
         about = f"the attack that counts, chosen for each image on other draws; {threat(summary)}"
-        yield Told("robust", summary["robust"], about)
+        yield ConditionResult("robust", summary["robust"], about)
 
 
 def threat(summary: Summary) -> str:

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from unfool import __version__
-from unfool.results.export.conditions import Told, conditions, data_name, finished, model_words
+from unfool.results.export.conditions import (
+    ConditionResult,
+    conditions,
+    data_name,
+    model_words,
+    summary_of_finished,
+)
 from unfool.results.outcome import Condition, Outcome, winner
 from unfool.results.report_json import ShareEntry, Summary
 from unfool.results.run_folder import Run
@@ -94,16 +100,16 @@ def record(run: Run, model: str, now: float, by: str | None = None) -> Record:
     """
     if not MODEL_NAME.fullmatch(model):
         raise ValueError(f"the model must be named OWNER/NAME, as on a hub, not {model!r}")
-    summary = finished(run)
+    summary = summary_of_finished(run)
     data, (owner, name) = data_name(summary), model.split("/")
     key = f"{data}/{model}/{summary['run']}"
-    told = list(conditions(summary))
+    results = list(conditions(summary))
     lines = b"".join(
         json.dumps(line, ensure_ascii=False).encode() + b"\n"
-        for line in _instances(run, told, key, model, data)
+        for line in _instances(run, results, key, model, data)
     )
     digest = hashlib.sha256(key.encode()).digest()[:16]
-    called, folder = str(uuid.UUID(bytes=digest, version=4)), f"data/{data}/{owner}/{name}"
+    file_name, folder = str(uuid.UUID(bytes=digest, version=4)), f"data/{data}/{owner}/{name}"
     starts = summary["provenance"]["starts"]
     log = {
         "schema_version": SCHEMA_VERSION,
@@ -120,18 +126,18 @@ def record(run: Run, model: str, now: float, by: str | None = None) -> Record:
         "model_info": _model(run, summary, model),
         "evaluation_results": [
             _result(run, summary, condition, reading, data)
-            for condition in told
+            for condition in results
             for reading in READINGS
         ],
         "detailed_evaluation_results": {
             "format": "jsonl",
-            "file_path": f"{folder}/{called}_samples.jsonl",
+            "file_path": f"{folder}/{file_name}_samples.jsonl",
             "hash_algorithm": "sha256",
             "checksum": hashlib.sha256(lines).hexdigest(),
             "total_rows": lines.count(b"\n"),
         },
     }
-    return Record(folder, called, log, lines)
+    return Record(folder, file_name, log, lines)
 
 
 def _model(run: Run, summary: Summary, model: str) -> dict[str, Any]:
@@ -157,9 +163,11 @@ def _model(run: Run, summary: Summary, model: str) -> dict[str, Any]:
     }
 
 
-def _result(run: Run, summary: Summary, told: Told, reading: str, data: str) -> dict[str, Any]:
-    how, share = READINGS[reading], _share(told, reading)
-    name = f"{data}.{told.name}"
+def _result(
+    run: Run, summary: Summary, condition: ConditionResult, reading: str, data: str
+) -> dict[str, Any]:
+    how, share = READINGS[reading], _share(condition, reading)
+    name = f"{data}.{condition.name}"
     doubts = [f"{doubt['name']} ({doubt['severity']})" for doubt in summary["doubts"]]
     return {
         "evaluation_result_id": f"{name}.{reading}",
@@ -174,12 +182,12 @@ def _result(run: Run, summary: Summary, told: Told, reading: str, data: str) -> 
             },
         },
         "metric_config": {
-            "evaluation_description": f"{told.about}; {how.words}",
+            "evaluation_description": f"{condition.description}; {how.words}",
             "metric_id": how.metric,
             "metric_name": reading.replace("_", " "),
             "metric_kind": "accuracy",
             "metric_unit": "proportion",
-            "metric_parameters": {"draws": _draws(told, reading)},
+            "metric_parameters": {"draws": _draws(condition, reading)},
             "lower_is_better": False,
             "score_type": "continuous",
             "min_score": 0.0,
@@ -211,26 +219,28 @@ def _result(run: Run, summary: Summary, told: Told, reading: str, data: str) -> 
     }
 
 
-def _draws(told: Told, reading: str) -> int:
-    k = told.readings["k"]
-    return told.readings.get("draws", k) if reading == "per_draw" else k
+def _draws(condition: ConditionResult, reading: str) -> int:
+    k = condition.readings["k"]
+    return condition.readings.get("draws", k) if reading == "per_draw" else k
 
 
-def _share(told: Told, reading: str) -> ShareEntry:
+def _share(condition: ConditionResult, reading: str) -> ShareEntry:
     if reading == "per_draw":
-        return told.readings["per_draw"]
-    return told.readings["majority"] if reading == "majority" else told.readings["all_draws"]
+        return condition.readings["per_draw"]
+    return (
+        condition.readings["majority"] if reading == "majority" else condition.readings["all_draws"]
+    )
 
 
 def _instances(
-    run: Run, told: Sequence[Told], key: str, model: str, data: str
+    run: Run, results: Sequence[ConditionResult], key: str, model: str, data: str
 ) -> Iterator[dict[str, Any]]:
     """Yield a line for each image, condition, and reading."""
     classes = run.manifest["classes"]
     for outcome in run.outcomes():
-        for condition in told:
+        for condition in results:
             judged = outcome.condition(condition.name)
-            same = {
+            shared_fields = {
                 "schema_version": SCHEMA_VERSION,
                 "evaluation_id": key,
                 "model_id": model,
@@ -247,7 +257,7 @@ def _instances(
                 score = float(how.score(judged, outcome.label))
                 right = judged.won(outcome.label) if reading == "per_draw" else score == 1
                 yield {
-                    **same,
+                    **shared_fields,
                     "evaluation_result_id": f"{data}.{condition.name}.{reading}",
                     "evaluation": {"score": score, "is_correct": right},
                 }

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from unfool.models.card import Card, read_card
-from unfool.results.export.conditions import conditions, finished, threat
+from unfool.results.export.conditions import conditions, summary_of_finished, threat
 from unfool.results.report_json import Readings, ShareEntry, Summary
 from unfool.results.run_folder import Run
 from unfool.statistics import percent_interval
@@ -65,7 +65,7 @@ def readme(
 
 def _of_model(run: Run, card: Card) -> Summary:
     """The summary of a finished run whose spec names the weights of `card`."""
-    summary, spec = finished(run), run.spec
+    summary, spec = summary_of_finished(run), run.spec
     for table in _tables([spec.get(key) for key in ("classifier", "denoiser", "purifier")]):
         if table.get("name") == "trained" and isinstance(weights := table.get("weights"), str):
             try:
@@ -81,9 +81,9 @@ def _of_model(run: Run, card: Card) -> Summary:
 
 
 def _tables(value: Any) -> list[dict[str, Any]]:
-    found = [value] if isinstance(value, dict) else []
+    tables = [value] if isinstance(value, dict) else []
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return found + [table for each in inner for table in _tables(each)]
+    return tables + [table for item in inner for table in _tables(item)]
 
 
 def _metadata(
@@ -95,7 +95,11 @@ def _metadata(
     data = card.get("data", {}).get("name")
     if data in ON_HUB:
         meta["datasets"] = [ON_HUB[data]]
-    results = [_entry(s, told.name, told.readings) for s in summaries for told in conditions(s)]
+    results = [
+        _entry(s, condition.name, condition.readings)
+        for s in summaries
+        for condition in conditions(s)
+    ]
     accuracy = card.get("metrics", {}).get("accuracy")
     if accuracy is not None and data:
         metric = {"type": "accuracy", "value": accuracy, "name": "accuracy"}
@@ -106,11 +110,11 @@ def _metadata(
 
 
 def _entry(summary: Summary, condition: str, readings: Readings) -> dict[str, Any]:
-    said = f"accuracy per draw, {condition}"
+    title = f"accuracy per draw, {condition}"
     if condition != "clean":
-        said += f" ({threat(summary)})"
-    said += _defended(summary)
-    metric = {"type": "accuracy", "value": readings["per_draw"]["accuracy"], "name": said}
+        title += f" ({threat(summary)})"
+    title += _defended(summary)
+    metric = {"type": "accuracy", "value": readings["per_draw"]["accuracy"], "name": title}
     return _index(str(summary["spec"]["data"]["name"]), metric)
 
 
@@ -129,23 +133,24 @@ def _index(data: str, metric: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(card: Card) -> list[str]:
-    found: Any = card.get("metrics")
-    if found is None:
+    metrics: Any = card.get("metrics")
+    if metrics is None:
         return ["The card contains no results.\n"]
-    held = f"on {found['test_images']} images that it was not trained on"
-    if "accuracy" in found:
-        low, high = found["interval"]
-        share: ShareEntry = {"accuracy": found["accuracy"], "low": low, "high": high}
-        return [f"Accuracy {held}: {_cell(share)} (95 % interval).\n"]
-    rows = [f"| {time} | {loss} |" for time, loss in found["denoising_loss"].items()]
-    return [f"Denoising loss {held}:\n", "| t | loss |", "|---|---|", *rows, ""]
+    where = f"on {metrics['test_images']} images that it was not trained on"
+    if "accuracy" in metrics:
+        low, high = metrics["interval"]
+        share: ShareEntry = {"accuracy": metrics["accuracy"], "low": low, "high": high}
+        return [f"Accuracy {where}: {_cell(share)} (95 % interval).\n"]
+    rows = [f"| {time} | {loss} |" for time, loss in metrics["denoising_loss"].items()]
+    return [f"Denoising loss {where}:\n", "| t | loss |", "|---|---|", *rows, ""]
 
 
 def _results(summary: Summary) -> list[str]:
     """Return a table of a run's accuracies, its threat model, doubts, and what was not tried."""
     rows = [
-        f"| {told.name} | {_cell(told.readings['per_draw'])} | {_cell(told.readings['majority'])} |"
-        for told in conditions(summary)
+        f"| {condition.name} | {_cell(condition.readings['per_draw'])} | "
+        f"{_cell(condition.readings['majority'])} |"
+        for condition in conditions(summary)
     ]
     doubts = [
         f"- **{doubt['name']}** ({doubt['severity']}): {doubt['why']}"
@@ -153,10 +158,10 @@ def _results(summary: Summary) -> list[str]:
     ]
     model = [f"- {key}: {text}" for key, text in summary["threat_model"].items()]
     not_tried = [f"- {sentence}" for sentence in summary["not_tried"]]
-    said = f"{summary['n']} images of {summary['spec']['data']['name']}, {threat(summary)}"
-    said += _defended(summary)
+    heading = f"{summary['n']} images of {summary['spec']['data']['name']}, {threat(summary)}"
+    heading += _defended(summary)
     return [
-        f"### {said}\n",
+        f"### {heading}\n",
         "Accuracy with 95 % intervals:\n",
         f"| | per draw | majority of {summary['clean']['k']} |",
         "|---|---|---|",

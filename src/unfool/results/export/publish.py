@@ -91,10 +91,10 @@ def push(upload: Upload, private: bool = False) -> str:
     operations += [add(path.name, str(path)) for path in upload.files]
     try:
         api.create_repo(upload.repository, private=private, exist_ok=True)
-        made = api.create_commit(
+        commit = api.create_commit(
             upload.repository, operations, commit_message="Publish with unfool", revision="main"
         )
     except Exception as error:  # the hub, the network, and the files raise different classes
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RuntimeError(f"{upload.repository} was not published: {said}") from error
-    return str(made.commit_url)
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RuntimeError(f"{upload.repository} was not published: {reason}") from error
+    return str(commit.commit_url)

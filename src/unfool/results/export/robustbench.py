@@ -7,7 +7,7 @@ venue, link) is null.
 from typing import Any
 
 from unfool import spec as specs
-from unfool.results.export.conditions import finished, model_words, red_doubts
+from unfool.results.export.conditions import model_words, red_doubts, summary_of_finished
 from unfool.results.report_json import Readings
 from unfool.results.run_folder import Run
 from unfool.results.threat_model import eps_words
@@ -32,7 +32,7 @@ def model_info(run: Run, name: str | None = None) -> dict[str, Any]:
         ValueError: RobustBench has no leaderboard for its threat, or nothing was attacked or
             corrupted.
     """
-    summary = finished(run)
+    summary = summary_of_finished(run)
     norm, attacks = summary["threat"]["norm"], summary["spec"]["attacks"]
     if not attacks:
         raise ValueError(
@@ -50,7 +50,7 @@ def model_info(run: Run, name: str | None = None) -> dict[str, Any]:
         if row["name"] == "autoattack" and specs.part("view", row["view"])["name"] == "exact"
     ]
     under = {row["name"]: row["robust"] for row in summary["attacks"]}
-    found = [under[label] for label in auto if label in under]
+    auto_readings = [under[label] for label in auto if label in under]
     robust = summary["robust"] if summary["attacks"] else None
     corrupted = summary.get("corrupted")
     red = red_doubts(summary)
@@ -67,7 +67,7 @@ def model_info(run: Run, name: str | None = None) -> dict[str, Any]:
         "clean_acc": _percent(summary["clean"]),
         "reported": None,
         "corruptions_acc": _percent(corrupted),
-        "autoattack_acc": _percent(min(found, key=_accuracy, default=None)),
+        "autoattack_acc": _percent(min(auto_readings, key=_accuracy, default=None)),
         "external": _percent(robust),
         "footnote": _footnote(summary["n"], summary["clean"], robust, list(under), red),
         "unreliable": bool(red),
@@ -86,11 +86,11 @@ def _footnote(
     n: int, clean: Readings, robust: Readings | None, attacks: list[str], red: list[str]
 ) -> str:
     """Return the intervals, the numbers of images and draws, and the red doubts in words."""
-    said = f"{n} images, {clean['k']} draws each; 95 % intervals: clean {_interval(clean)}"
+    text = f"{n} images, {clean['k']} draws each; 95 % intervals: clean {_interval(clean)}"
     if robust is not None:
-        said += f", external {_interval(robust)} (the worst of {', '.join(attacks)} for each image)"
-    said += ". Accuracy of one pass of a model that may be random; measured with unfool."
-    return said + (f" Doubts: {', '.join(red)}." if red else "")
+        text += f", external {_interval(robust)} (the worst of {', '.join(attacks)} for each image)"
+    text += ". Accuracy of one pass of a model that may be random; measured with unfool."
+    return text + (f" Doubts: {', '.join(red)}." if red else "")
 
 
 def _interval(readings: Readings) -> str:

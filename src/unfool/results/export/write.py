@@ -51,23 +51,23 @@ def _files(run: Run, to: str, model: str | None, by: str | None) -> dict[str, by
         case "eee":
             if model is None:
                 raise ValueError("Every Eval Ever lists models by name: add --model OWNER/NAME")
-            made = every_eval_ever.record(run, model, time.time(), by)
-            path = f"{made.folder}/{made.name}"
-            return {f"{path}.json": _json(made.log), f"{path}_samples.jsonl": made.lines}
+            record = every_eval_ever.record(run, model, time.time(), by)
+            path = f"{record.folder}/{record.name}"
+            return {f"{path}.json": _json(record.log), f"{path}_samples.jsonl": record.lines}
         case "robustbench":
             return {"robustbench.json": _json(robustbench.model_info(run, model))}
         case "badge":
-            made = badge(run)
-            return {"badge.svg": made.to_svg().encode(), "badge.json": _json(made.to_shields())}
+            image = badge(run)
+            return {"badge.svg": image.to_svg().encode(), "badge.json": _json(image.to_shields())}
         case _:
             raise ValueError(f"there is no format {to!r}: choose from {', '.join(FORMATS)}")
 
 
 def _some_answers(run: Run) -> list[dict[str, Any]]:
-    found = answers(run)
-    if not found:
+    rows = answers(run)
+    if not rows:
         raise RuntimeError(f"{run.folder} has no results yet: run the evaluation first")
-    return found
+    return rows
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

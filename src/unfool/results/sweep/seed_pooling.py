@@ -10,6 +10,7 @@ from typing import Any
 
 from unfool.results.attack_roles import roles
 from unfool.results.outcome import Outcome
+from unfool.results.report_json import ShareEntry, share_entry
 from unfool.results.run_folder import Run
 from unfool.results.spec import AttackEntry
 from unfool.results.sweep.cell import Cell
@@ -33,7 +34,7 @@ class Pooled:
     values: dict[str, str]
     runs: int
     images: int
-    shares: dict[str, dict[str, float]]
+    shares: dict[str, ShareEntry]
 
 
 def is_seed(path: str) -> bool:
@@ -57,15 +58,15 @@ def pool(done: Group) -> list[Pooled]:
 
 
 def _together(group: Group) -> Pooled:
-    seen: dict[tuple[Any, ...], dict[tuple[str, ...], Outcome]] = {}
+    repeats_by_image: dict[tuple[Any, ...], dict[tuple[str, ...], Outcome]] = {}
     for cell, run in group:
         seeds = {path: value for path, value in cell.values.items() if is_seed(path)}
         seeds.pop("evaluation.subset_seed", None)
         data = tuple(value for path, value in seeds.items() if path.startswith("data."))
         noise = tuple(value for path, value in seeds.items() if not path.startswith("data."))
         for outcome in run.outcomes():
-            seen.setdefault((*data, outcome.index), {})[noise] = outcome
-    images = [list(repeats.values()) for repeats in seen.values()]
+            repeats_by_image.setdefault((*data, outcome.index), {})[noise] = outcome
+    images = [list(repeats.values()) for repeats in repeats_by_image.values()]
     (cell, run), *_ = group
     return Pooled(
         values={path: value for path, value in cell.values.items() if not is_seed(path)},
@@ -79,19 +80,21 @@ def _together(group: Group) -> Pooled:
 
 def _conditions(attacks: Sequence[AttackEntry]) -> dict[str, list[str]]:
     """The reported conditions, each with those that it averages; `[]` is the attack that counts."""
-    labels, beyond, corruptions, knowing = (
+    labels, unbounded, corruptions, known_noise = (
         [row["label"] for row in rows] for rows in roles(attacks)
     )
-    found = {name: [name] for name in ("clean", *labels)}
-    found |= {"robust": []} if labels else {}
-    found |= {name: [name] for name in (*beyond, *knowing)}
-    return found | ({"corrupted": corruptions} if corruptions else {})
+    result = {name: [name] for name in ("clean", *labels)}
+    result |= {"robust": []} if labels else {}
+    result |= {name: [name] for name in (*unbounded, *known_noise)}
+    return result | ({"corrupted": corruptions} if corruptions else {})
 
 
-def _share(images: Sequence[Sequence[Outcome]], names: Sequence[str]) -> dict[str, float]:
+def _share(images: Sequence[Sequence[Outcome]], names: Sequence[str]) -> ShareEntry:
     answers = [[right for outcome in image for right in _right(outcome, names)] for image in images]
     draws = sum(map(len, answers)) / len(answers)
-    return mean_rate_interval([fmean(each) for each in answers], draws)._asdict()
+    return share_entry(
+        mean_rate_interval([fmean(image_answers) for image_answers in answers], draws)
+    )
 
 
 def _right(outcome: Outcome, names: Sequence[str]) -> list[bool]:
