@@ -82,9 +82,13 @@ def to_seed(value: float | str | None) -> int | None:
     """
     if value is None or value == "":
         return None
-    if float(value) != int(value) or abs(int(value)) >= 2**53:
+    try:
+        seed = float(value)
+    except ValueError:
+        seed = float("nan")
+    if not seed.is_integer() or abs(seed) >= 2**53:
         raise Refused(400, "the seed must be a whole number below 2^53, or empty for fresh noise")
-    return int(value)
+    return int(seed)
 
 
 def known(keys: Iterable[str], choices: Iterable[str]) -> tuple[str, ...]:
