@@ -2,7 +2,8 @@
 
 If the data are one Gaussian, a purifier without a guide is affine in the image and in each of its
 draws. Its output on a given image is therefore Gaussian, and its mean and standard deviation can be
-computed exactly from one batch: image 0 gets no noise, and image j gets 1 in draw j and 0 elsewhere.
+computed exactly from one batch: image 0 gets no noise, and image j gets 1 in the j-th draw and 0 in
+all others.
 """
 
 import pytest

@@ -120,7 +120,7 @@ def test_published_settings_raise_the_likelihood():
 
 
 def test_purification_moves_images_toward_the_data():
-    far = torch.full((3, 1, 4, 4), 0.95, dtype=torch.float64)  # data: 0.6 +- 0.25
+    far = torch.full((3, 1, 4, 4), 0.95, dtype=torch.float64)  # the data are 0.6 +- 0.25
     out = LikelihoodMaximization(GAUSSIAN, steps=10, step_size=0.02)(far, NOISE)
     assert (out.mean((1, 2, 3)) < 0.9).all()
 

@@ -23,7 +23,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """A server with one content for every name; it ends a response after each of `breaks` bytes."""
+    """A server with one content for every name; `breaks` lists after how many bytes responses end."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

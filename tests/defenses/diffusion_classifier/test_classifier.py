@@ -123,7 +123,7 @@ def worlds(classes, spread=0.3):
     return Mixture(means, spread), (means + 1) / 2
 
 
-# ---- what it computes
+# ---- values
 
 
 def test_logits_estimate_the_known_log_likelihood_ratio():
@@ -194,7 +194,9 @@ def test_sigma_grid_has_the_requested_noise_levels():
         world = Mixture(torch.zeros(2, 1, 2, 2), 0.3, schedule)
         scales = DiffusionClassifier(world, times="sigma", span=(0.5, 3), draws=6).scales
         wanted = torch.linspace(0.5, 3, 6).double()
-        off = 1e-9 if schedule == VP() else 0.02  # a discrete chain rounds to its nearest step
+        off = (
+            1e-9 if schedule == VP() else 0.02
+        )  # a discrete chain takes its first step with enough noise
         torch.testing.assert_close(scales.sigma / scales.alpha, wanted, rtol=off, atol=0)
     steps = scales.t * 1000
     torch.testing.assert_close(steps, steps.round())
@@ -209,7 +211,7 @@ def test_weights_can_be_numbers_or_a_function(tiny):
         torch.testing.assert_close(other(x, noise), named(x, noise))
 
 
-# ---- what it does not depend on
+# ---- invariances
 
 
 def test_logits_do_not_depend_on_batch_size_or_position(tiny):
@@ -236,7 +238,7 @@ def test_class_order_does_not_affect_logits():
         torch.testing.assert_close(first(x, keys(5))[:, [3, 0, 4, 1, 2]], there)
 
 
-# ---- its gradient
+# ---- gradient
 
 
 def losses_of(logits):
@@ -598,7 +600,7 @@ def test_batch_size_is_halved_when_memory_runs_out(tiny, monkeypatch, capsys):
     ]
 
 
-# ---- scale, specs, mistakes
+# ---- scale, specs, errors
 
 
 def test_calibration_finds_the_scale_that_minimizes_cross_entropy():
