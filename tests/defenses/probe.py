@@ -1,8 +1,9 @@
-"""What tests of purifiers share: exact moments of what they make, and the images of the toy world.
+"""Helpers for tests of purifiers: exact moments of their outputs, and images of the toy data.
 
-Where the data are one Gaussian, a purifier without a guide is affine in the image and in each of its
-draws. So its output on a given image is Gaussian, and both of its numbers can be had exactly: of a
-batch, the first image meets no noise at all, and the one after the j-th draw meets 1 in it and 0 else.
+If the data are one Gaussian, a purifier without a guide is affine in the image and in each of its
+draws. Its output on a given image is therefore Gaussian, and its mean and standard deviation can be
+computed exactly from one batch: image 0 gets no noise, and image j gets 1 in the j-th draw and 0 in
+all others.
 """
 
 import pytest
@@ -16,7 +17,7 @@ from unfool.toy.blobs import Blobs
 
 
 class Probe:
-    """Noise of zeros, but for a 1 in one draw per image of the batch; and who drew it."""
+    """Noise that is 0, except for a 1 in one draw per image; `drawn` lists the paths of the draws."""
 
     def __init__(self, path: tuple = (), drawn: list | None = None):
         self.path, self.drawn = path, [] if drawn is None else drawn
@@ -33,7 +34,7 @@ class Probe:
 
 
 def mean_and_deviation(go, probe: Probe, draws: int) -> tuple[float, float]:
-    """Of what `go` makes of images (B, 1, 1, 1) of 0.8, in [-1, 1], with at most `draws` draws."""
+    """Return mean and deviation of `go` on a pixel 0.8 in [-1, 1], for at most `draws` draws."""
     z = torch.full((draws + 1, 1, 1, 1), 0.8, dtype=torch.float64)
     out = go(z, probe).flatten()
     response = out[1:] - out[0]
@@ -41,7 +42,7 @@ def mean_and_deviation(go, probe: Probe, draws: int) -> tuple[float, float]:
 
 
 def world(spread: float, **options) -> Mixture:
-    """One Gaussian of one pixel, around 0.2 of [-1, 1]."""
+    """Return a denoiser for one Gaussian pixel with mean 0.2 in [-1, 1]."""
     return Mixture(torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64), spread, **options)
 
 
@@ -51,7 +52,7 @@ def blobs(size: int = 4, side: int = 4) -> torch.Tensor:
 
 
 def assert_gradient(go, x: torch.Tensor, step: float = 1e-7, rel: float = 1e-5) -> None:
-    """The gradient of `go`, images to images, is the slope of central differences along a random way."""
+    """Check the gradient of `go` (images to images) by central differences in a random direction."""
     noise = Noise.of(7, range(len(x)))
     aim, way = (noise.child(name).normal(x) for name in ("aim", "way"))
     at = x.clone().requires_grad_()
@@ -63,7 +64,7 @@ def assert_gradient(go, x: torch.Tensor, step: float = 1e-7, rel: float = 1e-5) 
 
 
 def curved(dtype: torch.dtype = torch.float64) -> NormalizedClassifier:
-    """A classifier of 4 x 4 images that is curved and never sure."""
+    """Return a nonlinear classifier of 4 x 4 images whose probabilities are never close to 1."""
     seed_torch(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
     model = NormalizedClassifier(network.to(dtype)).requires_grad_(False).eval()

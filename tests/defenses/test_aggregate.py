@@ -1,4 +1,4 @@
-"""Several purifications, one answer."""
+"""Tests of aggregation over several purification paths."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def model(paths: int, by: By = "softmax") -> Aggregated:
     return Aggregated(Purified(bayes(), purify), paths=paths, by=by)
 
 
-def test_the_three_ways():
+def test_aggregation_by_logits_softmax_and_votes():
     assert aggregate(LOGITS, "logits").argmax(1).tolist() == [0]
     soft = aggregate(LOGITS, "softmax")
     assert torch.allclose(soft.exp(), LOGITS.softmax(2).mean(0))
@@ -40,7 +40,7 @@ def test_the_three_ways():
     assert torch.allclose(shares, torch.tensor([[1 / 3, 2 / 3, 0]]), atol=1e-7)
 
 
-def test_votes_have_the_slope_of_the_mean_probability():
+def test_votes_have_the_gradient_of_the_mean_probability():
     logits = LOGITS.clone().requires_grad_()
     (slope,) = torch.autograd.grad(aggregate(logits, "votes")[0, 1], logits)
     (expected,) = torch.autograd.grad(logits.softmax(2).mean(0)[0, 1], logits)
@@ -48,7 +48,7 @@ def test_votes_have_the_slope_of_the_mean_probability():
     assert float(slope.abs().max()) > 0.05
 
 
-def test_paths_are_independent_and_the_first_is_the_plain_one():
+def test_paths_are_independent_and_the_first_is_the_plain_model():
     x, noise = images(4), Noise.of(0, range(4))
     single = model(1, "logits")
     assert torch.equal(single(x, noise), single.model(x, noise))
@@ -58,13 +58,13 @@ def test_paths_are_independent_and_the_first_is_the_plain_one():
     assert torch.equal(model(3, "logits")(x, noise), torch.stack(paths).mean(0))
 
 
-def test_an_image_does_not_depend_on_its_batch():
+def test_logits_of_an_image_do_not_depend_on_its_batch():
     x, noise, whole = images(4), Noise.of(0, range(4)), model(3)
     alone = torch.cat([whole(x[i : i + 1], noise.take([i])) for i in range(4)])
     assert torch.allclose(alone, whole(x, noise), atol=1e-5)
 
 
-def test_attackers_can_take_it_apart():
+def test_attack_views_apply_to_aggregated_models():
     x, noise, whole = images(2), Noise.of(0, range(2)), model(3)
     assert isinstance(whole, Defended)
     assert torch.allclose(bpda(whole)(x, noise), whole(x, noise), atol=1e-5)
@@ -74,7 +74,7 @@ def test_attackers_can_take_it_apart():
     assert torch.equal(same(x, noise), whole(x, noise))
 
 
-def test_who_knows_the_reverse_noise_knows_that_of_every_path():
+def test_knowing_the_reverse_noise_reveals_it_for_every_path():
     x, secret = images(2), Noise.of(0, range(2))
     seen = []
 
@@ -91,7 +91,7 @@ def test_who_knows_the_reverse_noise_knows_that_of_every_path():
     assert len(set(theirs)) == 3
 
 
-def test_mistakes_are_told():
+def test_invalid_options_are_refused():
     with pytest.raises(ValueError, match="paths must be 1 or more, not 0"):
         model(0)
     with pytest.raises(ValueError, match=r"by .*votes.* 'sum'"):
@@ -102,7 +102,7 @@ def test_mistakes_are_told():
 
 
 class Ballots:
-    """Image i answers, at stream j, the class that stands in row i, column j of a table."""
+    """A classifier whose prediction for image i in stream j is entry (i, j) of a table."""
 
     def __init__(self, table: torch.Tensor, classes: int):
         self.table, self.classes, self.asked = table, classes, 0
@@ -121,22 +121,24 @@ class Ballots:
 
 
 @pytest.mark.parametrize("draws", [1, 2, 3, 4, 5])
-def test_a_curtailed_vote_decides_as_the_whole_one_whatever_the_ballots(draws):
-    table = torch.cartesian_prod(*[torch.arange(3)] * draws).view(-1, draws)  # every one there is
+def test_curtailed_vote_matches_the_full_vote_for_all_ballots(draws):
+    table = torch.cartesian_prod(*[torch.arange(3)] * draws).view(-1, draws)  # all possible ballots
     ballots = Ballots(table, 3)
     chosen = majority_vote(ballots, torch.zeros(len(table), 1, 1, 1), ballots.streams())
     assert torch.equal(chosen, majority_class(table, 3))
     assert ballots.asked < table.numel() or draws == 1
 
 
-def test_a_unanimous_image_is_asked_no_more_than_half():
+def test_unanimous_vote_stops_after_about_half_the_draws():
     for draws, first, needed in ((10, 0, 5), (10, 2, 6), (9, 0, 5), (9, 2, 5)):
         ballots = Ballots(torch.full((1, draws), first), 3)
         majority_vote(ballots, torch.zeros(1, 1, 1, 1), ballots.streams())
-        assert ballots.asked == needed  # of equals the lowest class wins, so half is enough for it
+        assert (
+            ballots.asked == needed
+        )  # the lowest class wins ties, so half of the votes suffice for it
 
 
-def test_a_model_that_deploys_a_vote_is_judged_alike_in_fewer_calls():
+def test_curtailing_a_voting_model_saves_calls_and_keeps_predictions():
     voting = model(9, "votes")
     x, noise = images(6), Noise.of(0, range(6))
     calls = []

@@ -1,4 +1,4 @@
-"""What every purifier promises: its walk, images that depend on nothing else, and an exact gradient."""
+"""Properties of every purifier: its walk, its dependence on image and noise only, its gradient."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ SMOOTH = Mixture(0.3 * Noise.of(3, range(5)).normal(torch.empty(5, 1, 4, 4)).dou
 
 
 class Hilly(nn.Module):
-    """An energy of 4 x 4 images without kinks."""
+    """A smooth energy model of 4 x 4 images."""
 
     def __init__(self):
         super().__init__()
@@ -107,11 +107,17 @@ PURIFIERS = {
     "ssni": diffpure(noise_level=ScoreNorm(DENOISER, center=4.0, width=8.0, levels=2)),
     "resized": Resized(Gradual(mixture(side=3), passes=[(0.03, 3)]), size=3),
 }
-LENGTHS = {"gdmp": 8, "gradual": 7, "flowpure": 4, "langevin": 6, "coup": 6}  # states of a walk
+LENGTHS = {
+    "gdmp": 8,
+    "gradual": 7,
+    "flowpure": 4,
+    "langevin": 6,
+    "coup": 6,
+}  # number of states of a walk
 
 
 @pytest.mark.parametrize("name", [n for n in PURIFIERS if hasattr(PURIFIERS[n], "walk")])
-def test_a_walk_ends_where_forward_ends_and_time_only_falls(name: str):
+def test_walk_ends_where_forward_ends_and_time_never_rises(name: str):
     purifier = PURIFIERS[name]
     with torch.no_grad():
         states = list(purifier.walk(X, NOISE))
@@ -125,12 +131,12 @@ def test_a_walk_ends_where_forward_ends_and_time_only_falls(name: str):
         assert times == purifier.times.tolist()
     assert all(state.shape == X.shape for _, state in states)
     assert not torch.equal(states[-1][1], states[-2][1])
-    if method in ("coup", "flowpure", "langevin", "likelihood"):  # nothing is put on it first
+    if method in ("coup", "flowpure", "langevin", "likelihood"):  # these add no forward noise
         assert torch.allclose(states[0][1], X, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PURIFIERS)
-def test_images_depend_on_nothing_but_image_and_noise(name: str):
+def test_output_depends_only_on_the_image_and_its_noise(name: str):
     purify, order = PURIFIERS[name], [3, 1, 0]
     with torch.no_grad():
         whole = purify(X, NOISE)
@@ -138,19 +144,19 @@ def test_images_depend_on_nothing_but_image_and_noise(name: str):
         assert torch.allclose(alone, whole, atol=1e-10)
         part = purify(X[order], Noise.of(0, order))
         assert torch.allclose(part, whole[order], atol=1e-10)
-    seen = purify(X.clone().requires_grad_(), NOISE)  # and a gradient changes nothing
+    seen = purify(X.clone().requires_grad_(), NOISE)  # computing a gradient changes nothing
     assert torch.equal(seen.detach(), whole)
-    if name not in ("flowpure", "coup, ddim", "coup, ode", "coup, heun"):  # which draw nothing
+    if name not in ("flowpure", "coup, ddim", "coup, ode", "coup, heun"):  # these draw no noise
         other = purify(X, Noise.of(1, range(4)))
         assert ((other - whole).detach().flatten(1).abs().amax(1) > 1e-4).all()
 
 
 @pytest.mark.parametrize("name", PURIFIERS)
-def test_the_gradient_is_that_of_finite_differences(name: str):
+def test_gradient_matches_finite_differences(name: str):
     assert_gradient(lambda x: PURIFIERS[name](x, NOISE), X)
 
 
-def test_several_passes_tell_the_time_that_is_left_of_all():
+def test_walk_of_several_passes_counts_down_the_total_time():
     gradual = PURIFIERS["gradual"]
     with torch.no_grad():
         times = [t for t, _ in gradual.walk(X, NOISE)]

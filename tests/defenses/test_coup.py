@@ -1,4 +1,4 @@
-"""COUP against closed forms and finite differences, and its promises to whoever calls it."""
+"""Tests of COUP: closed forms, finite differences, costs, and options."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ NOISE = Noise.of(0, range(4))
 
 
 def linear(slope: float, dtype: torch.dtype = torch.float64) -> NormalizedClassifier:
-    """Two classes of images of one pixel z of [-1, 1], with log-odds slope * z."""
+    """Return a classifier of one-pixel images z in [-1, 1] into two classes, with log-odds slope * z."""
     layer = nn.Linear(1, 2, bias=False).to(dtype).requires_grad_(False)
     layer.weight.copy_(torch.tensor([[0.0], [slope]]))
     return NormalizedClassifier(nn.Sequential(nn.Flatten(), layer), mean=(0.5,), std=(0.5,))
@@ -44,21 +44,21 @@ def term(guide: Confidence, x_t: torch.Tensor, noise: Noise | None = None) -> to
 # --------------------------------------------------------------------- closed forms
 
 
-def test_without_guidance_the_image_itself_goes_back():
-    """x = 0.8 where the data are N(0.2, 0.5^2), t* = 0.1: N(0.639632, 0.282649^2)."""
+def test_unguided_output_matches_closed_form_without_forward_noise():
+    """For x = 0.8, data N(0.2, 0.5^2), and t* = 0.1, the output is N(0.639632, 0.282649^2)."""
     purify, probe = COUP(world(0.5), linear(3.0), t=0.1, steps=100, weight=0), Probe()
     found = mean_and_deviation(lambda z, noise: 2 * purify((z + 1) / 2, noise) - 1, probe, 100)
     assert found == pytest.approx((0.639632, 0.282649), abs=6e-7)
-    assert probe.drawn == [("reverse", i) for i in range(100)]  # and no forward noise
+    assert probe.drawn == [("reverse", i) for i in range(100)]  # no forward noise
 
 
-def test_without_guidance_it_is_the_reverse_sde_to_the_bit():
+def test_unguided_output_equals_the_reverse_sde_exactly():
     x = blobs()
     expected = reverse(
         mixture(), 2 * x - 1, even(0.1, 7), NOISE.child("reverse"), step=euler_maruyama
     )
     assert torch.equal(COUP(mixture(), curved(), steps=7, weight=0)(x, NOISE), (expected + 1) / 2)
-    zero = Confidence(curved(), mixture(), weight=0)  # the guide itself, weighed with nothing
+    zero = Confidence(curved(), mixture(), weight=0)  # the guide itself, with weight 0
     guided = reverse(
         mixture(), 2 * x - 1, even(0.1, 7), NOISE.child("reverse"), step=euler_maruyama, guide=zero
     )
@@ -67,15 +67,15 @@ def test_without_guidance_it_is_the_reverse_sde_to_the_bit():
 
 @pytest.mark.parametrize("weight", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("slope", [0.7, 5.0])
-def test_the_term_in_closed_form(weight: float, slope: float):
-    """With log-odds a z: lambda sign(z) a / (1 + exp(a |z|)), in the denoiser's own units."""
+def test_guidance_term_matches_closed_form(weight: float, slope: float):
+    """For log-odds a z, the term is lambda sign(z) a / (1 + exp(a |z|)), in the denoiser's units."""
     z = torch.tensor([-0.9, -0.1, 0.3, 0.8]).double().view(4, 1, 1, 1)
     found = term(Confidence(linear(slope), mixture(1), weight=weight), z)
     assert torch.allclose(found, weight * z.sign() * slope / (1 + (slope * z.abs()).exp()))
 
 
 @pytest.mark.parametrize(("sampler", "share"), [("sde", 1.0), ("ode", 0.5)])
-def test_the_drift_is_that_of_the_score_and_the_term(sampler, share: float):
+def test_drift_is_the_score_plus_the_guidance_term(sampler, share: float):
     """A step differs from the unguided one by h beta lambda grad log max p at x_t (equation 5)."""
     x, weight, steps = blobs(), 2.0, 20
     guided = COUP(mixture(), curved(), steps=steps, weight=weight, sampler=sampler)
@@ -93,7 +93,7 @@ def test_the_drift_is_that_of_the_score_and_the_term(sampler, share: float):
 
 
 def test_guidance_raises_confidence():
-    """On average over many images and draws, at the purified image."""
+    """Guidance raises the confidence at the purified image for more than 90 % of the images."""
     x, noise = blobs(64), Noise.of(0, range(64))
 
     def sure(weight: float) -> torch.Tensor:
@@ -103,15 +103,15 @@ def test_guidance_raises_confidence():
     assert float((sure(5) > sure(0)).double().mean()) > 0.9
 
 
-# ------------------------------------------------------------------------ its gradient
+# ------------------------------------------------------------------------ gradient
 
 
 def slopes(go, x: torch.Tensor, way: torch.Tensor, step: float = 1e-5) -> float:
     return float((go(x + step * way) - go(x - step * way)) / (2 * step))
 
 
-def test_the_detached_gradient_is_that_of_frozen_guidance():
-    """Against central differences of the chain whose guidance is what it was at the image."""
+def test_detached_gradient_treats_guidance_as_constant():
+    """Compare with central differences of the chain with the guidance recorded at the image."""
     x, way = blobs(), Noise.of(5, range(4)).normal(blobs())
     look, times, back = Noise.of(6, range(4)).normal(x), even(0.1, 5), NOISE.child("reverse")
     guide, frozen = Confidence(curved(), mixture(), weight=4.0), []
@@ -139,7 +139,7 @@ def test_the_detached_gradient_is_that_of_frozen_guidance():
     assert torch.equal(gradient(weight=0, detach=True), gradient(weight=0))
 
 
-def test_detached_or_not_the_images_are_the_same():
+def test_detach_does_not_change_the_output():
     x = blobs()
     for grad in (False, True):
         seen = x.clone().requires_grad_(grad)
@@ -148,7 +148,7 @@ def test_detached_or_not_the_images_are_the_same():
         assert torch.equal(through, detached)
 
 
-def test_weights_get_no_gradient_and_images_no_graph_where_none_is_wanted():
+def test_weights_get_no_gradient_and_unneeded_graphs_are_not_built():
     classifier = curved().requires_grad_(True)
     purify, x = COUP(mixture(), classifier, steps=3), blobs()
     seen = x.clone().requires_grad_()
@@ -163,7 +163,7 @@ def test_weights_get_no_gradient_and_images_no_graph_where_none_is_wanted():
     assert not term(Confidence(classifier, mixture(), detach=True), seen).requires_grad
 
 
-# ----------------------------------------------------------------------- what it promises
+# ----------------------------------------------------------------------- properties
 
 
 @pytest.mark.parametrize("clamp", ["none", "released", "straight"])
@@ -179,8 +179,8 @@ def test_walk_ends_where_forward_ends(sampler, clamp):
         assert torch.equal(states[-1][1], purify(x, NOISE))
 
 
-def test_clamps():
-    x = (3 * blobs() - 1).requires_grad_()  # far outside
+def test_clamp_modes_differ_in_the_gradient_outside_the_range():
+    x = (3 * blobs() - 1).requires_grad_()  # far outside [0, 1]
 
     def go(clamp) -> tuple[torch.Tensor, torch.Tensor]:
         with images_of_any_range():
@@ -198,7 +198,7 @@ def test_clamps():
     assert kept[outside].abs().min() > 0.1
 
 
-def test_a_step_costs_one_call_of_the_denoiser_and_one_of_the_classifier_there_and_back():
+def test_guided_step_costs_one_denoiser_call_and_one_classifier_gradient():
     model, ledger, x = (
         Purified(curved(), COUP(mixture(), curved(), steps=7)),
         CallCounter(),
@@ -217,7 +217,7 @@ def test_a_step_costs_one_call_of_the_denoiser_and_one_of_the_classifier_there_a
     assert ledger.take() == {"nfe_forward": 28}
 
 
-def test_the_classifier_sees_the_image_of_x_t_with_a_stream_of_its_own():
+def test_classifier_sees_the_current_image_and_its_own_noise_stream():
     seen = []
 
     def classifier(x: torch.Tensor, noise: Noise) -> torch.Tensor:
@@ -233,8 +233,8 @@ def test_the_classifier_sees_the_image_of_x_t_with_a_stream_of_its_own():
 
 
 @pytest.mark.parametrize("odds", [30.0, 80.0, 1e4, 1e30])
-def test_a_sure_classifier_gives_finite_guidance(odds: float):
-    """In float32; at log-odds 30 the softmax is 1 to the bit, and the term still right."""
+def test_guidance_of_a_saturated_classifier_is_finite_and_accurate(odds: float):
+    """In float32 at log-odds 30, the softmax rounds to exactly 1, but the term is still accurate."""
     z = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
     found = term(Confidence(linear(odds, torch.float32), mixture(1)), z)
     assert found.isfinite().all()
@@ -242,7 +242,7 @@ def test_a_sure_classifier_gives_finite_guidance(odds: float):
     assert found.flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-30)
 
 
-def test_the_guide_is_in_single_precision_or_better():
+def test_guidance_is_computed_in_float32_or_better():
     x_t = blobs() - 0.5
     double = term(Confidence(curved(), mixture()), x_t)
     guide = Confidence(curved(torch.float32), mixture())
@@ -251,7 +251,7 @@ def test_the_guide_is_in_single_precision_or_better():
     assert torch.allclose(single.double(), double, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(term(guide, x_t.float()), single)
-    half = term(guide, x_t.bfloat16())  # asked in bfloat16, it answers so, and computes in float32
+    half = term(guide, x_t.bfloat16())  # bfloat16 in and out, but computed in float32
     exact = term(guide, x_t.bfloat16().float())
     assert half.dtype == torch.bfloat16
     assert torch.allclose(half.float(), exact, rtol=2**-8, atol=0)
@@ -261,7 +261,7 @@ def test_the_guide_is_in_single_precision_or_better():
     assert torch.allclose(pure.double(), COUP(mixture(), curved(), steps=20)(x, NOISE), atol=1e-5)
 
 
-def test_samplers_are_those_of_diffpure():
+def test_samplers_match_those_of_diffpure():
     ways: list[dict[str, Any]] = [{}, {"sampler": "ode"}, {"sampler": "ddpm", "variance": "large"}]
     for options in ways:
         one = COUP(mixture(), curved(), t=0.2, steps=9, **options)
@@ -279,12 +279,12 @@ def test_samplers_are_those_of_diffpure():
         ({"classifier": None}, "the guide needs the classifier .* there is none"),
     ],
 )
-def test_mistakes_are_told(options, words: str):
+def test_invalid_options_are_refused(options, words: str):
     with pytest.raises(ValueError, match=words):
         COUP(mixture(), **{"classifier": curved(), **options})
 
 
-def test_a_classifier_without_a_gradient_is_told():
+def test_classifier_without_gradient_is_refused():
     purify = COUP(mixture(), lambda x, noise: curved()(x.detach(), noise), steps=2)
     for grad in (False, True):
         with pytest.raises(ValueError, match=r"the gradient .*classifier's logits"):
@@ -299,7 +299,7 @@ def spec(**changes):
     return {"classifier": "bayes", "denoiser": "mixture", "purifier": purifier} | changes
 
 
-def test_a_spec_guides_by_the_classifier_it_protects():
+def test_spec_uses_the_protected_classifier_as_guide():
     model = build_model(check_model(spec()), "cpu")
     assert model.purifier.guide.classifier is model.classifier  # pyright: ignore
     assert not any(weight.requires_grad for weight in model.parameters())  # pyright: ignore
@@ -308,7 +308,7 @@ def test_a_spec_guides_by_the_classifier_it_protects():
     assert torch.equal(model.purifier(x, noise), expected(x, noise))  # pyright: ignore
 
 
-def test_a_spec_without_the_parts_is_told():
+def test_spec_with_missing_parts_or_unknown_options_is_refused():
     with pytest.raises(SpecError, match="coup needs a denoiser"):
         check_model(spec(denoiser=None))
     with pytest.raises(SpecError, match=r"purifier coup: .*classifier"):

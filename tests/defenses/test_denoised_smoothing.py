@@ -1,4 +1,4 @@
-"""Denoised smoothing against closed forms."""
+"""Tests of denoised smoothing against closed forms."""
 
 from typing import Any
 
@@ -14,21 +14,21 @@ from unfool.toy.blobs import mixture
 
 
 def world(schedule=None, side: int = 1) -> Mixture:
-    """Pixels of N(0.6, 0.2^2) in [0, 1]."""
+    """Return a denoiser for pixels N(0.6, 0.2^2) in [0, 1]."""
     return Mixture(torch.full((1, 1, side, side), 0.2).double(), 0.4, schedule)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.25, 0.5])
-def test_one_step_is_the_posterior_mean(sigma: float):
-    """Of a Gaussian pixel with Gaussian noise: the mean weighted by precisions."""
+def test_one_step_returns_the_posterior_mean(sigma: float):
+    """For a Gaussian pixel with Gaussian noise, it is the precision-weighted mean."""
     x = torch.tensor([-0.7, 0.3, 0.9, 2.1], dtype=torch.float64).view(4, 1, 1, 1)
     out = OneStep(world(), sigma=0.25).denoise(x, sigma, Noise.of(0, range(4)))
     share = 0.2**2 / (0.2**2 + sigma**2)
     assert torch.allclose(out, 0.6 + share * (x - 0.6), atol=1e-12)
 
 
-def test_densepure_draws_from_the_posterior():
-    """A pixel with noise 0.25: the reverse chain ends as a draw of p(x | noisy x)."""
+def test_densepure_samples_from_the_posterior():
+    """For a pixel with noise 0.25, the reverse chain ends in a sample of p(x | noisy x)."""
     model = world(Discrete(), side=60)
     x = torch.full((1, 1, 60, 60), 0.9, dtype=torch.float64)
     pure = DensePure(model, sigma=0.25, steps=146)
@@ -38,8 +38,8 @@ def test_densepure_draws_from_the_posterior():
     assert float(out.std()) == pytest.approx((share * 0.25**2) ** 0.5, rel=0.05)
 
 
-def test_densepure_s_steps_are_the_paper_s():
-    """round(t - i t / K) of 4000 steps from 1158.5 (its formula), counted from 0; K calls."""
+def test_densepure_steps_match_the_paper():
+    """K calls at round(t - i t / K), counted from 0; the paper's formula gives t = 1158.5 of 4000."""
     model = mixture(schedule=Discrete(4000, "cosine"))
     seen = []
     model.register_forward_pre_hook(lambda _, args: seen.append(float(args[1])))
@@ -49,7 +49,7 @@ def test_densepure_s_steps_are_the_paper_s():
 
 
 @pytest.mark.parametrize("name", ["one-step", "densepure"])
-def test_as_a_purifier_it_puts_the_noise_on_itself(name: str):
+def test_purifier_adds_the_forward_noise_itself(name: str):
     pure = {"one-step": OneStep, "densepure": DensePure}[name](mixture(), sigma=0.2)
     x, noise = blobs(3), Noise.of(0, range(3))
     noisy = x + 0.2 * noise.child("forward").normal(x)
@@ -58,8 +58,8 @@ def test_as_a_purifier_it_puts_the_noise_on_itself(name: str):
     assert pure.pixel_noise == 0.2
 
 
-def test_certification_keeps_the_two_kinds_of_noise_apart():
-    """`denoise` puts no noise on: one step draws nothing, DensePure from `reverse` alone."""
+def test_denoise_adds_no_forward_noise():
+    """`denoise` adds no noise of its own: OneStep draws nothing, DensePure only the reverse noise."""
     x, noise = blobs(2), Noise.of(0, range(2))
     one, dense = OneStep(mixture(), sigma=0.5), DensePure(mixture(), sigma=0.5)
     assert torch.equal(one.denoise(x, 0.3, noise), one.denoise(x, 0.3, Noise.of(1, range(2))))
@@ -70,7 +70,7 @@ def test_certification_keeps_the_two_kinds_of_noise_apart():
     assert not torch.allclose(first, other, atol=1e-3)
 
 
-def test_a_time_is_a_noise():
+def test_time_is_converted_to_pixel_noise():
     assert OneStep(mixture(), t=0.1).pixel_noise == pytest.approx(0.1701, abs=5e-5)
     assert DensePure(mixture(), t=0.1).pixel_noise == pytest.approx(0.1701, abs=5e-5)
 
@@ -96,12 +96,12 @@ def test_gradients_are_exact(purifier, schedule):
         ({"sigma": 1e3}, "at most 76.08"),
     ],
 )
-def test_mistakes_are_told(purifier, options, words: str):
+def test_invalid_options_are_refused(purifier, options, words: str):
     with pytest.raises(ValueError, match=words):
         purifier(mixture(), **options)
 
 
-def test_noise_beyond_the_schedule_is_refused_in_certification_too():
+def test_denoise_refuses_noise_or_steps_beyond_the_schedule():
     x, noise = blobs(1), Noise.of(0, [0])
     for pure in (OneStep(mixture(), sigma=0.5), DensePure(mixture(), sigma=0.5)):
         with pytest.raises(ValueError, match="sigma must be above 0 and at most 76"):

@@ -1,4 +1,4 @@
-"""DiffPure against closed forms, and its promises to whoever calls it."""
+"""Tests of DiffPure: closed forms, samplers, costs, and options."""
 
 import math
 from typing import Any
@@ -40,8 +40,8 @@ SAMPLERS = {
         (0.1, 0.15, 0.220672, 0.100215),
     ],
 )
-def test_the_release_s_sampler_in_closed_form(spread, t, mean: float, deviation: float):
-    """Discrete forward, Euler-Maruyama back, on x = 0.8 where the data are N(0.2, spread^2)."""
+def test_released_sampler_matches_closed_form(spread, t, mean: float, deviation: float):
+    """Discrete forward noise and Euler-Maruyama on x = 0.8, for data N(0.2, spread^2)."""
     probe, steps = Probe(), round(1000 * t)
     model = world(spread)
     purify = DiffPure(model, t=t, steps=steps, forward="discrete")
@@ -52,8 +52,8 @@ def test_the_release_s_sampler_in_closed_form(spread, t, mean: float, deviation:
     assert probe.drawn == [("forward",), *(("reverse", i) for i in range(steps))]
 
 
-def test_without_forward_noise_in_closed_form():
-    """As COUP without its guide: the image itself is taken for x_t."""
+def test_reverse_sde_without_forward_noise_matches_closed_form():
+    """As in COUP without its guide, x_t is the image itself."""
     probe = Probe()
     found = mean_and_deviation(
         lambda z, noise: reverse(world(0.5), z, even(0.1, 100), noise, step=euler_maruyama),
@@ -64,8 +64,8 @@ def test_without_forward_noise_in_closed_form():
     assert probe.drawn == [(i,) for i in range(100)]
 
 
-def test_real_noise_gives_the_same_distribution():
-    """The first closed form again, by 10 000 draws of `Noise`."""
+def test_random_noise_gives_the_closed_form_distribution():
+    """Check the first closed form by 10,000 draws of `Noise`."""
     model = Mixture(torch.full((1, 1, 100, 100), 0.2, dtype=torch.float64), 0.5)
     purify = DiffPure(model, t=0.1, steps=100, forward="discrete")
     out = 2 * purify(torch.full((1, 1, 100, 100), 0.9).double(), Noise.of(0, [0])) - 1
@@ -74,8 +74,8 @@ def test_real_noise_gives_the_same_distribution():
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_a_consecutive_discrete_chain_in_closed_form(sampler):
-    """DDPM and DDIM(1) on the chain itself: the recursion of Ho et al., by hand in scalars."""
+def test_consecutive_discrete_chain_matches_closed_form(sampler):
+    """DDPM and DDIM(1) on the full chain match the recursion of Ho et al., computed in scalars."""
     spread, n = 0.5, 100
     betas = Discrete().betas.tolist()
     abar = [1.0]
@@ -84,7 +84,7 @@ def test_a_consecutive_discrete_chain_in_closed_form(sampler):
     mean, variance = math.sqrt(abar[n]) * 0.8, 1 - abar[n]
     for k in range(n, 0, -1):
         beta, a, b = betas[k - 1], abar[k], abar[k - 1]
-        gain = math.sqrt(a) * spread**2 / (a * spread**2 + 1 - a)  # of x_hat in x_t
+        gain = math.sqrt(a) * spread**2 / (a * spread**2 + 1 - a)  # x_hat = gain x_t + rest
         rest = 0.2 - gain * math.sqrt(a) * 0.2
         c_hat = math.sqrt(b) * beta / (1 - a)
         c_t = math.sqrt(1 - beta) * (1 - b) / (1 - a)
@@ -96,7 +96,7 @@ def test_a_consecutive_discrete_chain_in_closed_form(sampler):
     assert found == pytest.approx((mean, math.sqrt(variance)), abs=1e-9)
 
 
-# ----------------------------------------------------------------------- what it promises
+# ----------------------------------------------------------------------- properties
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_consecutive_discrete_chain_in_closed_form(sampler):
         ("discrete", Discrete(50), 0.94711, 0.32091),
     ],
 )
-def test_forward_noise(forward, schedule, alpha: float, sigma: float):
+def test_forward_noise_has_the_expected_scale(forward, schedule, alpha: float, sigma: float):
     purify = DiffPure(mixture(schedule=schedule), t=0.1, steps=5, forward=forward)
     x, noise = blobs(3), Noise.of(0, range(3))
     _, noised = next(purify.walk(x, noise))
@@ -117,7 +117,7 @@ def test_forward_noise(forward, schedule, alpha: float, sigma: float):
     assert purify.pixel_noise == pytest.approx(sigma / alpha / 2, rel=1e-4)
 
 
-def test_samplers_are_the_steps_they_are_named_after():
+def test_sampler_names_select_the_right_steps():
     def step(**options):
         return DiffPure(mixture(), **options).step
 
@@ -130,14 +130,14 @@ def test_samplers_are_the_steps_they_are_named_after():
     assert getattr(step(sampler="heun", eta=1.0), "raised", None)
 
 
-def test_heun_has_no_coarser_view():
+def test_heun_refuses_fewer_steps():
     with pytest.raises(ValueError, match="view `exact`"):
         DiffPure(mixture(), sampler="heun").with_fewer_steps()
 
 
 @pytest.mark.parametrize("steps", [1, 7, 100])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_step_costs_one_call_of_the_network_and_heun_s_two(name: str, steps: int):
+def test_each_step_costs_one_network_call_and_two_for_heun(name: str, steps: int):
     model = mixture()
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
@@ -145,7 +145,7 @@ def test_a_step_costs_one_call_of_the_network_and_heun_s_two(name: str, steps: i
     assert len(calls) == (2 * steps - 1 if name.startswith("heun") else steps)
 
 
-def test_single_precision_is_near_double():
+def test_float32_output_is_close_to_float64():
     purify = DiffPure(mixture(), t=0.1, steps=100)
     x, noise = blobs(6), Noise.of(0, range(6))
     single = purify(x.float(), noise)
@@ -153,7 +153,7 @@ def test_single_precision_is_near_double():
     assert torch.allclose(single.double(), purify(x, noise), atol=1e-4)
 
 
-def test_nothing_is_clipped():
+def test_outputs_are_not_clipped():
     purify = DiffPure(mixture(), t=0.1, steps=10)
     x = torch.full((1, 1, 4, 4), 1.9).double()
     with images_of_any_range():
@@ -161,8 +161,8 @@ def test_nothing_is_clipped():
     assert float(out.max()) > 1
 
 
-def test_gradient_reaches_the_image():
-    """Where the data are one Gaussian, purification is affine: the gradient is its slope."""
+def test_gradient_is_the_slope_of_the_affine_map():
+    """If the data are one Gaussian, purification is affine, and the gradient is its slope."""
     purify = DiffPure(world(0.5), t=0.1, steps=100, forward="discrete")
     x = torch.full((102, 1, 1, 1), 0.9, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(purify(x, Probe()).sum(), x)
@@ -178,12 +178,12 @@ def test_gradient_reaches_the_image():
         ({"sampler": "ddim", "t": 0.05}, "steps must be at most 50"),
     ],
 )
-def test_mistakes_are_told(options, words: str):
+def test_invalid_options_are_refused(options, words: str):
     with pytest.raises(ValueError, match=words):
         DiffPure(mixture(), **options)
 
 
-def test_the_chain_of_the_denoiser_limits_the_steps():
+def test_discrete_chain_limits_the_number_of_steps():
     with pytest.raises(ValueError, match=r"at most 5, .* 50 steps"):
         DiffPure(mixture(schedule=Discrete(50)), sampler="ddim", steps=6)
     with pytest.raises(ValueError, match="50 steps of `heun`"):
@@ -204,7 +204,7 @@ def test_more_even_steps_than_the_chain_has_are_refused_or_work(sampler):
 # --------------------------------------------------------------------- guides and corrections
 
 
-def test_guides_and_corrections_reach_forward_and_walk_and_see_the_image():
+def test_guides_and_corrections_apply_in_forward_and_walk():
     x, noise, seen = blobs(), Noise.of(0, range(len(blobs()))), []
 
     def correct(x_hat, x, now):
@@ -229,7 +229,7 @@ def test_guides_and_corrections_reach_forward_and_walk_and_see_the_image():
     assert all(torch.equal(given, mixture().encode(x)) for given in seen)
 
 
-def test_the_adjoint_has_no_guide_and_no_correction():
+def test_adjoint_refuses_guides_and_corrections():
     cases: list[dict[str, Any]] = [
         {"guide": lambda *_: 0},
         {"correction": lambda x_hat, x, now: x_hat},
@@ -239,7 +239,7 @@ def test_the_adjoint_has_no_guide_and_no_correction():
             DiffPure(mixture(), steps=3, **parts).adjoint()
 
 
-def test_a_step_of_ones_own_goes_over_the_times_of_ddpm():
+def test_custom_step_uses_the_times_of_ddpm():
     x, noise = blobs(), Noise.of(0, range(len(blobs())))
 
     def own(x_t, x_hat, now, then, noise):

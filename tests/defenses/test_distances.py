@@ -1,4 +1,4 @@
-"""Distances against their definitions."""
+"""Tests of distances against their definitions."""
 
 import sys
 
@@ -19,7 +19,7 @@ A, B = (NOISE.child(name).normal(torch.zeros(4, 5, dtype=torch.float64)) for nam
 
 
 def reference_ssim(x: np.ndarray, y: np.ndarray) -> float:
-    """Wang et al.'s formula on one channel, by scipy: windows that lie inside the image."""
+    """Return SSIM of one channel by Wang et al.'s formula, for windows that lie inside the image."""
     window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window /= window.sum()
 
@@ -35,13 +35,13 @@ def reference_ssim(x: np.ndarray, y: np.ndarray) -> float:
     return float((top / ((m_x**2 + m_y**2 + c1) * (v_x + v_y + c2))).mean())
 
 
-def test_ssim_is_wang_s():
+def test_ssim_matches_the_formula_of_wang_et_al():
     for i in range(4):
         channels = [reference_ssim(X[i, c].numpy(), Y[i, c].numpy()) for c in range(3)]
         assert float(ssim(X, Y)[i]) == pytest.approx(np.mean(channels), abs=1e-12)
 
 
-def test_ssim_of_flat_images_is_known():
+def test_ssim_of_constant_images_matches_closed_form():
     x, y = (torch.full((1, 1, 12, 12), v, dtype=torch.float64) for v in (0.3, 0.5))
     expected = (2 * 0.3 * 0.5 + 1e-4) / (0.3**2 + 0.5**2 + 1e-4)
     assert float(ssim(x, y)) == pytest.approx(expected, rel=1e-9)
@@ -49,14 +49,14 @@ def test_ssim_of_flat_images_is_known():
 
 
 @pytest.mark.parametrize("side", [1, 4, 8, 10])
-def test_ssim_of_images_smaller_than_its_window(side: int):
+def test_ssim_works_on_images_smaller_than_its_window(side: int):
     x, y = X[:, :1, :side, :side], Y[:, :1, :side, :side]
     assert torch.allclose(ssim(x, x), torch.ones(4).double())
     assert (ssim(x, y) < 1).all()
 
 
 @pytest.mark.parametrize("name", ["mse", "l1", "ssim"])
-def test_image_distances(name: str):
+def test_image_distances_match_definitions_and_have_exact_gradients(name: str):
     far = INPUT[name](X, Y)
     gap = (X - Y).numpy()
     expected = {"mse": (gap**2).mean((1, 2, 3)), "l1": np.abs(gap).mean((1, 2, 3))}
@@ -69,7 +69,7 @@ def test_image_distances(name: str):
     assert torch.autograd.gradcheck(INPUT[name], small)
 
 
-def test_output_distances_are_scipy_s():
+def test_output_distances_match_scipy():
     p, r = A.softmax(1).numpy(), B.softmax(1).numpy()
     expected = {
         "kl": rel_entr(r, p).sum(1),
@@ -83,15 +83,15 @@ def test_output_distances_are_scipy_s():
         assert OUTPUT[name](A, B).numpy() == pytest.approx(values)
 
 
-def test_a_sure_classifier_still_has_a_slope():
-    """A log of a softmax would be flat where float32 rounds the largest probability to 1."""
+def test_kl_gradient_does_not_vanish_for_a_saturated_classifier():
+    """The log of a softmax would have no gradient if float32 rounds the largest probability to 1."""
     logits = torch.tensor([[80.0, 0.0, -3.0]], requires_grad=True)
     reference = torch.tensor([[-80.0, 0.0, 3.0]])
     (slope,) = torch.autograd.grad(OUTPUT["kl"](logits, reference).sum(), logits)
     assert float(slope.abs().max()) > 0.9
 
 
-def test_lpips_tells_what_is_missing(monkeypatch):
+def test_missing_lpips_is_reported_with_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)  # as if it were not installed
     with pytest.raises(ValueError, match=r"pip install 'unfool\[lpips\]'"):
         lpips(X, Y)

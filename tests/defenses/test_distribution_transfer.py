@@ -1,4 +1,4 @@
-"""Distribution transfer: its guide against the formula, its gradient against slopes."""
+"""Tests of distribution transfer: the guide against its formula and finite differences."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def curved(side: int = 4) -> NormalizedClassifier:
 
 
 @pytest.mark.parametrize("options", [{"scale": 0.0}, {"output": "none", "input": "none"}])
-def test_without_its_guide_it_is_diffpure(options):
+def test_unguided_output_equals_diffpure(options):
     x, noise = blobs(3), Noise.of(0, range(3))
     plain = DiffPure(mixture(), **SHORT, sampler="ddpm")
     transfer = DistributionTransfer(mixture(), curved(), **SHORT, **options)
@@ -50,8 +50,8 @@ def test_without_its_guide_it_is_diffpure(options):
 
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("output", sorted(OUTPUT))
-def test_a_guided_step_is_equation_10(output: Output, variance: str):
-    """The mean moves by - s Sigma grad [D_out + lambda D_in]; the gradient by central differences."""
+def test_guided_step_matches_equation_10(output: Output, variance: str):
+    """The mean moves by - s Sigma grad [D_out + lambda D_in], with grad by central differences."""
     model, see = mixture(schedule=Discrete()), curved()
     x, noise = blobs(2), Noise.of(0, range(2))
     options: dict[str, Any] = {"t": 0.1, "steps": 2, "variance": variance}
@@ -69,7 +69,7 @@ def test_a_guided_step_is_equation_10(output: Output, variance: str):
         nudge = torch.zeros(1, 1, 4, 4).double()
         nudge.view(-1)[pixel] = h
         slope = (distance(x_t + nudge) - distance(x_t - nudge)) / (2 * h)
-        gradient.view(2, -1)[:, pixel] = slope / 2  # of images to x_t in [-1, 1]
+        gradient.view(2, -1)[:, pixel] = slope / 2  # from images in [0, 1] to x_t in [-1, 1]
     abar = Discrete().abar
     beta = 1 - abar[100] / abar[50]
     sigma2 = beta if variance == "large" else beta * (1 - abar[50]) / (1 - abar[100])
@@ -78,8 +78,8 @@ def test_a_guided_step_is_equation_10(output: Output, variance: str):
     assert float(moved.detach().abs().max()) > 1e-4
 
 
-def test_the_estimate_s_gradient_goes_through_the_denoiser():
-    """Where x_hat is linear in x_t, with slope k, D_in(x_hat) pulls k times its own gradient."""
+def test_guide_at_x_hat_differentiates_through_the_denoiser():
+    """If x_hat is linear in x_t with slope k, D_in(x_hat) pulls by k times its own gradient."""
     model = Mixture(torch.zeros(1, 1, 4, 4).double(), 0.5, Discrete())
     x, noise = blobs(2), Noise.of(0, range(2))
     options = {"t": 0.1, "steps": 2, "output": "none", "variance": "large"}
@@ -94,8 +94,8 @@ def test_the_estimate_s_gradient_goes_through_the_denoiser():
     assert torch.allclose(2 * (found - without), expected, atol=1e-12)
 
 
-def test_guidance_holds_the_image_and_its_answer():
-    """Down MSE the outcome is nearer to the image given; down KL nearer to its answer; up, not."""
+def test_guidance_keeps_output_close_to_the_image_and_its_prediction():
+    """Descending MSE approaches the image, descending KL its prediction; `repel` moves away."""
     x, noise = blobs(8), Noise.of(0, range(8))
 
     def far(**options):
@@ -111,7 +111,7 @@ def test_guidance_holds_the_image_and_its_answer():
     assert far(output="repel", weight=0.0, scale=0.02)[1] > free[1]
 
 
-def test_attention_is_differentiated_twice():
+def test_network_with_attention_can_be_differentiated_twice():
     seed_torch(0, "attention")
     model = unet(channels=1, size=8, widths=(8, 8), groups=4, attention=(1,))
     see = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
@@ -129,12 +129,12 @@ def test_attention_is_differentiated_twice():
         ({"steps": 59}, "steps must be at most 58"),
     ],
 )
-def test_mistakes_are_told(options, words: str):
+def test_invalid_options_are_refused(options, words: str):
     with pytest.raises(ValueError, match=words):
         DistributionTransfer(mixture(), **({"classifier": curved()} | options))
 
 
-def test_a_classifier_without_a_gradient_is_told():
+def test_classifier_without_gradient_is_refused():
     pure = DistributionTransfer(
         mixture(), lambda x, noise: x.detach().flatten(1), **SHORT, weight=0
     )

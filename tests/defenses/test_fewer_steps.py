@@ -1,4 +1,4 @@
-"""Fewer steps on the same path of noise, and on noise of its own, beside the whole way."""
+"""Tests of chains with fewer steps, on matched or independent noise, against the full chain."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def gradient(purifier, noise=NOISE):
 
 
 @pytest.mark.parametrize("name", PURIFIERS)
-def test_the_matched_way_nears_the_whole_one_as_its_steps_rise(name):
+def test_matched_noise_output_approaches_the_full_chain_with_more_steps(name):
     fine = PURIFIERS[name](40)
     whole = fine(X, NOISE)
     errors = [distance(fine.with_fewer_steps(n)(X, NOISE), whole).mean() for n in (5, 10, 20, 40)]
@@ -59,7 +59,7 @@ def test_the_matched_way_nears_the_whole_one_as_its_steps_rise(name):
 
 
 @pytest.mark.parametrize("name", PURIFIERS)
-def test_image_by_image_it_is_nearer_than_on_noise_of_its_own(name):
+def test_matched_noise_is_closer_than_independent_noise_for_each_image(name):
     fine = PURIFIERS[name](40)
     whole = fine(X, NOISE)
     near = distance(fine.with_fewer_steps(10)(X, NOISE), whole)
@@ -75,7 +75,7 @@ CURVED = {
 
 
 @pytest.mark.parametrize("name", CURVED)
-def test_its_gradients_point_where_the_exact_ones_do(name):
+def test_matched_noise_gradients_align_with_exact_gradients(name):
     fine = CURVED[name]()
     exact = gradient(fine).flatten(1)
     near = F.cosine_similarity(gradient(fine.with_fewer_steps(20)).flatten(1), exact)
@@ -85,7 +85,7 @@ def test_its_gradients_point_where_the_exact_ones_do(name):
 
 
 @pytest.mark.parametrize("name", PURIFIERS)
-def test_with_all_steps_it_is_the_purifier_to_the_bit(name):
+def test_matched_noise_with_all_steps_equals_the_purifier_exactly(name):
     fine = PURIFIERS[name](10)
     same = fine.with_fewer_steps(10)
     assert torch.equal(same(X, NOISE), fine(X, NOISE))
@@ -93,7 +93,7 @@ def test_with_all_steps_it_is_the_purifier_to_the_bit(name):
     assert not torch.equal(fine.with_fewer_steps(10, matched=False)(X, NOISE), fine(X, NOISE))
 
 
-def test_the_purifier_itself_is_left_as_it_was():
+def test_with_fewer_steps_does_not_modify_the_purifier():
     fine = PURIFIERS["sde"](10)
     before, times = fine(X, NOISE), fine.times
     fine.with_fewer_steps(2)(X, NOISE)
@@ -103,8 +103,8 @@ def test_the_purifier_itself_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("name", ["sde", "ddpm"])
-def test_in_distribution_the_two_are_one(name):
-    """On one Gaussian, 40 000 pixels each: the path is matched, and still standard normal."""
+def test_matched_and_independent_noise_have_the_same_distribution(name):
+    """For one Gaussian of 40,000 pixels, matched noise is still standard normal."""
     model = Mixture(torch.full((1, 1, 200, 200), 0.2, dtype=torch.float64), 0.5)
     fine = DiffPure(model, t=0.3, steps=12, sampler=name)
     x, noise = torch.full((1, 1, 200, 200), 0.9).double(), Noise.of(3, [0])
@@ -112,12 +112,12 @@ def test_in_distribution_the_two_are_one(name):
     assert float(near.mean()) == pytest.approx(float(far.mean()), abs=4 * 0.3 / 200 * 2**0.5)
     assert float(near.std()) == pytest.approx(float(far.std()), rel=4 / 200)
     correlation = torch.corrcoef(torch.stack([near.flatten(), far.flatten()]))[0, 1]
-    assert abs(float(correlation)) < 4 / 200  # nothing of the noise is shared
+    assert abs(float(correlation)) < 4 / 200  # they share no noise
 
 
 @pytest.mark.parametrize("matched", [True, False])
 @pytest.mark.parametrize("name", ["sde", "coup", "gdmp", "langevin"])
-def test_an_image_does_not_depend_on_its_company(name, matched):
+def test_output_does_not_depend_on_the_batch(name, matched):
     purify = PURIFIERS[name](20).with_fewer_steps(5, matched)
     whole, order = purify(X, NOISE), [5, 0, 3]
     part = purify(X[order], NOISE.take(order))
@@ -125,7 +125,7 @@ def test_an_image_does_not_depend_on_its_company(name, matched):
 
 
 @pytest.mark.parametrize("view", [surrogate_same_noise, surrogate])
-def test_a_view_costs_as_many_calls_as_it_has_steps(view):
+def test_view_costs_one_call_per_step(view):
     purify = DiffPure(mixture(), t=0.1, steps=30)
     model = Purified(bayes(), purify)
     calls = []
@@ -136,7 +136,7 @@ def test_a_view_costs_as_many_calls_as_it_has_steps(view):
         assert len(calls) == expected
 
 
-def test_a_view_keeps_the_classifier_s_noise_the_paths_and_the_rows():
+def test_view_keeps_classifier_noise_paths_and_batch_size():
     plain = Purified(bayes().double(), DiffPure(mixture(), t=0.1, steps=6))
     model = Aggregated(plain, paths=3, by="logits")
     assert torch.equal(surrogate_same_noise(model, 6)(X, NOISE), model(X, NOISE))
@@ -149,7 +149,7 @@ def test_a_view_keeps_the_classifier_s_noise_the_paths_and_the_rows():
     )
 
 
-def test_an_attacker_who_was_told_the_noise_comes_near_with_few_steps():
+def test_attacker_who_knows_the_noise_comes_close_with_few_steps():
     model = Purified(lambda x, noise: x.flatten(1), DiffPure(mixture(), t=0.1, steps=40))
     secret = Noise.of(9, range(SIZE))
     told = NOISE.with_known_noise(secret, ["forward", "reverse"]).for_query(0)
@@ -160,7 +160,7 @@ def test_an_attacker_who_was_told_the_noise_comes_near_with_few_steps():
     assert (near < 0.4 * far).all()
 
 
-def test_which_times_are_kept():
+def test_coarse_times_are_evenly_spaced():
     assert coarse_times(10, 4) == [0, 2, 5, 8, 10]
     assert coarse_times(100, None) == list(range(0, 101, 10))
     assert coarse_times(20, None) == [0, 4, 8, 12, 16, 20]
@@ -168,12 +168,12 @@ def test_which_times_are_kept():
 
 
 @pytest.mark.parametrize("steps", [0, 11])
-def test_more_steps_than_there_are_and_none_are_refused(steps):
+def test_too_many_or_zero_steps_are_refused(steps):
     with pytest.raises(ValueError, match=f"from 1 to 10, .*not {steps}"):
         PURIFIERS["sde"](10).with_fewer_steps(steps)
 
 
-def test_what_has_no_such_steps_is_told():
+def test_unsupported_models_and_step_counts_are_refused():
     with pytest.raises(ValueError, match=r"5 steps .* 2 does not"):
         Langevin(mixture(), steps=5).with_fewer_steps(2)
     with pytest.raises(ValueError, match="inside does not support fewer steps"):

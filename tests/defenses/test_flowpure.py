@@ -1,4 +1,4 @@
-"""FlowPure: a straight way without noise, along which an exact network moves images in any steps."""
+"""Tests of FlowPure: with an exact network, images move along a straight line in any number of steps."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ NOISE = Noise.of(1, range(3))
 
 
 class Toward(Denoiser):
-    """The network of a flow to one image: x_hat is that image, wherever it is asked."""
+    """The network of a flow to one image: x_hat is always that image."""
 
     def __init__(self, goal: float = 0.3, schedule=None):
         super().__init__()
@@ -40,7 +40,7 @@ def test_states_lie_on_the_straight_line_to_the_clean_image(schedule, steps):
         assert torch.allclose(x_t / schedule(torch.tensor(t).double()).alpha, line, atol=1e-6)
 
 
-def test_steps_are_of_equal_length():
+def test_steps_have_equal_length():
     sizes = torch.tensor([pixel_noise(VP(), float(t)) for t in straight(VP(), 0.1, 9)])
     assert torch.allclose(sizes.diff(), torch.full((9,), -pixel_noise(VP(), 0.1) / 9), atol=1e-6)
     chain = Discrete(1000)
@@ -48,15 +48,15 @@ def test_steps_are_of_equal_length():
     assert torch.equal((times * 1000).round() / 1000, times)
 
 
-def test_the_walk_shows_images():
+def test_walk_yields_images_from_input_to_output():
     path = list(FlowPure(Toward(), t=0.1, steps=3).walk(X, NOISE))
     assert [t for t, _ in path] == FlowPure(Toward(), t=0.1, steps=3).times.tolist()
     assert torch.allclose(path[0][1], X, atol=1e-9)
     assert torch.allclose(path[-1][1], torch.full_like(X, 0.3), atol=1e-9)
 
 
-def test_with_noise_one_step_of_an_ordinary_denoiser_is_diffpure_s():
-    """The Gaussian variant: the noise of time t, and the same deterministic way back."""
+def test_one_noised_step_of_an_ordinary_denoiser_equals_diffpure():
+    """The Gaussian variant adds the noise of time t and takes the same deterministic reverse step."""
     model = Mixture(torch.full((1, 1, 4, 4), 0.2, dtype=torch.float64), 0.5)
     ours = FlowPure(model, t=0.1, steps=1, noised=True)
     theirs = DiffPure(model, t=0.1, steps=1, sampler="ddim")
@@ -65,7 +65,7 @@ def test_with_noise_one_step_of_an_ordinary_denoiser_is_diffpure_s():
     assert FlowPure(model).pixel_noise == 0
 
 
-def test_it_has_a_view_of_fewer_steps():
+def test_with_fewer_steps_reaches_the_same_image():
     purify = FlowPure(Toward(), t=0.1, steps=9)
     for matched in (True, False):
         shorter = purify.with_fewer_steps(3, matched)
@@ -73,6 +73,6 @@ def test_it_has_a_view_of_fewer_steps():
     assert len(purify.times) == 10
 
 
-def test_a_chain_too_short_for_the_steps_is_refused():
+def test_chain_too_short_for_the_steps_is_refused():
     with pytest.raises(ValueError, match="steps = 300"):
         FlowPure(Toward(schedule=Discrete(1000)), t=0.1, steps=300)

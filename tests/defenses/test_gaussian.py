@@ -1,9 +1,10 @@
-"""Every purifier with a closed form where the data are one Gaussian, against scalars worked by hand.
+"""Tests of purifiers that have a closed form for Gaussian data, against scalar computations.
 
-Data N(0.2, 0.5^2) in [-1, 1], an image 0.8. There a purifier, and a guide by a mean square, is affine
-in its state and its draws: what it makes is Gaussian, and a step takes (mean, variance) to
-(a mean + b, a^2 variance + c^2). The formulas below are the papers', in scalars; nothing is shared
-with the package. (One step and likelihood have closed forms of their own, see their tests.)
+The data are N(0.2, 0.5^2) in [-1, 1], and the image is 0.8. A purifier, also with a mean-square
+guide, is then affine in its state and its draws. Its output is Gaussian, and a step maps
+(mean, variance) to (a mean + b, a^2 variance + c^2). The formulas below are those of the papers, in
+scalars, and share no code with the package. (OneStep and likelihood maximization have closed forms
+in their own tests.)
 """
 
 import math
@@ -31,22 +32,22 @@ ANY = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(1, 2).double())
 
 
 def scales(t: float) -> tuple[float, float, float]:
-    """alpha, sigma and beta of the VP schedule, beta from 0.1 to 20."""
+    """Return alpha, sigma, and beta of the VP schedule, with beta from 0.1 to 20."""
     abar = math.exp(-(0.1 * t + 19.9 * t**2 / 2))
     return math.sqrt(abar), math.sqrt(1 - abar), 0.1 + 19.9 * t
 
 
 def affine(t: float) -> tuple[float, float]:
-    """x_hat = gain x_t + rest."""
+    """Return (gain, rest) of x_hat = gain x_t + rest."""
     alpha, sigma, _ = scales(t)
     gain = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
     return gain, CENTER - gain * alpha * CENTER
 
 
 def sde(t: float, s: float, flow: bool = False) -> tuple[float, float, float]:
-    """(a, b, c) of an Euler step of the reverse SDE, or of the flow."""
+    """Return (a, b, c) of an Euler step of the reverse SDE or the probability flow."""
     alpha, sigma, beta = scales(t)
-    # Of x_t; its score is -(x - ..) / variance.
+    # The variance of x_t, whose score is -(x_t - mean) / variance.
     variance, h = (alpha**2 * SPREAD**2 + sigma**2, t - s)
     share = 0.5 if flow else 1.0
     a = 1 + h * beta * (0.5 - share / variance)
@@ -54,7 +55,7 @@ def sde(t: float, s: float, flow: bool = False) -> tuple[float, float, float]:
 
 
 def ddpm(t: float, s: float, large: bool = False, pull: float = 0.0) -> tuple[float, float, float]:
-    """(a, b, c) of a DDPM step whose mean moves by - Sigma pull (x_t - image)."""
+    """Return (a, b, c) of a DDPM step whose mean moves by - Sigma pull (x_t - image)."""
     (alpha, sigma, _), (after, rest_sigma, _) = scales(t), scales(s)
     kept, (gain, rest) = alpha / after, affine(t)
     beta = 1 - kept**2
@@ -67,7 +68,7 @@ def ddpm(t: float, s: float, large: bool = False, pull: float = 0.0) -> tuple[fl
 
 
 def ddim(t: float, s: float, eta: float = 0.0) -> tuple[float, float, float]:
-    """(a, b, c) of a DDIM step (Song et al., 2021, equation 12)."""
+    """Return (a, b, c) of a DDIM step (Song et al., 2021, equation 12)."""
     (alpha, sigma, _), (after, rest_sigma, _) = scales(t), scales(s)
     gain, rest = affine(t)
     fresh = eta * rest_sigma / sigma * math.sqrt(1 - alpha**2 / after**2)
@@ -89,7 +90,7 @@ def noised(state: tuple[float, float], t: float) -> tuple[float, float]:
     return alpha * state[0], alpha**2 * state[1] + sigma**2
 
 
-JUMPS = [0.1, 0.08, 0.06, 0.04, 0.02, 0.0]  # of a chain of 1000, 5 steps from t = 0.1
+JUMPS = [0.1, 0.08, 0.06, 0.04, 0.02, 0.0]  # 5 steps from t = 0.1 on a chain of 1000
 EVEN = [*JUMPS[:-1], 1e-5]
 START = (IMAGE, 0.0)
 FORWARD = noised(START, 0.1)
@@ -178,7 +179,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_mean_and_deviation_are_those_worked_by_hand(name: str):
+def test_mean_and_deviation_match_scalar_computation(name: str):
     purify, (mean, variance) = CASES[name]
     probe = Probe()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""GDMP against its formula."""
+"""Tests of GDMP against its formula."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ SHORT = {"t": 0.036, "steps": 3, "passes": 2}
 
 
 @pytest.mark.parametrize("options", [{"distance": "none"}, {"scale": 0.0}])
-def test_without_guidance_it_is_diffpure_several_times(options):
+def test_unguided_gdmp_equals_repeated_diffpure(options):
     x, noise = blobs(3), Noise.of(0, range(3))
     once = DiffPure(mixture(), t=0.036, steps=3, sampler="ddpm", variance="large")
     twice = once(once(x, noise.child("pass", 0)), noise.child("pass", 1))
     assert torch.allclose(GDMP(mixture(), **SHORT, **options)(x, noise), twice, atol=1e-12)
 
 
-def test_the_pull_of_the_release():
-    """At index 35 of CIFAR-10, MSE pulls by 0.0019 (x - y) where batches have 100 images."""
+def test_mse_guide_pulls_as_strongly_as_the_released_code():
+    """At index 35 on CIFAR-10, MSE pulls by 0.0019 (x - y) for batches of 100 images."""
     model = Mixture(torch.zeros(1, 3, 32, 32).double(), 0.5, Discrete())
     x = torch.full((1, 3, 32, 32), 0.6, dtype=torch.float64)
     y, noise = 2 * x - 1, Noise.of(0, [0])
@@ -38,14 +38,14 @@ def test_the_pull_of_the_release():
         }
         free, held = (GDMP(model, scale=s, **options) for s in (0.0, 60000.0))
         x_t = model.perturb(y, free.times[0], noise.child("pass", 0, "forward"))
-        free.times = held.times = free.times[:2]  # the first step alone, from n = 36 to 35
+        free.times = held.times = free.times[:2]  # the first step only, from n = 36 to 35
         moved = 2 * (held(x, noise) - free(x, noise))
         assert float((moved / (y - x_t)).mean()) == pytest.approx(pull, rel=0.03)
         assert float((moved / (y - x_t)).std()) < 1e-8
 
 
 @pytest.mark.parametrize("distance", ["ssim", "ssim-padded"])
-def test_the_guide_of_ssim_is_its_gradient_with_or_without_a_border_of_zeros(distance):
+def test_ssim_guide_is_the_ssim_gradient_with_or_without_zero_padding(distance):
     model, noise = Mixture(torch.zeros(1, 3, 16, 16).double(), 0.5, Discrete()), Noise.of(0, [0])
     x = noise.child("x").uniform(torch.zeros(1, 3, 16, 16, dtype=torch.float64))
     options = {"passes": 1, "anchor": "image", "reference_batch_size": 1, "distance": distance}
@@ -72,7 +72,7 @@ def test_the_guide_of_ssim_is_its_gradient_with_or_without_a_border_of_zeros(dis
     assert torch.allclose(moved, ratio * slope.flatten(), atol=1e-9)
 
 
-def test_images_depend_on_their_batch_if_asked():
+def test_batch_mean_makes_outputs_depend_on_the_batch():
     x, noise = blobs(4), Noise.of(0, range(4))
     legacy = GDMP(mixture(), **SHORT, scale=3e5, batch_mean=True)
     assert torch.allclose(
@@ -85,7 +85,7 @@ def test_images_depend_on_their_batch_if_asked():
 
 
 @pytest.mark.parametrize(("distance", "scale"), [("mse", 2e4), ("ssim", 300.0)])
-def test_guidance_holds_the_image(distance: AnchorDistance, scale: float):
+def test_guidance_keeps_output_close_to_the_image(distance: AnchorDistance, scale: float):
     x, noise = blobs(16), Noise.of(0, range(16))
     options: dict[str, Any] = {
         "t": 0.1,
@@ -101,7 +101,7 @@ def test_guidance_holds_the_image(distance: AnchorDistance, scale: float):
     assert float(held) < 0.95 * float(free)
 
 
-def test_the_release_s_start_is_one_step_late():
+def test_extra_noise_step_adds_noise_as_in_the_released_code():
     early, late = (
         GDMP(mixture(schedule=Discrete()), extra_noise_step=late) for late in (False, True)
     )
@@ -112,6 +112,6 @@ def test_the_release_s_start_is_one_step_late():
     assert not torch.equal(early(x, noise), late(x, noise))
 
 
-def test_the_chain_limits_the_steps():
+def test_chain_limits_the_number_of_steps():
     with pytest.raises(ValueError, match="steps must be at most 36"):
         GDMP(mixture(), steps=37)

@@ -1,4 +1,4 @@
-"""Gradual purification: DiffPure after DiffPure."""
+"""Tests of gradual purification: several DiffPure passes in a row."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ X = torch.stack([Blobs(3)[i][0] for i in range(3)]).double()
 NOISE = Noise.of(0, range(3))
 
 
-def test_it_is_diffpure_after_diffpure():
+def test_gradual_equals_consecutive_diffpure_passes():
     pure = Gradual(mixture(), passes=[(0.03, 2), (0.1, 5)], sampler="ddim", eta=0.5)
     first, second = (
         DiffPure(mixture(), t=t, steps=steps, sampler="ddim", eta=0.5)
@@ -23,13 +23,15 @@ def test_it_is_diffpure_after_diffpure():
     assert pure.pixel_noise == second.pixel_noise
 
 
-def test_the_paper_s_passes():
+def test_default_passes_match_the_paper():
     assert [steps for _, steps in CIFAR] == [30, 30, 30, 30, 50, 50, 125, 125]
-    assert all(round(1000 * t) == steps for t, steps in CIFAR)  # every step of the chain
+    assert all(
+        round(1000 * t) == steps for t, steps in CIFAR
+    )  # each pass takes every step of the chain
     assert len(Gradual(mixture()).passes) == 8
 
 
-def test_mistakes_are_told():
+def test_invalid_passes_are_refused():
     with pytest.raises(ValueError, match="at least one pair"):
         Gradual(mixture(), passes=[])
     with pytest.raises(ValueError, match="pass 1: steps must be at most 50"):

@@ -1,4 +1,4 @@
-"""The Langevin-like purifier of DiffPure's release."""
+"""Tests of the Langevin-like purifier from DiffPure's released code."""
 
 import math
 
@@ -16,8 +16,8 @@ X = 0.5 + 0.1 * Noise.of(0, range(4)).normal(torch.empty(4, 1, 2, 2)).double()
 NOISE = Noise.of(1, range(4))
 
 
-def test_the_release_s_recursion_where_data_are_one_gaussian():
-    """The drift by hand: the score of N(alpha 0.2, alpha^2 0.25 + sigma^2) at t = 0.01."""
+def test_recursion_matches_the_released_code_for_gaussian_data():
+    """The drift uses the score of N(alpha 0.2, alpha^2 0.25 + sigma^2) at t = 0.01."""
     purify = Langevin(Mixture(torch.full((1, 1, 2, 2), 0.2, dtype=torch.float64), 0.5))
     now = VP()(torch.tensor(0.01, dtype=torch.float64))
     variance = now.alpha**2 * 0.25 + now.sigma**2
@@ -28,12 +28,12 @@ def test_the_release_s_recursion_where_data_are_one_gaussian():
     assert torch.allclose(purify(X, NOISE), (z + 1) / 2, atol=1e-12)
 
 
-def test_the_anchor_alone_is_a_blur_of_known_deviation():
-    """Without a score: an Ornstein-Uhlenbeck process, the docstring's 0.126 in continuous time."""
+def test_anchor_without_score_has_ornstein_uhlenbeck_moments():
+    """Without a score, this is an Ornstein-Uhlenbeck process with deviation 0.126 in continuous time."""
 
     class Nothing(Mixture):
         def forward(self, x_t, t, label=None):
-            return x_t / self.schedule(t.double()).alpha  # of this the score is 0
+            return x_t / self.schedule(t.double()).alpha  # an estimate whose score is 0
 
     model = Nothing(torch.zeros(1, 1, 100, 100).double(), 1.0)
     x = torch.full((1, 1, 100, 100), 0.7).double()
@@ -42,6 +42,6 @@ def test_the_anchor_alone_is_a_blur_of_known_deviation():
     assert float(out.std()) == pytest.approx(math.sqrt(0.025 * (1 - math.exp(-1))), rel=0.03)
 
 
-def test_an_anchor_that_is_too_strong_is_refused():
+def test_too_strong_anchor_is_refused():
     with pytest.raises(ValueError, match="the anchor overshoots"):
         Langevin(mixture(), sigma2=1e-6)

@@ -1,4 +1,4 @@
-"""Likelihood maximization where the denoiser is linear, and everything has a closed form."""
+"""Tests of likelihood maximization, mostly with a linear denoiser, which gives closed forms."""
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ from unfool.toy.blobs import Blobs, mixture
 X = torch.stack([Blobs(3)[i][0] for i in range(3)]).double()
 NOISE = Noise.of(0, range(3))
 GAUSSIAN = Mixture(torch.full((1, 1, 4, 4), 0.2, dtype=torch.float64), 0.5)
-DARK = Mixture(torch.full((1, 1, 4, 4), -1.2, dtype=torch.float64), 0.5)  # draws images below 0
+DARK = Mixture(torch.full((1, 1, 4, 4), -1.2, dtype=torch.float64), 0.5)  # pulls images below 0
 LIGHT = Mixture(-DARK.means, 0.5)
 
 
 def loss_gradient(z: torch.Tensor) -> torch.Tensor:
-    """Of |x_hat(alpha z + sigma eps) - z|^2 at pixel noise 0.25, x_hat = m + k (x_t - alpha m)."""
+    """Gradient of |x_hat(alpha z + sigma eps) - z|^2, pixel noise 0.25, x_hat = m + k (x_t - alpha m)."""
     t = torch.tensor(time_of_noise(VP(), 0.25), dtype=torch.float64)
     _, alpha, sigma, _ = VP()(t)
     k = alpha * 0.25 / (alpha**2 * 0.25 + sigma**2)
@@ -28,7 +28,7 @@ def loss_gradient(z: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "gradient", "momentum"])
-def test_one_step_in_closed_form(optimizer):
+def test_one_step_matches_closed_form(optimizer):
     options = {"steps": 1, "low": 0.25, "high": 0.25, "step_size": 0.01, "optimizer": optimizer}
     out = LikelihoodMaximization(GAUSSIAN, **options)(X, NOISE)
     gradient = loss_gradient(2 * X - 1)
@@ -36,8 +36,8 @@ def test_one_step_in_closed_form(optimizer):
     assert torch.allclose(out, X - 0.01 * move, atol=1e-7)
 
 
-def test_adam_is_torch_s():
-    """Three steps beside `torch.optim.Adam`, on the same noise."""
+def test_adam_matches_torch():
+    """Compare three steps with `torch.optim.Adam` on the same noise."""
     times, states = [], []
 
     class Spy(Mixture):
@@ -60,11 +60,11 @@ def test_adam_is_torch_s():
     assert torch.allclose(2 * out - 1, z.detach(), atol=1e-6)
     low, high = (time_of_noise(VP(), sigma) for sigma in (0.2, 0.3))
     assert all(((t >= low) & (t <= high)).all() for t in times)
-    assert len({float(t) for stack in times for t in stack}) == 9  # of each image and step
+    assert len({float(t) for stack in times for t in stack}) == 9  # one for each image and step
 
 
-def test_momentum_in_a_ball_is_written_out():
-    """Four steps by hand, where some pixels meet the ball, some the edge of [0, 1], and some neither."""
+def test_momentum_in_a_ball_matches_explicit_steps():
+    """Four explicit steps, in which pixels reach the ball, the edge of [0, 1], or neither."""
     options = {"steps": 4, "low": 0.25, "high": 0.25, "step_size": 0.012, "optimizer": "momentum"}
     x = X.clone()
     x[:, :, 0], x[:, :, 1] = 0.0, 0.02
@@ -85,7 +85,7 @@ def test_momentum_in_a_ball_is_written_out():
 
 @pytest.mark.parametrize("world", [DARK, LIGHT])
 @pytest.mark.parametrize("optimizer", ["adam", "gradient", "momentum"])
-def test_in_a_ball_an_image_stays_near_itself_and_an_image(optimizer, world):
+def test_ball_constraint_keeps_output_near_the_image_and_in_range(optimizer, world):
     x = X.clone()
     for row, value in enumerate((0.0, 1.0, 0.01, 0.99)):
         x[:, :, row, :3] = value
@@ -102,8 +102,8 @@ def test_in_a_ball_an_image_stays_near_itself_and_an_image(optimizer, world):
     assert bool(((far < 0) | (far > 1)).any())
 
 
-def test_the_paper_s_form_makes_an_image_likelier():
-    """Blobs with pixels turned by 8/255: log p of the mixture, in closed form, for each of 16."""
+def test_published_settings_raise_the_likelihood():
+    """For 16 blobs with pixels perturbed by 8/255, compare log p of the mixture in closed form."""
     data, model, noise = Blobs(16), mixture(), Noise.of(0, range(16))
     x = torch.stack([data[i][0] for i in range(16)])
     x = (x + 8 / 255 * noise.normal(x).sign()).clamp(0, 1)
@@ -119,13 +119,13 @@ def test_the_paper_s_form_makes_an_image_likelier():
     assert float(gained.mean()) > 1
 
 
-def test_an_image_comes_nearer_to_the_data():
-    far = torch.full((3, 1, 4, 4), 0.95, dtype=torch.float64)  # data: 0.6 +- 0.25
+def test_purification_moves_images_toward_the_data():
+    far = torch.full((3, 1, 4, 4), 0.95, dtype=torch.float64)  # the data are 0.6 +- 0.25
     out = LikelihoodMaximization(GAUSSIAN, steps=10, step_size=0.02)(far, NOISE)
     assert (out.mean((1, 2, 3)) < 0.9).all()
 
 
-def test_a_network_with_attention_works():
+def test_network_with_attention_has_a_gradient():
     seed_torch(0, "attention")
     model = unet(channels=1, size=8, widths=(8, 8), groups=4, attention=(1,))
     x = torch.full((1, 1, 8, 8), 0.5, requires_grad=True)
@@ -141,20 +141,20 @@ def test_a_network_with_attention_works():
         ({"high": 100.0}, "sigma must be above 0 and at most 76"),
     ],
 )
-def test_mistakes_are_told(options, words: str):
+def test_invalid_options_are_refused(options, words: str):
     with pytest.raises(ValueError, match=words):
         LikelihoodMaximization(mixture(), **options)
 
 
-def test_a_ball_of_pixels_is_refused_where_there_are_none():
+def test_ball_of_pixels_is_refused_for_latent_models():
     latent = mixture()
     latent.resizes = True
     with pytest.raises(ValueError, match="leave eta out"):
         LikelihoodMaximization(latent, eta=8 / 255)
 
 
-def test_the_gradient_of_momentum_is_that_of_the_identity():
-    """As the page says: 1 for a pixel, and 0 for one that a clamp holds at 0 or 1."""
+def test_gradient_of_momentum_is_that_of_a_clamped_identity():
+    """As documented, it is 1 for a pixel, and 0 for a pixel that is clamped to 0 or 1."""
     x = X.clone()
     x[:, :, 0], x[:, :, 1] = 0.0, 1.0
     x.requires_grad_()

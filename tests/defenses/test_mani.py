@@ -1,4 +1,4 @@
-"""Forward noise that is shaped by the image's spectrum."""
+"""Tests of forward noise that is shaped by the image's spectrum."""
 
 import pytest
 import torch
@@ -13,14 +13,14 @@ X, NOISE = blobs(), Noise.of(1, range(4))
 
 
 @pytest.mark.parametrize("plain", [{"gamma": 0}, {"bands": 1, "gamma": 2}])
-def test_weights_that_are_all_equal_are_diffpure(plain):
+def test_equal_weights_give_plain_diffpure(plain):
     bare = DiffPure(mixture(), t=0.2, steps=4, sampler="ddpm")
     shaped = DiffPure(mixture(), t=0.2, steps=4, sampler="ddpm", shaping=Spectrum(**plain))
     assert torch.allclose(shaped(X, NOISE), bare(X, NOISE), atol=1e-12)
 
 
-def test_noise_avoids_where_the_image_is_and_keeps_its_size():
-    """A slow wave: in its own band the noise is less than in any other."""
+def test_noise_avoids_the_image_spectrum_and_keeps_its_power():
+    """For a slow wave, the noise in the wave's own band is weaker than in any other band."""
     place = torch.arange(16, dtype=torch.float64) * 2 * torch.pi / 16
     images = 0.5 * torch.cos(place).expand(400, 1, 16, 16)
     eps = Noise.of(3, range(400)).normal(images)
@@ -35,7 +35,7 @@ def test_noise_avoids_where_the_image_is_and_keeps_its_size():
     assert float(power[8, 8] / power[0, 1]) == pytest.approx(float(share), rel=0.4)
 
 
-def test_gradients_are_exact_and_go_through_the_spectrum():
+def test_gradients_are_exact_and_pass_through_the_spectrum():
     shape, eps = Spectrum(bands=3), NOISE.normal(X)[:1, :1]
     x = X[:1, :1].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: shape(eps, z), (x,))
@@ -43,7 +43,7 @@ def test_gradients_are_exact_and_go_through_the_spectrum():
     assert float(slope.abs().max()) > 0
 
 
-def test_black_images_get_finite_noise():
+def test_black_images_get_finite_noise_and_gradients():
     x = torch.full((1, 1, 4, 4), -1.0, requires_grad=True)
     out = Spectrum()(Noise.of(0, [0]).normal(x), x)
     (slope,) = torch.autograd.grad(out.square().sum(), x)

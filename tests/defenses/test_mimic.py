@@ -1,4 +1,4 @@
-"""The guide of MimicDiffusion, by steps worked out by hand."""
+"""Tests of the guide of MimicDiffusion against explicit steps."""
 
 import pytest
 import torch
@@ -18,8 +18,8 @@ def scales(t: float):
 
 
 @pytest.mark.parametrize("through", [True, False])
-def test_it_moves_the_mean_of_a_ddpm_step_as_the_release_does(through: bool):
-    """One pixel of one Gaussian: x_hat = gain x_t + rest; the last step from 0.1 to the clean image."""
+def test_guide_moves_the_ddpm_mean_as_in_the_released_code(through: bool):
+    """For one Gaussian pixel, x_hat = gain x_t + rest; the step goes from t = 0.1 to the clean image."""
     guide = Mimic(scale=3.0, reference_batch_size=2, through=through)
     x, noise = torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64), Noise.of(5, [0])
     bare = DiffPure(world(0.5), t=0.1, steps=1, sampler="ddpm")
@@ -33,7 +33,7 @@ def test_it_moves_the_mean_of_a_ddpm_step_as_the_release_does(through: bool):
         assert float(2 * purify(x, noise) - 1) == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_a_step_in_the_middle_moves_as_far():
+def test_guide_moves_an_intermediate_step_by_the_expected_amount():
     guide = Mimic(scale=3.0, reference_batch_size=2, through=False)
     options = {"t": 0.1, "steps": 2, "sampler": "ddpm"}
     x, noise = torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64), Noise.of(5, [0])
@@ -45,7 +45,7 @@ def test_a_step_in_the_middle_moves_as_far():
     assert float(moved.abs()) == pytest.approx(3.0 / 2, rel=1e-9)  # alpha times sign / alpha
 
 
-def test_no_scale_is_diffpure_and_some_brings_the_outcome_to_the_image():
+def test_zero_scale_is_diffpure_and_larger_scale_approaches_the_image():
     bare = DiffPure(mixture(), t=0.5, steps=10, sampler="ddpm")
     none = DiffPure(mixture(), t=0.5, steps=10, sampler="ddpm", guide=Mimic(scale=0))
     some = DiffPure(mixture(), t=0.5, steps=10, sampler="ddpm", guide=Mimic(scale=10))
@@ -53,6 +53,6 @@ def test_no_scale_is_diffpure_and_some_brings_the_outcome_to_the_image():
     assert float((some(X, NOISE) - X).abs().mean()) < float((bare(X, NOISE) - X).abs().mean())
 
 
-def test_heun_takes_no_guide():
+def test_heun_refuses_the_guide():
     with pytest.raises(ValueError, match="heun"):
         DiffPure(mixture(), t=0.3, steps=4, sampler="heun", guide=Mimic())(X, NOISE)

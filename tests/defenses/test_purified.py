@@ -1,4 +1,4 @@
-"""A defense is a classifier; its votes depend on images and draws alone."""
+"""Tests of a classifier behind a purifier, and of votes, which depend on images and draws only."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ X = NOISE.child("x").uniform(torch.zeros(3, 1, 4, 4))
 
 
 class Recorder:
-    """Remembers what it was asked and answers with a function of it."""
+    """A callable that records its inputs and returns a given function of them."""
 
     def __init__(self, answer):
         self.answer, self.asked = answer, []
@@ -26,7 +26,7 @@ class Recorder:
         return self.answer(x, noise)
 
 
-def test_streams_have_the_names_they_are_known_by():
+def test_noise_streams_have_their_documented_names():
     purifier = Recorder(lambda x, noise: x + 1)
     classifier = Recorder(lambda x, noise: x.flatten(1))
     logits = Purified(classifier, purifier)(X, NOISE)
@@ -39,7 +39,7 @@ def test_streams_have_the_names_they_are_known_by():
     assert classify == NOISE.child("classify")
 
 
-def test_behind_another_purifier_it_is_the_same_classifier():
+def test_with_purifier_keeps_the_classifier_and_the_noise_streams():
     classifier = Recorder(lambda x, noise: x.flatten(1))
     model = Purified(classifier, Recorder(lambda x, noise: x + 1))
     other = model.with_purifier(lambda x, noise: x + noise.normal(x))
@@ -50,7 +50,7 @@ def test_behind_another_purifier_it_is_the_same_classifier():
     assert classifier.asked[-1][1] == NOISE.child("classify")
 
 
-def test_parts_that_are_modules_are_found_as_such():
+def test_parts_that_are_modules_are_registered_as_submodules():
     purify = DiffPure(mixture(), steps=2)
     model = Purified(bayes(), purify)
     names = dict(model.named_buffers())
@@ -60,7 +60,7 @@ def test_parts_that_are_modules_are_found_as_such():
 
 
 class Noisy(nn.Module):
-    """Three logits of pure noise and a little of the image; keeps count of what it was given."""
+    """A classifier whose three logits are pixels plus noise; records its batch sizes."""
 
     def __init__(self, rows: int | None = None):
         super().__init__()
@@ -73,17 +73,17 @@ class Noisy(nn.Module):
         return x.flatten(1)[:, :3] + noise.child("classify").normal(x.flatten(1)[:, :3])
 
 
-def test_vote_i_is_the_choice_on_stream_i():
+def test_vote_i_is_the_prediction_on_stream_i():
     chosen = predict_draws(Noisy(), X, NOISE, 9)
     assert chosen.shape == (3, 9)
     for i in range(9):
         logits = Noisy()(X, NOISE.child("vote", i))
         assert torch.equal(chosen[:, i], logits.argmax(1))
-    assert len(chosen.unique()) == 3  # the draws do differ
+    assert len(chosen.unique()) == 3  # the draws differ
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7, 100])
-def test_votes_do_not_depend_on_how_many_go_together(rows: int):
+def test_votes_do_not_depend_on_the_batch_size(rows: int):
     model = Noisy()
     assert torch.equal(
         predict_draws(Batched(model, rows), X, NOISE, 10), predict_draws(Noisy(), X, NOISE, 10)
@@ -92,7 +92,7 @@ def test_votes_do_not_depend_on_how_many_go_together(rows: int):
     assert max(model.sizes) <= rows
 
 
-def test_votes_do_not_depend_on_the_batch_nor_on_how_many_are_cast():
+def test_votes_do_not_depend_on_other_images_or_the_number_of_votes():
     chosen = predict_draws(Noisy(), X, NOISE, 10)
     order = [2, 0]
     assert torch.equal(predict_draws(Noisy(), X[order], NOISE.take(order), 10), chosen[order])
@@ -101,16 +101,16 @@ def test_votes_do_not_depend_on_the_batch_nor_on_how_many_are_cast():
         assert torch.equal(predict_draws(Noisy(2), X[i : i + 1], NOISE.take([i]), 10)[0], chosen[i])
 
 
-def test_a_purifier_that_changes_the_shape_is_told():
+def test_purifier_that_changes_the_shape_is_refused():
     model = Purified(bayes(), lambda x, noise: x[:, :, 1:])
     with pytest.raises(ValueError, match="the purifier must return images of the shape"):
         model(torch.zeros(2, 1, 4, 4), Noise.of(0, range(2)))
 
 
-def test_votes_of_a_real_defense_do_not_depend_on_the_batch_either():
+def test_votes_of_a_real_defense_do_not_depend_on_the_batch():
     data = Blobs(6)
     x = torch.stack([data[i][0] for i in range(6)])
-    x = 0.5 + 0.02 * (x - 0.5)  # nearly on the border, so that draws disagree
+    x = 0.5 + 0.02 * (x - 0.5)  # near the decision boundary, so that draws disagree
     model, noise = Purified(bayes(), DiffPure(mixture(), t=0.3, steps=5)), Noise.of(0, range(6))
     chosen = predict_draws(model, x, noise, 12)
     assert 0.1 < float(chosen.double().mean()) < 0.9
@@ -119,7 +119,7 @@ def test_votes_of_a_real_defense_do_not_depend_on_the_batch_either():
     assert torch.equal(predict_draws(model, x[order], noise.take(order), 12), chosen[order])
 
 
-def test_votes_keep_no_graph():
+def test_voting_builds_no_graph():
     seen = []
 
     def model(x, noise):
@@ -131,11 +131,11 @@ def test_votes_keep_no_graph():
     assert not any(seen)
 
 
-def test_majority():
+def test_majority_vote_breaks_ties_by_the_lowest_class():
     chosen = torch.tensor(
         [
             [2, 2, 1, 0],
-            [1, 1, 2, 2],  # equals: the lowest
+            [1, 1, 2, 2],  # a tie: the lowest class wins
             [3, 2, 1, 0],
             [3, 3, 3, 3],
             [0, 3, 3, 0],

@@ -1,4 +1,4 @@
-"""A purifier for images of another size than its denoiser's."""
+"""Tests of a purifier for images of a size that differs from its denoiser's."""
 
 import pytest
 import torch
@@ -14,19 +14,19 @@ X = 0.5 + 0.1 * Noise.of(1, range(3)).normal(torch.empty(3, 1, 7, 7)).double()
 INSIDE = DiffPure(mixture(), t=0.1, steps=4)  # of 4 x 4 images
 
 
-def test_it_purifies_at_the_denoiser_s_size():
+def test_images_are_purified_at_the_size_of_the_denoiser():
     up = F.interpolate(X, size=(4, 4), mode="bilinear", align_corners=False)
     pure = F.interpolate(INSIDE(up, NOISE), size=(7, 7), mode="bilinear", align_corners=False)
     assert torch.equal(Resized(INSIDE)(X, NOISE), pure)
     assert torch.equal(Resized(INSIDE, size=4)(X, NOISE), pure)
 
 
-def test_images_of_that_size_are_left_alone():
+def test_images_of_that_size_are_not_resized():
     x = X[:, :, :4, :4]
     assert torch.equal(Resized(INSIDE)(x, NOISE), INSIDE(x, NOISE))
 
 
-def test_walk_is_the_purifier_s_own_if_it_has_one():
+def test_walk_exists_if_the_inner_purifier_has_one():
     states = list(Resized(INSIDE).walk(X, NOISE))
     assert len(states) == 5
     assert states[0][1].shape == X.shape
@@ -34,7 +34,7 @@ def test_walk_is_the_purifier_s_own_if_it_has_one():
     assert not hasattr(Resized(lambda x, noise: x, size=4), "walk")
 
 
-def test_mistakes_are_told():
+def test_invalid_options_are_refused():
     with pytest.raises(ValueError, match="images of 4 x 4"):
         Resized(INSIDE, size=8)
     with pytest.raises(ValueError, match="set `size`"):

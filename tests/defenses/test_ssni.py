@@ -1,4 +1,4 @@
-"""Each image at a t* of its own: by score norms, and DiffPure at given times."""
+"""Tests of noise levels: each image gets its own t*, given or computed from score norms."""
 
 import math
 
@@ -24,7 +24,7 @@ EASY = {"center": 1.0, "width": 1.0, "levels": 3}
 
 
 def given(x, t, noise):
-    """The time OWN[i] for the image whose noise has the key number i."""
+    """Return the time OWN[i] for image i, which is found by the key of its noise."""
     places = [NOISE.child("forward", "level").keys.index(key) for key in noise.keys]
     return x.new_tensor([OWN[place] for place in places])
 
@@ -35,7 +35,7 @@ def constant(x, t, noise):
 
 @pytest.mark.parametrize("sampler", ["sde", "ddpm", "ddim", "ode"])
 @pytest.mark.parametrize("schedule", [VP(), Discrete(1000)])
-def test_one_t_for_all_is_diffpure(sampler: str, schedule):
+def test_constant_noise_level_equals_diffpure(sampler: str, schedule):
     options = {"t": 0.2, "steps": 5, "sampler": sampler}
     model = mixture()
     model = Mixture(model.means.double(), 0.1, schedule)
@@ -45,27 +45,27 @@ def test_one_t_for_all_is_diffpure(sampler: str, schedule):
     assert torch.allclose(DiffPure(model, noise_level=wide, **options)(X, NOISE), found, atol=1e-9)
 
 
-def test_images_of_several_t_are_each_diffpure_at_its_own():
-    """Of ten even steps, so that the chain has each of them."""
+def test_images_with_different_times_equal_diffpure_at_each_time():
+    """Use ten even steps, all of which the chain has."""
     for sampler in ("sde", "ddpm"):
         found = DiffPure(mixture(), t=0.3, steps=10, sampler=sampler, noise_level=given)(X, NOISE)
         for i, t in enumerate(OWN):
             alone = DiffPure(mixture(), t=t, steps=10, sampler=sampler)
-            # the sde ends at 1e-5 for all
+            # the SDE ends at 1e-5 for all
             assert torch.allclose(found[i : i + 1], alone(X[i : i + 1], NOISE.take([i])), atol=1e-9)
 
 
 @pytest.mark.parametrize("level", [given, ScoreNorm(mixture(), **EASY)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_image_has_the_same_bits_in_a_batch_of_other_t_as_alone(level, dtype):
+def test_output_is_bitwise_the_same_in_a_batch_with_other_times(level, dtype):
     x, purify = X.to(dtype), DiffPure(mixture(), t=0.2, steps=5, sampler="ddpm", noise_level=level)
     whole = purify(x, NOISE)
     for i in range(4):
         assert torch.equal(whole[i : i + 1], purify(x[i : i + 1], NOISE.take([i])))
 
 
-def test_the_norm_of_one_gaussian_in_closed_form():
-    """At each level the score of N(0.2 alpha, alpha^2 0.25 + sigma^2), at the draw of that level."""
+def test_score_norm_of_one_gaussian_matches_closed_form():
+    """Each level uses the score of N(0.2 alpha, alpha^2 0.25 + sigma^2) at its own draw."""
     x, noise = torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64), Noise.of(5, [0])
     total = 0.0
     for i, t in enumerate((0.01, 0.02)):
@@ -92,7 +92,7 @@ def test_images_farther_from_the_data_get_more_noise():
 
 @pytest.mark.parametrize("sampler", ["sde", "ddpm", "ddim", "ode"])
 @pytest.mark.parametrize("shape", ["sigmoid", "linear"])
-def test_gradients_are_exact_and_go_through_t(sampler: SamplerName, shape):
+def test_gradients_are_exact_and_include_the_noise_level(sampler: SamplerName, shape):
     level = ScoreNorm(mixture(), center=4.0, width=8.0, levels=2, shape=shape)
     purify = DiffPure(mixture(), t=0.3, steps=4, sampler=sampler, noise_level=level)
     x = (0.5 + 0.6 * (X - 0.5)).clone()
@@ -112,8 +112,8 @@ def test_gradients_are_exact_and_go_through_t(sampler: SamplerName, shape):
 
 
 @pytest.mark.parametrize("graphs", [0, 2, 4])
-def test_gradients_are_exact_beside_a_guide_and_a_correction_that_see_the_image(graphs: int):
-    """The times are made of the image, which the steps use as well: neither is counted twice."""
+def test_gradients_are_exact_with_guide_and_correction_of_the_image(graphs: int):
+    """Both the times and the steps depend on the image, and neither gradient is counted twice."""
     purify = DiffPure(
         mixture(),
         t=0.3,
@@ -128,9 +128,9 @@ def test_gradients_are_exact_beside_a_guide_and_a_correction_that_see_the_image(
         assert_gradient(lambda x: purify(x, NOISE), X)
 
 
-def test_on_a_chain_times_are_its_steps_and_the_gradient_is_finite():
+def test_discrete_chain_gives_finite_outputs_and_gradients():
     model = Mixture(mixture().means.double(), 0.1, Discrete(100))
-    shallow = ScoreNorm(model, center=1e4, width=1.0, levels=2)  # the least noise there is
+    shallow = ScoreNorm(model, center=1e4, width=1.0, levels=2)  # the smallest possible noise
     x = X.clone().requires_grad_()
     out = DiffPure(model, t=0.3, steps=5, sampler="ddpm", noise_level=shallow)(x, NOISE)
     (slope,) = torch.autograd.grad(out.sum(), x)
@@ -138,7 +138,7 @@ def test_on_a_chain_times_are_its_steps_and_the_gradient_is_finite():
     assert bool(slope.isfinite().all())
 
 
-def test_fewer_steps_are_taken_on_noise_of_their_own():
+def test_fewer_steps_require_independent_noise():
     purify = DiffPure(
         mixture(), t=0.2, steps=10, sampler="ddpm", noise_level=ScoreNorm(mixture(), **EASY)
     )
@@ -155,12 +155,12 @@ def test_fewer_steps_are_taken_on_noise_of_their_own():
         (lambda x, t, noise: x.new_full((1,), 0.1), r"\(1,\) for 4 images"),
     ],
 )
-def test_a_noise_level_gives_one_time_for_each_image(level, words: str):
+def test_noise_level_must_return_one_valid_time_per_image(level, words: str):
     with pytest.raises(ValueError, match=words):
         DiffPure(mixture(), noise_level=level)(X, NOISE)
 
 
-def test_heun_and_the_adjoint_have_no_noise_levels():
+def test_heun_and_the_adjoint_refuse_noise_levels():
     with pytest.raises(ValueError, match="heun"):
         DiffPure(mixture(), t=0.2, steps=5, sampler="heun", noise_level=constant)
     with pytest.raises(ValueError, match="noise level"):

@@ -1,4 +1,4 @@
-"""The adjoint gradient of DiffPure's release: the same values, and a gradient that is not exact."""
+"""Tests of the adjoint from DiffPure's released code: equal outputs, but an inexact gradient."""
 
 import builtins
 import importlib
@@ -19,7 +19,7 @@ START = CURVED.means[1:2] + 0.3 * Noise.of(5, [1]).normal(PULL)  # between two o
 
 
 def both(model: Mixture, steps: int, t: float = 0.02):
-    """Values and gradients of the exact way and of the adjoint, on the same noise."""
+    """Return outputs and gradients of the exact method and of the adjoint, on the same noise."""
     found = []
     for way in (
         lambda z, times, noise: reverse(model, z, times, noise, step=euler_maruyama),
@@ -31,10 +31,10 @@ def both(model: Mixture, steps: int, t: float = 0.02):
     return found
 
 
-def test_the_same_values_and_nearly_the_same_gradient_as_the_step_goes_to_zero():
+def test_adjoint_output_is_equal_and_its_gradient_error_falls_with_step_size():
     pytest.importorskip("torchsde", reason="the adjoint needs torchsde (the extra `adjoint`)")
     errors = []
-    for steps in (20, 100):  # of 0.001, as in the release, and of 0.0002
+    for steps in (20, 100):  # steps of 0.001, as in the released code, and of 0.0002
         out, exact, same, adjoint = both(CURVED, steps)
         assert torch.equal(out, same)
         errors.append(1 - float(cosine_similarity(exact.flatten(1), adjoint.flatten(1))))
@@ -42,8 +42,8 @@ def test_the_same_values_and_nearly_the_same_gradient_as_the_step_goes_to_zero()
     assert errors[1] < errors[0] / 3
 
 
-def test_of_one_gaussian_the_two_differ_by_the_scheme_alone():
-    """The slope is that of an affine map, so only the shifted grid tells: first order in the step."""
+def test_adjoint_gradient_is_nearly_exact_for_one_gaussian():
+    """The map is affine, so only the shifted time grid matters, which is first order in the step size."""
     pytest.importorskip("torchsde", reason="the adjoint needs torchsde (the extra `adjoint`)")
     one = Mixture(torch.full((1, 1, 3, 3), 0.2, dtype=torch.float64), 0.5)
     _, exact, _, adjoint = both(one, 50, t=0.05)
@@ -51,19 +51,19 @@ def test_of_one_gaussian_the_two_differ_by_the_scheme_alone():
     assert not torch.allclose(exact, adjoint, rtol=1e-6, atol=0)
 
 
-def test_a_purifier_s_adjoint_has_its_values():
+def test_adjoint_of_a_purifier_has_the_same_output():
     pytest.importorskip("torchsde", reason="the adjoint needs torchsde (the extra `adjoint`)")
     purify, x = DiffPure(CURVED, t=0.02, steps=20), (START + 1) / 2
     noise = Noise.of(0, [1])
     assert torch.equal(purify.adjoint()(x, noise), purify(x, noise))
 
 
-def test_only_the_sde_has_one():
+def test_only_the_sde_sampler_has_an_adjoint():
     with pytest.raises(ValueError, match="sampler `sde`"):
         DiffPure(CURVED, sampler="ddpm").adjoint()
 
 
-def test_without_torchsde_it_says_what_to_install(monkeypatch):
+def test_missing_torchsde_is_reported_with_the_install_command(monkeypatch):
     def missing(name, *_):
         raise ImportError(name) if name == "torchsde" else builtins.__import__(name)
 

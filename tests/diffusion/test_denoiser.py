@@ -1,4 +1,4 @@
-"""Denoisers: every adapter says E[x_0 | x_t], and the toy one says it exactly."""
+"""Tests of denoisers: every adapter returns E[x_0 | x_t], which is exact for `Mixture`."""
 
 import math
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ EPS = NOISE.child("eps").normal(BLANK)
 
 
 class Oracle(nn.Module):
-    """Says what it was told to say, and remembers what it was asked."""
+    """A network that returns a given output and records its inputs."""
 
     def __init__(self, answer: torch.Tensor, wrap: bool = False):
         super().__init__()
@@ -34,9 +34,9 @@ class Oracle(nn.Module):
 @pytest.mark.parametrize("schedule", [VP(), Discrete(), Discrete(100, "cosine")])
 @pytest.mark.parametrize("time", [0.02, 0.1, 0.5, 0.93])
 @pytest.mark.parametrize("wrap", [False, True])
-def test_round_trips_of_noise_image_and_velocity(schedule, time: float, wrap: bool):
-    """From (x_0, noise) to x_t to the network's answer and back to x_0, for every parametrization
-    and every shape of times; and the score is the same by all."""
+def test_all_parameterizations_recover_the_image_and_the_score(schedule, time: float, wrap: bool):
+    """(x_0, noise) gives x_t and the network's output, which gives x_0 back, for every
+    parameterization and shape of times. All parameterizations give the same score."""
     for t in (torch.tensor(time), torch.full((5, 1, 1, 1), time, dtype=torch.float64)):
         _, alpha, sigma, _ = schedule(t.double())
         x_t = alpha * Z + sigma * EPS
@@ -56,14 +56,14 @@ def test_round_trips_of_noise_image_and_velocity(schedule, time: float, wrap: bo
 
 @pytest.mark.parametrize("noise", [0.05, 0.5, 5.0])
 @pytest.mark.parametrize("kind", ["subvp", "ve", "edm"])
-def test_a_network_of_another_sde_is_asked_at_the_same_noise(
+def test_network_of_another_sde_is_evaluated_at_the_same_noise(
     noise: float, kind: Literal["subvp", "ve", "edm"]
 ):
-    """A world of one Gaussian, whose noise each SDE's own network knows in closed form."""
+    """For Gaussian data, the network of each SDE has a closed form."""
     spread, x = 0.5, Z + noise * EPS
 
     def answer(inputs, told):
-        if kind == "edm":  # of unit variance: what is left to say of x_0 is nothing
+        if kind == "edm":  # inputs of unit variance, for which the ideal output is 0
             assert torch.allclose(inputs, x / math.hypot(noise, spread))
             return torch.zeros_like(inputs)
         if kind == "ve":
@@ -84,20 +84,20 @@ def test_a_network_of_another_sde_is_asked_at_the_same_noise(
     assert torch.allclose(x_hat, spread**2 / (spread**2 + noise**2) * x, rtol=1e-9, atol=1e-11)
 
 
-def test_a_learned_variance_is_split_off():
+def test_learned_variance_is_split_off():
     both = torch.cat([EPS, 7 + EPS], 1)
     t = torch.tensor(0.3)
     assert torch.equal(NetworkDenoiser(Oracle(both))(Z, t), NetworkDenoiser(Oracle(EPS))(Z, t))
 
 
-def test_a_network_without_a_null_class_needs_labels():
+def test_network_without_a_null_class_needs_labels():
     model = NetworkDenoiser(Oracle(Z), classes=10, null=False)
     with pytest.raises(ValueError, match="10 classes and no null class"):
         model(Z, torch.tensor(0.3))
     model(Z, torch.tensor(0.3), torch.zeros(5, dtype=torch.long))
 
 
-def test_perturb_is_x_t():
+def test_perturb_returns_x_t():
     model = NetworkDenoiser(Oracle(Z), predicts="image")
     t = torch.tensor(0.3, dtype=torch.float64)
     _, alpha, sigma, _ = VP()(t)
@@ -128,7 +128,7 @@ NOISE_AT_TENTH = math.sqrt(math.expm1(0.1 * 0.1 + 0.5 * 19.9 * 0.1**2))  # sigma
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_how_a_network_is_told_the_time(time, schedule, told: float, dtype):
+def test_network_receives_the_time_in_its_own_units(time, schedule, told: float, dtype):
     oracle = Oracle(Z.to(dtype))
     model = NetworkDenoiser(oracle, schedule=schedule, predicts="image", time=time)
     for t in (torch.tensor(0.1), torch.full((5, 1, 1, 1), 0.1)):
@@ -140,7 +140,7 @@ def test_how_a_network_is_told_the_time(time, schedule, told: float, dtype):
         assert asked.tolist() == pytest.approx([told] * 5, rel=1e-6)
 
 
-def test_every_index_is_a_whole_number_in_float32():
+def test_every_time_index_is_an_exact_integer_in_float32():
     oracle = Oracle(Z.float())
     model = NetworkDenoiser(oracle, schedule=Discrete(), predicts="image", time="index")
     for n in range(1, 1001):
@@ -150,7 +150,7 @@ def test_every_index_is_a_whole_number_in_float32():
     assert all(float(time[0]) == int(time[0]) for _, time, _ in oracle.asked)
 
 
-def test_images_of_one_batch_may_be_at_times_of_their_own():
+def test_images_of_one_batch_may_have_different_times():
     t = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)[:, None, None, None]
     oracle = Oracle(EPS)
     whole = NetworkDenoiser(oracle)(Z, t)
@@ -160,7 +160,7 @@ def test_images_of_one_batch_may_be_at_times_of_their_own():
         assert torch.allclose(whole[i], alone[0], atol=1e-14)
 
 
-def test_images_without_a_label_have_the_null_class():
+def test_images_without_a_label_get_the_null_class():
     oracle = Oracle(Z)
     model = NetworkDenoiser(oracle, predicts="image", classes=10)
     model(Z, torch.tensor(0.1))
@@ -169,7 +169,7 @@ def test_images_without_a_label_have_the_null_class():
     assert oracle.asked[-1][2].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_clip_is_off_unless_asked_for():
+def test_clipping_is_off_by_default():
     wide = 3 * Z
     t = torch.tensor(0.1)
     assert torch.equal(NetworkDenoiser(Oracle(wide), predicts="image")(Z, t), wide)
@@ -177,14 +177,14 @@ def test_clip_is_off_unless_asked_for():
     assert torch.equal(clipped, wide.clamp(-1, 1))
 
 
-def test_spaces_are_each_other_s_inverse_and_nothing_is_clamped():
+def test_encode_and_decode_are_inverse_and_do_not_clamp():
     model = NetworkDenoiser(Oracle(Z))
     x = torch.tensor([[[[-0.5, 0.0, 0.25, 1.0, 2.0]]]])
     assert model.encode(x).flatten().tolist() == [-2, -1, -0.5, 1, 3]
     assert torch.equal(model.decode(model.encode(x)), x)
 
 
-def test_an_unknown_prediction_is_refused():
+def test_unknown_prediction_and_time_are_refused():
     with pytest.raises(ValueError, match=r"noise, image, .*; not 'score'"):
         NetworkDenoiser(Oracle(Z), predicts="score")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"index, .*; not 'steps'"):
@@ -197,8 +197,8 @@ MEANS = Noise.of(1, range(3)).uniform(BLANK[:3]) * 2 - 1
 @pytest.mark.parametrize("schedule", [VP(), Discrete()])
 @pytest.mark.parametrize("time", [0.01, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("label", [None, torch.tensor([0, 1, 2, 2, 0])])
-def test_mixture_is_tweedie_s_of_the_exact_density(schedule, time: float, label):
-    """x_hat = (x_t + sigma^2 grad log p(x_t)) / alpha, with the density written down here."""
+def test_mixture_matches_tweedies_formula_for_the_exact_density(schedule, time: float, label):
+    """x_hat = (x_t + sigma^2 grad log p(x_t)) / alpha, with the density written out below."""
     spread, t = 0.3, torch.tensor(time, dtype=torch.float64)
     _, alpha, sigma, _ = schedule(t)
     x_t = (alpha * MEANS[[0, 1, 2, 0, 1]] + sigma * EPS).requires_grad_()
@@ -215,7 +215,7 @@ def test_mixture_is_tweedie_s_of_the_exact_density(schedule, time: float, label)
     assert torch.allclose(model(x_t, each, label), expected, atol=1e-11 / float(alpha) ** 2)
 
 
-def test_mixture_of_images_at_times_of_their_own():
+def test_mixture_accepts_different_times_in_one_batch():
     model = Mixture(MEANS, 0.3)
     t = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.9], dtype=torch.float64)[:, None, None, None]
     alone = torch.cat([model(EPS[i : i + 1], t[i, 0, 0, 0]) for i in range(5)])

@@ -1,4 +1,4 @@
-"""The noise of a step is drawn while the step is computed: the same numbers, without a wait."""
+"""Tests of drawing a step's noise while the denoiser runs: the same noise, without waiting."""
 
 import time
 from typing import Any
@@ -19,7 +19,7 @@ X = Noise.of(0, range(3)).child("x").normal(torch.empty(3, 1, 4, 4))
 
 
 class Slow(Denoiser):
-    """A denoiser that takes its time, as a device does."""
+    """A slow denoiser, like one on a device."""
 
     schedule = VP()
 
@@ -37,7 +37,7 @@ def reversed_(step: Any) -> tuple[Tensor, float]:
 
 @pytest.fixture
 def slow_stream(monkeypatch):
-    """Drawing takes as long as the denoiser; returns how often it was done."""
+    """Make drawing as slow as the denoiser, and return a list with an entry per draw."""
     write, calls = noises._write, []
 
     def slowly(*of: Any) -> None:
@@ -59,7 +59,7 @@ def as_on_a_gpu(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("step", [reverses.euler_maruyama, Ancestral(), DDIM(0.5)])
-def test_a_device_does_not_wait_for_a_slow_stream(slow_stream, monkeypatch, step):
+def test_noise_is_drawn_while_the_denoiser_runs(slow_stream, monkeypatch, step):
     there, one_by_one = reversed_(step)
     asked = len(slow_stream)
     as_on_a_gpu(monkeypatch)
@@ -70,13 +70,13 @@ def test_a_device_does_not_wait_for_a_slow_stream(slow_stream, monkeypatch, step
 
 
 @pytest.mark.parametrize("step", [flow, DDIM(0.0)])
-def test_what_needs_no_noise_draws_none(slow_stream, monkeypatch, step):
+def test_deterministic_steps_draw_no_noise(slow_stream, monkeypatch, step):
     as_on_a_gpu(monkeypatch)
     reversed_(step)
     assert not slow_stream
 
 
-def test_a_gradient_is_the_same(monkeypatch):
+def test_drawing_ahead_does_not_change_the_gradient(monkeypatch):
     def gradient() -> Tensor:
         x = X.clone().requires_grad_()
         out = reverse(Slow(), x, even(0.1, 2), Noise.of(1, range(3)), step=Ancestral())
@@ -87,7 +87,7 @@ def test_a_gradient_is_the_same(monkeypatch):
     assert torch.equal(gradient(), there)
 
 
-def test_noise_drawn_ahead_is_the_noise():
+def test_noise_drawn_ahead_equals_the_noise():
     noise, like = Noise.of(2, range(3)), torch.empty(3, 2, 2)
     ahead = noise.drawn_ahead(like)
     assert torch.equal(ahead.normal(like), noise.normal(like))

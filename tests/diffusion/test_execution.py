@@ -1,4 +1,4 @@
-"""Other ways to execute a network: the same numbers, chosen by a trial that is remembered."""
+"""Tests of execution modes of a network: equal outputs, and a cached choice of the fastest."""
 
 import json
 from copy import deepcopy
@@ -41,7 +41,7 @@ X, T = Noise.of(0, range(2)).normal(torch.empty(2, 3, 8, 8)), torch.tensor(0.1)
 
 @pytest.fixture
 def backend(monkeypatch):
-    """torch.compile as far as the capture of the graph; the compiler behind it takes minutes."""
+    """Replace the backend of `torch.compile`, which takes minutes, by one that only captures graphs."""
     compile_, seen = torch.compile, []
 
     def compiled(forward, options):
@@ -57,7 +57,7 @@ def backend(monkeypatch):
     return seen
 
 
-def test_channels_last_changes_the_layout_and_no_number():
+def test_channels_last_changes_the_layout_but_not_the_output():
     plain, other = make(), make()
     run_as(other, "channels_last")
     network: Any = other.network
@@ -65,10 +65,10 @@ def test_channels_last_changes_the_layout_and_no_number():
     assert torch.allclose(plain(X, T), other(X, T), atol=1e-6)
 
 
-def test_a_compiled_network_says_the_same_and_has_second_derivatives(backend):
+def test_compiled_network_has_equal_outputs_and_second_derivatives(backend):
     plain, other = make(), make()
     execute(nn.ModuleDict({"denoiser": other}), "compiled", rows=2)
-    assert len(backend) == 1  # of a copy, to see that it says the same
+    assert len(backend) == 1  # one call of a copy, to compare its output
     assert torch.allclose(plain(X, T), other(X, T), atol=1e-6)
     assert backend == [{"freezing": True, "max_autotune": True}], "gradients are on"
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_a_compiled_network_says_the_same_and_has_second_derivatives(backend):
     assert list(plain.state_dict()) == list(other.state_dict())
 
 
-def test_a_chain_that_is_replayed_is_executed_one_way(backend):
+def test_chain_that_needs_a_gradient_is_not_compiled(backend):
     model, found = make(), []
     run_as(model, "compiled")
     for graphs in (0, 2, 3):
@@ -108,14 +108,14 @@ def test_a_chain_that_is_replayed_is_executed_one_way(backend):
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_upsampling_by_a_view_is_the_same_and_scatters_no_gradient(ours):
+def test_replaced_upsampling_is_equal_and_scatters_no_gradient(ours):
     seed_torch(0, "up")
     doubling = [nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3)]
     plain = nn.Sequential(*doubling) if ours else Upsample2D(4, use_conv=True)
     plain.requires_grad_(False)
     other = deepcopy(plain)
     execution.replace_upsampling(other)
-    execution.replace_upsampling(other)  # once is enough
+    execution.replace_upsampling(other)  # a second call changes nothing
     outs, gradients, scattered = [], [], []
     for module in (plain, other):
         torch._dynamo.reset()
@@ -130,7 +130,7 @@ def test_upsampling_by_a_view_is_the_same_and_scatters_no_gradient(ours):
 
 
 def watch(scattered: list[bool]) -> dict:
-    """The compilers of a backend that notes whether a way back is summed in place by index."""
+    """Return compilers of a backend that notes whether a backward pass uses `index_put`."""
 
     def back(graph, _):
         scattered.append(any("index_put" in str(node.target) for node in graph.graph.nodes))
@@ -144,13 +144,13 @@ def watch(scattered: list[bool]) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_gradient_of_a_compiled_unet_is_that_of_the_plain_one():
+def test_compiled_unet_matches_output_and_gradient_of_the_plain_one():
     seed_torch(0, "unet")
     model = unet(size=16, widths=(16, 16, 16), groups=4, patch=2, predicts="edm")
     plain = model.eval().requires_grad_(False)
     assert execution.relative_error_of(plain, "compiled", 2) < 1e-4
     compiled = deepcopy(plain)
-    execution.compile_network(compiled.network)  # as on a GPU, and in training
+    execution.compile_network(compiled.network)  # as on a GPU and in training
     found = []
     for model in (plain, compiled):
         x = Noise.of(0, range(2)).normal(torch.empty(2, 3, 16, 16)).requires_grad_()
@@ -160,7 +160,7 @@ def test_the_gradient_of_a_compiled_unet_is_that_of_the_plain_one():
         assert float((one - other).norm() / one.norm()) < 1e-4
 
 
-def test_trials_try_what_works_here(monkeypatch):
+def test_trials_skip_modes_that_fail(monkeypatch):
     def broken(forward, **options):
         raise RuntimeError("there is no compiler")
 
@@ -173,7 +173,7 @@ def test_trials_try_what_works_here(monkeypatch):
         assert trial.error < 1e-5
 
 
-def test_the_fastest_is_taken_and_remembered(monkeypatch, tmp_path, capsys):
+def test_fastest_accurate_mode_is_chosen_and_cached(monkeypatch, tmp_path, capsys):
     asked = []
     speeds = {"plain": (3.0, 0.0), "channels_last": (2.0, 1e-6), "compiled": (1.0, 0.5)}
 
@@ -183,7 +183,7 @@ def test_the_fastest_is_taken_and_remembered(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(execution, "trials", tried)
     memory = tmp_path / "deep" / "execution.json"
-    for _ in range(2):  # the compiled one is faster, and its numbers are not the same
+    for _ in range(2):  # the compiled mode is faster, but its error is too large
         assert choose(make(), 8, memory) == "channels_last"
     assert choose(make(), 4, memory) == "channels_last"
     assert asked == [8, 4]
@@ -198,10 +198,10 @@ def test_cuda_graphs_need_a_gpu():
     if not torch.cuda.is_available():
         with pytest.raises(SpecError, match="needs a GPU"):
             run_as(make(), "cuda_graphs")
-    execute(lambda x: x, "compiled", rows=2)  # what holds no network stays as it is
+    execute(lambda x: x, "compiled", rows=2)  # objects without a network stay unchanged
 
 
-def test_a_way_that_says_other_numbers_is_refused(monkeypatch):
+def test_mode_with_different_outputs_is_refused(monkeypatch):
     def wrong(denoiser, way):
         with torch.no_grad():
             next(denoiser.parameters()).mul_(1.1)

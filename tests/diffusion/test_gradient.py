@@ -1,4 +1,4 @@
-"""The gradient through the chain: exact, complete, and with one step in memory."""
+"""Tests of the gradient through the chain: exact, complete, and with one step in memory."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ BLANK = torch.zeros(3, *SHAPE, dtype=torch.float64)
 
 
 class Small(nn.Module):
-    """A nonlinear network of two convolutions that hears the time and, if given, the label."""
+    """A nonlinear network of two convolutions that depends on the time and, if given, the label."""
 
     def __init__(self, width: int = 4):
         super().__init__()
@@ -67,7 +67,7 @@ SAMPLERS = {
 
 
 def way_of(name: str, steps: int):
-    """A step, its schedule and the times."""
+    """Return a step, its schedule, and the times."""
     step, schedule = SAMPLERS[name]
     if step is not Heun:
         return step, schedule, times_of(schedule, steps)
@@ -80,7 +80,7 @@ def times_of(schedule, steps: int) -> torch.Tensor:
 
 
 def plainly(model, x, times, step, guide=None, label=None, correct=None):
-    """The loop of `reverse`, with nothing clever about it, for autograd to follow."""
+    """The loop of `reverse` written plainly, for autograd to follow."""
     scales = scales_along(model, times)
     for i in range(len(times) - 1):
         now, then, noise = scales[i], scales[i + 1], NOISE.child(i)
@@ -107,9 +107,9 @@ def same(one, other) -> bool:
 
 @pytest.mark.parametrize("steps", [1, 5, 20])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_gradient_is_that_of_plain_backpropagation(name: str, steps: int):
-    """With respect to the image, the trained weights, the labels' embedding and what a guide looks
-    at: here something computed from the first image, as in COUP."""
+def test_gradient_matches_plain_backpropagation(name: str, steps: int):
+    """Check gradients for the image, the trained weights, the label embedding, and an input of the
+    guide that is computed from the first image, as in COUP."""
     step, schedule, times = way_of(name, steps)
     model = make(schedule, trained=True, classes=2)
     start, weigh = NOISE.child("x").normal(BLANK), NOISE.child("weigh").normal(BLANK)
@@ -142,7 +142,7 @@ def test_gradient_is_that_of_plain_backpropagation(name: str, steps: int):
 
 
 class Toward:
-    """A guide that computes something of the image, and differentiates the estimate."""
+    """A guide that computes an anchor from the image and differentiates the estimate."""
 
     deep = True
 
@@ -156,7 +156,7 @@ class Toward:
 
 
 def swap(x_hat, x, now):
-    """A correction that mixes pixels, image and estimate, by the noise that there is."""
+    """A correction that mixes pixels of image and estimate in proportion to the noise."""
     return torch.tanh(x_hat) + now.sigma * (x * x_hat).roll(1, -1)
 
 
@@ -196,7 +196,7 @@ def test_gradient_through_corrections_and_guides_of_the_image_is_exact(name: str
         assert same(one, other)
 
 
-def test_a_correction_comes_before_the_guide_and_at_the_scales_of_the_answer():
+def test_correction_is_applied_before_the_guide_at_the_current_scales():
     model, seen, times = make(), [], even(0.1, 3)
 
     def correct(x_hat, x, now):
@@ -218,7 +218,7 @@ def test_a_correction_comes_before_the_guide_and_at_the_scales_of_the_answer():
 
 
 @pytest.mark.parametrize("looks", [{"correction": swap}, {"guide": Toward()}])
-def test_what_looks_at_the_image_must_be_given_it(looks):
+def test_corrections_and_guides_that_need_the_image_require_it(looks):
     with pytest.raises(ValueError, match="image"):
         reverse(make(), BLANK, even(0.1, 3), NOISE, step=flow, **looks)
 
@@ -227,14 +227,14 @@ def test_what_looks_at_the_image_must_be_given_it(looks):
     "wrong",
     [{"correction": lambda x_hat, x, now: x_hat[:, :1]}, {"guide": lambda *_: torch.ones(3)}],
 )
-def test_answers_of_another_shape_are_refused(wrong):
+def test_corrections_and_guides_of_wrong_shape_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         reverse(make(), BLANK, even(0.1, 3), NOISE, step=flow, image=BLANK, **wrong)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_gradient_is_the_slope(name: str):
-    """Central differences in float64, along random directions of image, weights and guide."""
+def test_gradient_matches_finite_differences(name: str):
+    """Central differences in float64, along random directions of image, weights, and guide."""
     step, schedule, times = way_of(name, 6)
     model = make(schedule, trained=True)
     anchor = NOISE.child("anchor").normal(BLANK).requires_grad_()
@@ -263,8 +263,8 @@ def test_gradient_is_the_slope(name: str):
         assert slope == pytest.approx(float((found * way).sum()), rel=1e-6)
 
 
-def test_weights_learn_through_the_chain_as_usual():
-    """backward() fills .grad, twice what it was at the second call."""
+def test_backward_accumulates_weight_gradients_through_the_chain():
+    """backward() accumulates in .grad, so a second call doubles it."""
     model = make(trained=True)
     totals = []
     for _ in range(2):
@@ -284,8 +284,8 @@ def test_frozen_weights_get_no_gradient():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_an_image_that_is_also_what_the_guide_looks_at():
-    """`other_inputs` may hold the very image that is carried: both ways to it count."""
+def test_image_that_the_guide_also_uses_gets_both_gradients():
+    """`other_inputs` may contain the chain's own image, and both gradients are added."""
     model, times = make(), even(0.1, 4)
 
     def run(go):
@@ -296,8 +296,8 @@ def test_an_image_that_is_also_what_the_guide_looks_at():
     assert same(mine, run(lambda x, g: plainly(model, x, times, flow, g)))
 
 
-def test_a_tensor_that_is_listed_twice_counts_once():
-    """As when a guide uses a trained weight of the denoiser itself."""
+def test_tensor_that_is_listed_twice_is_counted_once():
+    """This happens if a guide uses a trained weight of the denoiser."""
     model, times = make(trained=True), even(0.1, 3)
     assert isinstance(model.network, Small)
     bias = model.network.second.bias
@@ -314,7 +314,7 @@ def test_a_tensor_that_is_listed_twice_counts_once():
     assert same(mine, run(lambda x, g: plainly(model, x, times, flow, g)))
 
 
-def test_what_is_unused_gets_none_and_does_no_harm():
+def test_unused_tensors_get_no_gradient():
     x, unused = BLANK.clone().requires_grad_(), torch.ones(1, requires_grad=True)
     out = chain(lambda i, x_t: x_t + i, x, 4, other_inputs=(unused, torch.ones(2)))
     assert torch.equal(out, BLANK + 6)
@@ -323,13 +323,13 @@ def test_what_is_unused_gets_none_and_does_no_harm():
     assert other is None
 
 
-def test_no_steps_are_the_identity():
+def test_zero_steps_are_the_identity():
     x = BLANK.clone().requires_grad_()
     out = chain(lambda i, x_t: x_t * (1 / 0), x, 0)
     assert torch.equal(torch.autograd.grad(out.sum(), x)[0], torch.ones_like(x))
 
 
-def test_steps_are_asked_in_order_and_replayed_backwards_once():
+def test_steps_run_in_order_and_are_replayed_once_in_reverse():
     asked = []
 
     def advance(i, x_t):
@@ -344,11 +344,11 @@ def test_steps_are_asked_in_order_and_replayed_backwards_once():
     asked.clear()
     with torch.no_grad():
         chain(advance, x, 3)
-    chain(advance, BLANK, 2)  # nobody asks for a gradient
+    chain(advance, BLANK, 2)  # no gradient is needed
     assert [i for i, _ in asked] == [0, 1, 2, 0, 1]
 
 
-def test_second_derivatives_are_refused_rather_than_wrong():
+def test_second_derivatives_raise_an_error():
     x = (BLANK + 0.3).requires_grad_()
     out = chain(lambda i, x_t: torch.sin(x_t), x, 3)
     (first,) = torch.autograd.grad(out.sum(), x, create_graph=True)
@@ -357,7 +357,7 @@ def test_second_derivatives_are_refused_rather_than_wrong():
 
 
 class Meter(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that autograd keeps: now, at most, and all that was ever kept."""
+    """Count the bytes that autograd keeps: currently, and at the peak."""
 
     class Kept:
         def __init__(self, meter: "Meter", tensor: torch.Tensor):
@@ -375,10 +375,12 @@ class Meter(torch.autograd.graph.saved_tensors_hooks):
 
 
 def kept(go, steps: int, width: int) -> tuple[int, int]:
-    """What is kept between forward and backward, and at most."""
+    """Return the bytes kept between forward and backward, and the peak."""
     model, meter = make(width=width), Meter()
     x = NOISE.child("x").normal(BLANK).requires_grad_()
-    torch.autograd.grad(go(model, x, even(0.1, 1)).sum(), x)  # what a step takes is counted once
+    torch.autograd.grad(
+        go(model, x, even(0.1, 1)).sum(), x
+    )  # the first gradient measures the memory of a step
     with keep_graphs(0), meter:
         out = go(model, x, even(0.1, steps))
         between = meter.now
@@ -387,7 +389,7 @@ def kept(go, steps: int, width: int) -> tuple[int, int]:
     return between, meter.peak
 
 
-def test_memory_grows_by_one_image_per_step_and_holds_one_step():
+def test_memory_grows_by_only_one_image_per_step():
     image = BLANK.numel() * BLANK.element_size()
 
     def cheap(model, x, times):
@@ -398,11 +400,11 @@ def test_memory_grows_by_one_image_per_step_and_holds_one_step():
 
     for width in (4, 64):
         between = {n: kept(cheap, n, width)[0] for n in (1, 5, 20)}
-        assert between == {n: n * image for n in between}  # whatever the network is
+        assert between == {n: n * image for n in between}  # for networks of any width
         peaks = {n: kept(cheap, n, width)[1] for n in (1, 5, 20)}
         assert peaks[5] - peaks[1] == 4 * image
         assert peaks[20] - peaks[5] == 15 * image
-    # the meter can tell: plain backpropagation keeps every activation
+    # control: plain backpropagation keeps every activation
     few, many = kept(dear, 5, 64)[0], kept(dear, 20, 64)[0]
     assert many - few > 15 * 10 * image
     assert kept(dear, 20, 64)[1] > 5 * kept(cheap, 20, 64)[1]
@@ -428,7 +430,7 @@ def test_kept_graphs_give_the_same_gradient(graphs: int):
     assert torch.allclose(kept, replayed, rtol=1e-12, atol=0)
 
 
-def test_with_all_graphs_kept_it_may_be_differentiated_again():
+def test_second_derivatives_work_if_all_graphs_are_kept():
     denoiser, times = make(), times_of(VP(), 3)
     x = BLANK.clone().requires_grad_()
     with keep_graphs(3):
@@ -437,7 +439,7 @@ def test_with_all_graphs_kept_it_may_be_differentiated_again():
     assert torch.autograd.grad(first.square().sum(), x)[0].abs().max() > 0
 
 
-def test_as_many_graphs_are_kept_as_fit(monkeypatch):
+def test_as_many_graphs_are_kept_as_fit_into_memory(monkeypatch):
     denoiser, times = make(), times_of(VP(), 6)
     calls = []
     denoiser.network.register_forward_hook(lambda *_: calls.append(1))
@@ -448,18 +450,18 @@ def test_as_many_graphs_are_kept_as_fit(monkeypatch):
         reverse(denoiser, x, times, NOISE, step=euler_maruyama).square().sum().backward()
         return len(calls)
 
-    assert forwards() == 12  # nothing is known yet of the graphs
-    assert forwards() == 6  # they all fit
+    assert forwards() == 12  # the size of the graphs is not known yet
+    assert forwards() == 6  # all graphs fit
     (size,) = gradient.graph_bytes[denoiser].values()
     free = (2.5 * size * len(BLANK)) / gradient.FREE_SHARE
     monkeypatch.setattr(gradient, "free_bytes", lambda device: free)
-    assert forwards() == 6 + 4  # two fit
+    assert forwards() == 6 + 4  # two graphs fit
     monkeypatch.setattr(gradient, "free_bytes", lambda device: None)
     assert forwards() == 12
 
 
-def test_chains_share_the_memory_for_graphs(monkeypatch):
-    """As the paths of a vote and the passes of a gradual purifier do before any of them goes back."""
+def test_chains_share_the_memory_limit_for_graphs(monkeypatch):
+    """Paths of a vote and passes of a gradual purifier all run before the first backward pass."""
     denoiser, times = make(), times_of(VP(), 6)
     calls = []
     denoiser.network.register_forward_hook(lambda *_: calls.append(1))
@@ -482,18 +484,18 @@ def test_chains_share_the_memory_for_graphs(monkeypatch):
     assert forwards(1) == 6, "and what never will be, too"
 
 
-def test_of_steps_that_differ_the_largest_is_learned():
-    """Of Heun's the last asks once and the others twice."""
+def test_largest_graph_size_is_recorded_if_steps_differ():
+    """Heun's last step calls the network once, and the others twice."""
     step, _, times = way_of("heun", 4)
     learned = []
-    for end in (None, -1):  # all, and all but the last
+    for end in (None, -1):  # all steps, and all but the last
         denoiser, x = make(), BLANK.clone().requires_grad_()
         reverse(denoiser, x, times[:end], NOISE, step=step).sum().backward()
         learned.extend(gradient.graph_bytes[denoiser].values())
     assert learned[0] == learned[1] > 0
 
 
-def test_a_step_may_change_the_precision():
+def test_step_may_change_the_precision():
     x = BLANK.float().requires_grad_()
 
     def go(graphs: int):
@@ -504,8 +506,8 @@ def test_a_step_may_change_the_precision():
     assert torch.equal(go(0), go(3))
 
 
-def test_a_replay_has_the_precision_of_the_way_there():
-    """Under autocast that has ended when the way back begins."""
+def test_replay_uses_the_precision_of_the_forward_pass():
+    """The chain runs under autocast, which has ended when the backward pass begins."""
     model, times = make().float(), even(0.1, 3)
     x = NOISE.child("x").normal(BLANK.float())
 
@@ -515,6 +517,6 @@ def test_a_replay_has_the_precision_of_the_way_there():
             out = reverse(model, at, times, NOISE, step=euler_maruyama)
         return torch.autograd.grad(out.square().sum(), at)[0]
 
-    assert torch.equal(slope(0), slope(2))  # the last graphs are made inside
+    assert torch.equal(slope(0), slope(2))  # the kept graphs are made under autocast
     assert torch.equal(slope(0), slope(3))
     assert not torch.equal(slope(0), slope(0, cast=False))

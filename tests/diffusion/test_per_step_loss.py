@@ -1,4 +1,4 @@
-"""Losses at every step: the gradient is that of plain autograd, and what is computed stays."""
+"""Tests of losses at every step: gradients as by plain autograd, and unchanged outputs."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def slope(model, x=X):
 
 
 def by_hand(purifier, classifier, x=X):
-    """The same by plain autograd: the logit plus the distances of the states, all written out."""
+    """Return the gradient of the logit plus the distances of all states, by plain autograd."""
     denoiser, x = purifier.denoiser, x.clone().requires_grad_()
     own, z = NOISE.child("purify"), denoiser.encode(x)
     start = denoiser.perturb(z, purifier.times[0], own.child("forward"))
@@ -43,7 +43,7 @@ def by_hand(purifier, classifier, x=X):
 
 @pytest.mark.parametrize("sampler", ["sde", "ddpm", "ddim", "heun"])
 @pytest.mark.parametrize("kept", [0, 2, 99])
-def test_the_gradient_is_that_of_the_loss_and_the_distances(sampler, kept):
+def test_gradient_is_that_of_the_loss_plus_the_distances(sampler, kept):
     purifier, classifier = DiffPure(mixture(), t=0.2, steps=5, sampler=sampler), bayes().double()
     model = Purified(classifier, purifier)
     plain, without = slope(model)
@@ -54,7 +54,7 @@ def test_the_gradient_is_that_of_the_loss_and_the_distances(sampler, kept):
     assert not torch.allclose(found, without, rtol=0.01)
 
 
-def test_nothing_is_called_for_it():
+def test_per_step_loss_needs_no_extra_calls():
     purify = DiffPure(mixture(), t=0.2, steps=5)
     model = Purified(bayes().double(), purify)
     calls = []
@@ -66,14 +66,14 @@ def test_nothing_is_called_for_it():
     assert len(calls) == 2 * before
 
 
-def test_it_goes_through_any_batch_and_every_pass_of_gdmp():
+def test_per_step_gradient_of_gdmp_does_not_depend_on_batch_size():
     model = Purified(bayes().double(), GDMP(mixture(), t=0.2, steps=5, passes=2))
     whole = slope(per_step(model, WEIGHT))[1]
     assert torch.allclose(slope(per_step(Batched(model, 3), WEIGHT))[1], whole, atol=1e-12)
     assert not torch.allclose(whole, slope(model)[1], rtol=0.01)
 
 
-def test_mistakes_are_told():
+def test_unsupported_models_are_refused():
     with pytest.raises(ValueError, match="not a classifier behind a purifier"):
         per_step(bayes().double())
     model = Purified(bayes().double(), COUP(mixture(), bayes().double(), t=0.2, steps=3))

@@ -1,4 +1,4 @@
-"""The reverse loop and its steps, against diffusers, against recursions by hand, and against closed
+"""Tests of the reverse loop and its steps, against diffusers, explicit recursions, and closed
 forms."""
 
 import math
@@ -40,18 +40,18 @@ X = NOISE.child("x").normal(BLANK)
 
 
 class Wavy(nn.Module):
-    """A nonlinear prediction that depends on the time it is told and mixes pixels."""
+    """A nonlinear prediction that depends on the time and mixes pixels."""
 
     def forward(self, x, time):
         t = time[:, None, None, None] / 1000
         return torch.sin(2 * x + t) + 0.3 * x.roll(1, -1) * torch.cos(5 * t)
 
 
-# ------------------------------------------------------------------------------------- the times
+# ------------------------------------------------------------------------------------- times
 
 
 @pytest.mark.parametrize("n", [50, 75, 100, 125, 150])
-def test_even_times_are_diffpure_s(n: int):
+def test_even_times_match_diffpure(n: int):
     times = even(n / 1000, n)
     assert times.dtype == torch.float64
     assert len(times) == n + 1  # n steps
@@ -61,17 +61,17 @@ def test_even_times_are_diffpure_s(n: int):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 99, 100])
-def test_strided_times_are_whole_steps_from_the_noisy_end_to_the_clean_image(steps: int):
+def test_strided_times_are_even_whole_steps_down_to_the_clean_image(steps: int):
     times = strided(0.1, steps, 1000)
     n = (times * 1000).round()
     assert torch.allclose(n, times * 1000, atol=1e-9)
     assert len(n) == steps + 1
     assert (float(n[0]), float(n[-1])) == (100, 0)
-    assert (n.diff() < 0).all()  # every step leads somewhere
-    assert float(n.diff().min() - n.diff().max()) >= -1  # evenly
+    assert (n.diff() < 0).all()  # every step moves
+    assert float(n.diff().min() - n.diff().max()) >= -1  # the steps are even
 
 
-def test_scales_are_float64_numbers():
+def test_scales_are_float64_scalars():
     scales = scales_along(Mixture(BLANK[:1].float(), 0.1), even(0.1, 100))
     assert len(scales) == 101
     exact = VP()(even(0.1, 100))
@@ -86,7 +86,7 @@ def test_scales_are_float64_numbers():
 
 
 def theirs(kind, **options):
-    """A scheduler of diffusers on our float64 table, which its own rounds to float32."""
+    """Return a scheduler of diffusers with our float64 table, because its own is float32."""
     scheduler = kind(
         num_train_timesteps=1000,
         beta_start=1e-4,
@@ -113,10 +113,10 @@ CHAINS = {"consecutive": list(range(100, -1, -1)), "strided": [100, 95, 60, 33, 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("chain", CHAINS)
-def test_ancestral_is_diffusers_ddpm(chain: str, variance: Variance, monkeypatch):
+def test_ancestral_matches_diffusers_ddpm(chain: str, variance: Variance, monkeypatch):
     n = CHAINS[chain]
     scheduler = theirs(DDPMScheduler, variance_type=f"fixed_{variance}")
-    scheduler.set_timesteps(timesteps=[i - 1 for i in n[:-1]])  # n steps of noise are index n - 1
+    scheduler.set_timesteps(timesteps=[i - 1 for i in n[:-1]])  # n steps of noise have index n - 1
     states, x, network = ours(torch.tensor(n).double() / 1000, Ancestral(variance)), X, Wavy()
     for i, index in enumerate(scheduler.timesteps):
         drawn = NOISE.child(i).normal(X)
@@ -129,7 +129,7 @@ def test_ancestral_is_diffusers_ddpm(chain: str, variance: Variance, monkeypatch
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("steps", [100, 20, 5])
-def test_ddim_is_diffusers_ddim(steps: int, eta: float):
+def test_ddim_matches_diffusers_ddim(steps: int, eta: float):
     scheduler = theirs(DDIMScheduler, timestep_spacing="trailing", set_alpha_to_one=True)
     scheduler.set_timesteps(steps * 10)
     scheduler.timesteps = scheduler.timesteps[scheduler.timesteps < 100]  # from t = 0.1 on
@@ -143,8 +143,8 @@ def test_ddim_is_diffusers_ddim(steps: int, eta: float):
         assert torch.allclose(states[i], x, rtol=1e-10, atol=1e-10)
 
 
-def test_diffusers_own_single_precision_samplers_agree_too(monkeypatch):
-    """Nothing of theirs replaced but the source of noise: DDPM over the last 100 steps."""
+def test_float32_ddpm_matches_unmodified_diffusers(monkeypatch):
+    """Only the source of noise is replaced: DDPM over the last 100 steps."""
     scheduler = DDPMScheduler(clip_sample=False)
     model = NetworkDenoiser(Wavy(), schedule=Discrete(), time="index")
     mine = reverse(model, X.float(), strided(0.1, 100, 1000), NOISE, step=Ancestral())
@@ -158,7 +158,7 @@ def test_diffusers_own_single_precision_samplers_agree_too(monkeypatch):
     assert float((mine - x).norm() / x.norm()) < 1e-3
 
 
-# ------------------------------------------------------------------------- steps among themselves
+# ------------------------------------------------------------------------- relations between steps
 
 
 def pair(n: int, m: int) -> tuple[Scales, Scales]:
@@ -178,8 +178,8 @@ SILENT = Silent(NOISE.keys)
 
 @pytest.mark.parametrize("n", [1, 2, 50, 100, 999, 1000])
 @pytest.mark.parametrize("variance", ["small", "large"])
-def test_two_forms_of_the_ddpm_mean(n: int, variance):
-    """(x_t - beta / sqrt(1 - abar) eps) / sqrt(1 - beta), from the noise instead of the image."""
+def test_ddpm_mean_is_the_same_from_image_or_noise(n: int, variance):
+    """The mean from the noise is (x_t - beta / sqrt(1 - abar) eps) / sqrt(1 - beta)."""
     now, then = pair(n, n - 1)
     beta = Discrete().betas[n - 1]
     eps = NOISE.child("eps").normal(X)
@@ -190,7 +190,7 @@ def test_two_forms_of_the_ddpm_mean(n: int, variance):
 
 
 @pytest.mark.parametrize("n", [2, 50, 100, 999])
-def test_variances_of_ddpm(n: int):
+def test_ddpm_variances_match_their_formulas(n: int):
     now, then = pair(n, n - 1)
     abar, beta = Discrete().abar, Discrete().betas[n - 1]
     x_hat = NOISE.child("x_hat").normal(X)
@@ -205,7 +205,7 @@ def test_variances_of_ddpm(n: int):
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 0), (2, 1), (100, 99), (1000, 999), (100, 60), (7, 0)])
-def test_ddim_with_all_noise_fresh_is_ancestral(n: int, m: int):
+def test_ddim_with_eta_1_equals_ancestral(n: int, m: int):
     now, then = pair(n, m)
     x_hat = NOISE.child("x_hat").normal(X)
     one, other = (s(X, x_hat, now, then, NOISE) for s in (DDIM(1.0), Ancestral("small")))
@@ -213,24 +213,24 @@ def test_ddim_with_all_noise_fresh_is_ancestral(n: int, m: int):
 
 
 @pytest.mark.parametrize("step", [Ancestral(), Ancestral("large"), DDIM(), DDIM(0.5), DDIM(1.0)])
-def test_the_step_to_the_clean_image_is_the_estimate(step):
+def test_step_to_the_clean_image_returns_the_estimate(step):
     now, then = pair(1, 0)
     x_hat = NOISE.child("x_hat").normal(X)
     assert torch.allclose(step(X, x_hat, now, then, NOISE), x_hat, atol=1e-12)
 
 
-def test_deterministic_steps_draw_nothing():
+def test_deterministic_steps_draw_no_noise():
     nothing: Any = None
     now, then = pair(100, 90)
     for step in (flow, DDIM(0.0)):
         assert step(X, X / 2, now, then, nothing) is not None
 
 
-# ------------------------------------------------------------------------------------ by hand
+# ------------------------------------------------------------------------------------ explicit recursions
 
 
-def test_euler_maruyama_is_the_paper_s_recursion():
-    """Section 2.1 of the specification in numpy, with the score of two Gaussian classes."""
+def test_euler_maruyama_matches_the_published_recursion():
+    """Section 2.1 of the specification in NumPy, with the score of two Gaussian classes."""
     means, spread, steps, b0, b1 = NOISE.child("means").uniform(BLANK[:4])[:2], 0.3, 20, 0.1, 20.0
     z = X.numpy().copy()
     grid = [0.1 * (1 - k / steps) for k in range(steps)] + [1e-5]
@@ -250,7 +250,7 @@ def test_euler_maruyama_is_the_paper_s_recursion():
 
 
 def closed_form(x_t, mean: float, spread: float, start: Scales, end: Scales):
-    """Where the flow takes x_t if the data are N(mean, spread^2)."""
+    """Return where the flow takes x_t if the data are N(mean, spread^2)."""
     wide = torch.sqrt(start.alpha**2 * spread**2 + start.sigma**2)
     tight = torch.sqrt(end.alpha**2 * spread**2 + end.sigma**2)
     return end.alpha * mean + tight / wide * (x_t - start.alpha * mean)
@@ -265,7 +265,7 @@ def closed_form(x_t, mean: float, spread: float, start: Scales, end: Scales):
     ids=["flow, first order", "heun, second order"],
 )
 @pytest.mark.parametrize(("mean", "spread"), [(0.2, 0.5), (-0.4, 0.2)])
-def test_solvers_converge_to_the_closed_form(
+def test_solvers_converge_to_the_closed_form_at_their_order(
     step, times_of, coarsest, error, slowest, fastest, mean, spread
 ):
     model = Mixture(torch.full_like(X[:1], mean), spread)
@@ -280,8 +280,8 @@ def test_solvers_converge_to_the_closed_form(
 
 
 @pytest.mark.parametrize("steps", [2, 7, 50])
-def test_heun_is_the_published_algorithm(steps: int):
-    """Algorithm 2 of Karras et al., 2022, by hand, with the numbers of DPEDM."""
+def test_heun_matches_the_published_algorithm(steps: int):
+    """Algorithm 2 of Karras et al. (2022) written out, with the settings of DPEDM."""
     model, start = NetworkDenoiser(Wavy()), time_of_noise(VP(), 0.25)
     z = VP()(torch.tensor(start, dtype=torch.float64))
     top = float(z.sigma / z.alpha)
@@ -314,7 +314,7 @@ def test_heun_is_the_published_algorithm(steps: int):
     assert not churned(VP(), times, 0.0)
 
 
-def test_on_a_chain_noise_is_added_to_the_nearest_step():
+def test_churn_on_a_chain_raises_noise_to_the_nearest_step():
     times = karras(Discrete(), 0.1, 6)
     assert not churned(Discrete(), times, 1e-6), "where that is the same one, none is"
     sizes = {t: 2 * pixel_noise(Discrete(), t) for t in (i / 1000 for i in range(1001))}
@@ -333,7 +333,7 @@ def test_karras_times_on_a_chain_are_its_steps():
     assert (times.diff() < 0).all()
 
 
-def test_ddim_solves_the_same_flow():
+def test_ddim_converges_to_the_probability_flow():
     model = Mixture(torch.full_like(X[:1], 0.2), 0.5, Discrete())
     start, end = pair(500, 0)
     errors = []
@@ -363,8 +363,8 @@ HEUN_TIMES = karras(VP(), 0.3, 20)
         ),
     ],
 )
-def test_every_sampler_carries_noised_data_back_to_the_data(step, times, schedule):
-    """x_t of data N(0.2, 0.5^2) ends as N(0.2, 0.5^2) again: steps keep the marginals."""
+def test_samplers_carry_noised_data_back_to_the_data_distribution(step, times, schedule):
+    """Noised data N(0.2, 0.5^2) end as N(0.2, 0.5^2) again, because steps keep the marginals."""
     noise, size = Noise.of(0, [0]), 10_000
     data = 0.2 + 0.5 * noise.child("data").normal(torch.zeros(1, 1, 1, size, dtype=torch.float64))
     model = Mixture(torch.full_like(data, 0.2), 0.5, schedule)
@@ -379,8 +379,8 @@ def test_every_sampler_carries_noised_data_back_to_the_data(step, times, schedul
 
 
 @pytest.mark.parametrize("step", [euler_maruyama, flow])
-def test_a_guide_is_a_term_of_the_score(step):
-    """A guide g adds h beta g to a step of the SDE and half of it to a step of the flow."""
+def test_guide_adds_a_term_to_the_score(step):
+    """A guide g adds h beta g to a step of the SDE, and half of that to a step of the flow."""
     model, times = Mixture(BLANK[:1] + 0.1, 0.3), even(0.1, 10)[:2]
     g = NOISE.child("g").normal(X)
     seen = []
@@ -400,8 +400,8 @@ def test_a_guide_is_a_term_of_the_score(step):
     assert noise == NOISE.child(0, "guide")
 
 
-def test_a_guide_moves_the_ddpm_mean_by_its_variance():
-    """mean + Sigma g (Dhariwal and Nichol, 2021), with Sigma = beta / sqrt(1 - beta)."""
+def test_guide_moves_the_ddpm_mean_by_its_variance():
+    """The mean moves by Sigma g (Dhariwal and Nichol, 2021), with Sigma = beta / sqrt(1 - beta)."""
     g = NOISE.child("g").normal(X)
     model = Mixture(BLANK[:1] + 0.1, 0.3, Discrete())
     times = torch.tensor([100, 99], dtype=torch.float64) / 1000
@@ -424,7 +424,7 @@ def test_labels_reach_the_denoiser():
         assert torch.equal(out, last)
 
 
-def test_walk_tells_the_times_and_the_states():
+def test_walk_yields_times_and_states():
     times = even(0.1, 5)
     states = list(walk(Mixture(BLANK[:1], 0.3), X, times, NOISE, step=euler_maruyama))
     assert [t for t, _ in states] == times.tolist()

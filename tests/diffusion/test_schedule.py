@@ -1,4 +1,4 @@
-"""Schedules against numbers computed elsewhere (Nie et al.'s and Nichol and Dhariwal's tables)."""
+"""Tests of schedules against tables of Nie et al. and of Nichol and Dhariwal."""
 
 import math
 
@@ -13,11 +13,11 @@ def at(t: float | list[float]) -> torch.Tensor:
     return torch.tensor(t, dtype=torch.float64)
 
 
-# index i of the usual 0-based tables is after n = i + 1 steps of noise, at t = n / 1000
+# index i of the usual 0-based tables means n = i + 1 steps of noise, at t = n / 1000
 @pytest.mark.parametrize(
     ("index", "abar"), [(74, 0.939120902), (99, 0.897018146), (149, 0.788321351)]
 )
-def test_linear_chain(index: int, abar: float):
+def test_linear_chain_matches_known_alpha_bar(index: int, abar: float):
     schedule = Discrete()
     assert float(schedule.abar[index + 1]) == pytest.approx(abar, abs=1e-9)
     scales = schedule(at((index + 1) / 1000))
@@ -25,17 +25,17 @@ def test_linear_chain(index: int, abar: float):
     assert float(scales.sigma**2) == pytest.approx(1 - abar, abs=1e-9)
 
 
-def test_linear_betas_are_ho_s():
+def test_linear_betas_match_ho_et_al():
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     assert torch.allclose(Discrete().betas, betas, rtol=1e-14, atol=0)
     assert torch.allclose(Discrete().abar[1:], (1 - betas).cumprod(0), rtol=1e-13, atol=0)
-    # beta is per unit of t, as in the continuous schedule, which it approaches
+    # beta is per unit of t, and close to that of the continuous schedule
     t = at([0.001, 0.1, 0.5, 1.0])
     assert torch.allclose(Discrete()(t).beta / 1000, betas[[0, 99, 499, 999]])
     assert torch.allclose(Discrete()(t).beta, VP()(t).beta, rtol=1e-2, atol=0.03)
 
 
-def test_continuous():
+def test_continuous_schedule_matches_known_values():
     scales = VP()(at(0.1))
     assert float(scales.alpha**2) == pytest.approx(0.896282164, abs=1e-9)
     assert float(scales.beta) == pytest.approx(0.1 + 0.1 * 19.9)
@@ -45,7 +45,9 @@ def test_continuous():
     ("t", "alpha", "sigma", "pixel"),
     [(0.075, 0.96876, 0.24798, 0.1280), (0.1, 0.94672, 0.32205, 0.1701)],
 )
-def test_continuous_noise_levels(t: float, alpha: float, sigma: float, pixel: float):
+def test_continuous_noise_levels_match_the_table(
+    t: float, alpha: float, sigma: float, pixel: float
+):
     scales = VP()(at(t))
     assert float(scales.alpha) == pytest.approx(alpha, abs=5e-6)
     assert float(scales.sigma) == pytest.approx(sigma, abs=5e-6)
@@ -65,15 +67,17 @@ def test_continuous_noise_levels(t: float, alpha: float, sigma: float, pixel: fl
         (1000, "cosine", 470, 0.73523, 0.67782, 0.461),
     ],
 )
-def test_discrete_noise_levels(steps, kind, n: int, alpha: float, sigma: float, pixel: float):
+def test_discrete_noise_levels_match_the_table(
+    steps, kind, n: int, alpha: float, sigma: float, pixel: float
+):
     schedule = Discrete(steps, kind)
     scales = schedule(at(n / steps))
-    assert float(scales.alpha) == pytest.approx(alpha, abs=1.5e-5)  # the table's roots are of
+    assert float(scales.alpha) == pytest.approx(alpha, abs=1.5e-5)  # the table has roots of
     assert float(scales.sigma) == pytest.approx(sigma, abs=1.5e-5)  # rounded numbers
     assert pixel_noise(schedule, n / steps) == pytest.approx(pixel, rel=2e-3)
 
 
-def test_cosine_chain():
+def test_cosine_chain_matches_its_formula():
     schedule = Discrete(4000, "cosine")
     assert float(schedule.abar[470]) == pytest.approx(0.962386942, abs=1e-9)
     assert float(schedule.betas.max()) == 0.999
@@ -85,7 +89,7 @@ def test_cosine_chain():
 
 
 @pytest.mark.parametrize("schedule", [VP(), Discrete(), Discrete(50), Discrete(1000, "cosine")])
-def test_scales_preserve_variance_and_noise_only_grows(schedule):
+def test_scales_preserve_variance_and_noise_never_decreases(schedule):
     scales = schedule(torch.linspace(0, 1, 51, dtype=torch.float64))
     assert torch.allclose(scales.alpha**2 + scales.sigma**2, at(1.0))
     assert float(scales.alpha[0]) == 1
@@ -94,20 +98,20 @@ def test_scales_preserve_variance_and_noise_only_grows(schedule):
     assert (scales.alpha.diff() < 0).all()
 
 
-def test_betas_are_the_slope_of_alpha_bar():
+def test_beta_is_the_derivative_of_log_alpha_bar():
     """beta = -d log(abar) / dt, by central differences."""
     t, h = torch.linspace(0.1, 0.9, 9, dtype=torch.float64), 1e-5
     slope = (2 * VP()(t + h).alpha.log() - 2 * VP()(t - h).alpha.log()) / (2 * h)
     assert torch.allclose(VP()(t).beta, -slope, rtol=1e-8)
 
 
-def test_small_noise_keeps_its_digits_in_float32():
+def test_small_noise_keeps_its_precision_in_float32():
     single = VP()(torch.tensor(1e-5))
     double = VP()(at(1e-5))
     assert float(single.sigma) == pytest.approx(float(double.sigma), rel=1e-5)
 
 
-def test_discrete_times_go_to_the_nearest_step_even_in_float32():
+def test_discrete_times_round_to_the_nearest_step_even_in_float32():
     schedule = Discrete()
     for n in range(1001):
         t = torch.tensor(n / 1000, dtype=torch.float32)
@@ -116,7 +120,7 @@ def test_discrete_times_go_to_the_nearest_step_even_in_float32():
     assert float(schedule(at(0.1006)).alpha) == float(schedule(at(0.101)).alpha)
 
 
-def test_scales_have_the_shape_and_kind_of_the_times():
+def test_scales_have_the_shape_and_dtype_of_the_times():
     for schedule in (VP(), Discrete()):
         for t in (torch.tensor(0.3), torch.full((4, 1, 1, 1), 0.3, dtype=torch.float64)):
             for field in schedule(t):
@@ -131,8 +135,8 @@ def test_scales_have_the_shape_and_kind_of_the_times():
         (Discrete(), (145, 259, 396)),
     ],
 )
-def test_times_of_noise_are_those_of_denoised_smoothing(schedule, indices):
-    """Carlini et al.'s index of pixel noise 0.25, 0.5 and 1, counted from 0."""
+def test_times_of_noise_match_denoised_smoothing(schedule, indices):
+    """The indices of Carlini et al. for pixel noise 0.25, 0.5, and 1, counted from 0."""
     for sigma, index in zip((0.25, 0.5, 1.0), indices, strict=True):
         t = time_of_noise(schedule, sigma)
         assert t == (index + 1) / schedule.steps
@@ -140,11 +144,11 @@ def test_times_of_noise_are_those_of_denoised_smoothing(schedule, indices):
 
 
 @pytest.mark.parametrize("sigma", [1e-6, 0.05, 0.25, 1.0, 76.0])
-def test_the_time_of_a_noise_is_the_inverse_of_the_noise_of_a_time(sigma: float):
+def test_time_of_noise_inverts_pixel_noise(sigma: float):
     assert pixel_noise(VP(), time_of_noise(VP(), sigma)) == pytest.approx(sigma, rel=1e-9)
 
 
-def test_noises_that_no_time_has_are_refused():
+def test_noise_outside_the_schedule_is_refused():
     for sigma in (0.0, -1.0, 77.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"above 0 and at most 76\.08"):
             time_of_noise(VP(), sigma)

@@ -1,4 +1,4 @@
-"""The evaluation: the same outcomes whatever the machine, and nothing lost."""
+"""Tests of evaluations: outcomes do not depend on the machine, and no finished work is lost."""
 
 import json
 import resource
@@ -42,7 +42,7 @@ def whole(elsewhere, facts):
     return facts(elsewhere / "whole")
 
 
-def test_every_image_is_judged_under_every_condition(whole):
+def test_every_image_is_evaluated_under_every_condition(whole):
     assert [row[0] for row in whole] == list(range(24))
     for _, label, chosen, conditions in whole:
         assert list(conditions) == ["clean", "random", "pgd-classifier-only", "pgd-exact"]
@@ -57,15 +57,13 @@ def test_every_image_is_judged_under_every_condition(whole):
     "change",
     ["machine.batch_size=7", "machine.images_per_block=5", "machine.images_per_block=1"],
 )
-def test_the_batch_does_not_matter(elsewhere, facts, whole, change):
+def test_batch_and_block_sizes_do_not_change_outcomes(elsewhere, facts, whole, change):
     assert run(toy(elsewhere / "other", change)) == 0
     assert facts(elsewhere / "other") == whole
 
 
-def test_when_memory_runs_out_the_run_goes_on_pictures_and_all(
-    elsewhere, facts, monkeypatch, capsys
-):
-    """With fewer images in a call, and to the same outcomes and pictures."""
+def test_out_of_memory_does_not_change_outcomes_or_examples(elsewhere, facts, monkeypatch, capsys):
+    """The run continues with fewer images per call, and gives the same outcomes and examples."""
     small = "evaluation.images=6", "machine.images_per_block=6", "evaluation.examples=6"
     assert run(toy(elsewhere / "roomy", *small)) == 0
     plain = DiffPure.walk
@@ -89,7 +87,7 @@ def test_when_memory_runs_out_the_run_goes_on_pictures_and_all(
         np.testing.assert_allclose(found[1][name], wanted, atol=1e-5)
 
 
-def test_shards_in_one_folder_and_in_several_make_the_whole(elsewhere, facts, whole):
+def test_shards_in_one_folder_or_merged_equal_the_whole_run(elsewhere, facts, whole):
     for i in range(3):
         assert run([*toy(elsewhere / "shared"), "--shard", f"{i}/3"]) == 0
         assert run([*toy(elsewhere / f"part{i}"), "--shard", f"{i}/3"]) == 0
@@ -102,14 +100,14 @@ def test_shards_in_one_folder_and_in_several_make_the_whole(elsewhere, facts, wh
     assert report["n"] == 24
 
 
-def test_rank_and_world_size_shard_too(elsewhere, facts, whole, monkeypatch):
+def test_rank_and_world_size_select_a_shard(elsewhere, facts, whole, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert run(toy(elsewhere / "half")) == 0
     assert facts(elsewhere / "half") == whole[1::2]
 
 
-def test_kill_9_and_run_again(elsewhere, facts, whole, killed):
+def test_killed_run_resumes_and_keeps_finished_work(elsewhere, facts, whole, killed):
     out = elsewhere / "killed"
     before = killed(toy(out, "machine.images_per_block=1"), out, 3)
     done = facts(out)
@@ -122,7 +120,7 @@ def test_kill_9_and_run_again(elsewhere, facts, whole, killed):
     )
 
 
-def test_merging_other_runs_or_other_answers_is_refused(elsewhere, mistake, whole, edited):
+def test_merging_other_runs_or_conflicting_outcomes_is_refused(elsewhere, mistake, whole, edited):
     one, two = elsewhere / "whole", elsewhere / "two"
     assert run(toy(two, "evaluation.seed=1")) == 0
     assert "another spec" in mistake("merge", one, two, "--out", elsewhere / "sum")
@@ -133,14 +131,14 @@ def test_merging_other_runs_or_other_answers_is_refused(elsewhere, mistake, whol
     assert "disagree about image" in mistake("merge", one, three, "--out", elsewhere / "sum2")
 
 
-def test_a_folder_of_another_spec_is_refused_and_left_alone(elsewhere, mistake, facts, whole):
+def test_folder_of_another_spec_is_refused_and_left_unchanged(elsewhere, mistake, facts, whole):
     said = mistake(*toy(elsewhere / "whole", "threat.eps=0.2"))
     assert "another spec" in said
     assert "--out" in said
     assert facts(elsewhere / "whole") == whole
 
 
-def test_other_images_or_other_code_are_refused(elsewhere, mistake, monkeypatch):
+def test_resuming_with_other_images_or_other_code_is_refused(elsewhere, mistake, monkeypatch):
     monkeypatch.syspath_prepend(elsewhere)
     for place, level in (("a", 40), ("b", 200)):
         for label in ("x", "y"):
@@ -164,7 +162,7 @@ def test_other_images_or_other_code_are_refused(elsewhere, mistake, monkeypatch)
     assert "other code" in mistake(*command, "a")
 
 
-def test_a_run_grows_to_more_images_and_keeps_what_is_done(elsewhere, mistake, facts, whole):
+def test_run_can_grow_to_more_images_and_keeps_finished_work(elsewhere, mistake, facts, whole):
     out = elsewhere / "grown"
     assert run(toy(out, "evaluation.images=5")) == 0
     before = {path: path.stat().st_mtime_ns for path in (out / "outcomes").iterdir()}
@@ -186,7 +184,7 @@ def test_a_run_grows_to_more_images_and_keeps_what_is_done(elsewhere, mistake, f
     )
 
 
-def test_a_run_does_not_grow_into_other_images(elsewhere, mistake, monkeypatch):
+def test_run_does_not_grow_with_other_images(elsewhere, mistake, monkeypatch):
     out = elsewhere / "grown"
     assert run(toy(out, "evaluation.images=5")) == 0
     asked = json.loads((out / "run.json").read_text())
@@ -195,7 +193,7 @@ def test_a_run_does_not_grow_into_other_images(elsewhere, mistake, monkeypatch):
     assert "on other images" in mistake(*toy(out, "evaluation.images=9"))
 
 
-def test_a_mistake_leaves_the_folder_free(elsewhere, mistake):
+def test_failed_run_leaves_the_folder_usable(elsewhere, mistake):
     assert "steps must be 1 or more" in mistake(*toy(elsewhere / "r", "attacks.0.steps=0"))
     assert run(toy(elsewhere / "r")) == 0
 
@@ -203,20 +201,18 @@ def test_a_mistake_leaves_the_folder_free(elsewhere, mistake):
 @pytest.mark.parametrize(
     ("rank", "size"), [("1", None), (None, "2"), ("2", "2"), ("one", "2"), ("0", "0")]
 )
-def test_odd_ranks_are_refused(elsewhere, mistake, monkeypatch, rank, size):
+def test_invalid_ranks_are_refused(elsewhere, mistake, monkeypatch, rank, size):
     for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
         if value is not None:
             monkeypatch.setenv(name, value)
     assert "RANK" in mistake(*toy(elsewhere / "r"))
 
 
-def test_a_shard_without_images_is_no_mistake(elsewhere):
+def test_shard_without_images_succeeds(elsewhere):
     assert run([*toy(elsewhere / "r", "data.size=2"), "--shard", "3/4"]) == 0
 
 
-def test_a_damaged_file_is_named_and_only_its_images_are_done_anew(
-    elsewhere, mistake, facts, whole
-):
+def test_damaged_outcome_file_is_named_and_can_be_redone(elsewhere, mistake, facts, whole):
     out = elsewhere / "whole"
     file = sorted((out / "outcomes").glob("*.jsonl"))[0]
     file.write_bytes(file.read_bytes()[:-20])
@@ -228,8 +224,8 @@ def test_a_damaged_file_is_named_and_only_its_images_are_done_anew(
     assert facts(out) == whole
 
 
-def test_a_full_disk_loses_nothing(elsewhere, facts, whole):
-    """A limit on the size of files is what an operating system has to say 'full' with."""
+def test_full_disk_loses_no_finished_work(elsewhere, facts, whole):
+    """A limit on the size of files stands in for a full disk."""
     out = elsewhere / "full"
     assert run([*toy(out, "machine.images_per_block=4"), "--shard", "0/2"]) == 0
     done = facts(out)
@@ -254,18 +250,18 @@ def test_a_full_disk_loses_nothing(elsewhere, facts, whole):
     assert facts(out) == whole
 
 
-def test_a_folder_that_cannot_be_made_is_told(elsewhere, mistake):
+def test_folder_that_cannot_be_created_is_reported(elsewhere, mistake):
     (elsewhere / "file").write_text("in the way")
     assert "not a directory" in mistake(*toy(elsewhere / "file" / "run"))
 
 
-def test_the_attack_that_counts_is_not_chosen_on_the_verdict(elsewhere):
-    """A model that answers at random, right nine times of ten: no attack can change that, and a
-    verdict that takes the worst of several attacks on its own draws would say it did."""
+def test_worst_attack_is_not_chosen_by_the_verdict_draws(elsewhere):
+    """The model is right on 90 % of its draws, whatever the image. A verdict that chose the worst
+    attack by its own draws would report less."""
 
     def coin(x, noise):
         right = noise.uniform(x)[:, 0, 0, 0] < 0.9
-        even = (x.mean((1, 2, 3)) < 0.5).long()  # the class of the image, as the data set makes it
+        even = (x.mean((1, 2, 3)) < 0.5).long()  # the class of the image in this data set
         answer = torch.where(right, 1 - even, even)
         return torch.nn.functional.one_hot(answer, 2).float() * 4 + 0 * x.sum((1, 2, 3))[:, None]
 
@@ -288,8 +284,8 @@ def test_the_attack_that_counts_is_not_chosen_on_the_verdict(elsewhere):
     assert greedy <= right
 
 
-def test_search_never_sees_the_noise_of_the_verdict():
-    """The keys a model is called with while it is attacked are none of those it is judged with."""
+def test_search_and_verdict_streams_share_no_noise():
+    """The noise keys of the search and those of the verdict are disjoint."""
     searching, judging = set(), set()
 
     class Spy:
@@ -315,24 +311,24 @@ def test_search_never_sees_the_noise_of_the_verdict():
     assert not searching & judging
 
 
-def test_merge_is_a_function_of_the_package(elsewhere, whole, facts):
+def test_merge_can_be_called_from_python(elsewhere, whole, facts):
     merged = merge([elsewhere / "whole"], elsewhere / "copy")
     assert facts(merged.folder) == whole
 
 
 def asked(images, draws, attacks):
-    """The `run.json` of a run of attacks from Python."""
+    """Return the `run.json` of a run with attacks from Python."""
     rows = [{"name": "mine:attack", "view": "exact", "label": label} for label in attacks]
     return manifest(range(images), {"attacks": rows, "evaluation": {"draws": draws}})
 
 
 def survivors(folder, facts, block: int = 32, **options):
-    """Two attacks on a sure model: `half` reaches dark images only, `all` every image it is given."""
+    """Run two attacks on a deterministic model: `half` breaks dark images only, `all` every image."""
     seen = {"half": [], "all": []}
 
     def sure(x, noise):
         level = 20 * (x.mean((1, 2, 3)) - 0.5)
-        return torch.stack([-level, level], 1)  # a dark image is of class 0
+        return torch.stack([-level, level], 1)  # dark images have class 0
 
     def attack(name):
         def reach(model, x, y, threat, noise):
@@ -352,7 +348,7 @@ def survivors(folder, facts, block: int = 32, **options):
     return facts(folder), seen
 
 
-def test_survivors_alone_are_attacked_on(elsewhere, facts):
+def test_skip_broken_attacks_only_surviving_images(elsewhere, facts):
     whole, seen = survivors(elsewhere / "whole", facts)
     assert len(seen["half"]) == len(seen["all"]) == 12
     short, seen = survivors(elsewhere / "short", facts, skip_broken=True)
@@ -364,7 +360,7 @@ def test_survivors_alone_are_attacked_on(elsewhere, facts):
         assert (made["clean"], made["random"]) == (other["clean"], other["random"])
         assert made[chosen].draws == [1 - label] * 2
         assert made[chosen].same_image_as == ""
-        # Was not tried: what broke it stays.
+        # Later attacks are not tried: the image that broke the model is kept.
         for name in list(made)[list(made).index(chosen) + 1 :]:
             assert made[name].same_image_as == (chosen if name in seen else "")
             if name in seen:
@@ -376,13 +372,13 @@ def test_survivors_alone_are_attacked_on(elsewhere, facts):
             assert made["all"] == other["all"]
 
 
-def test_survivors_do_not_depend_on_the_block(elsewhere, facts):
+def test_skip_broken_outcomes_do_not_depend_on_block_size(elsewhere, facts):
     one, _ = survivors(elsewhere / "one", facts, skip_broken=True)
     other, _ = survivors(elsewhere / "other", facts, block=5, skip_broken=True)
     assert one == other
 
 
-def test_leaving_broken_images_alone_is_part_of_the_identity():
+def test_skip_broken_is_part_of_the_run_identity():
     from unfool import spec as specs
     from unfool.evaluation import run as evaluation
 
@@ -394,11 +390,11 @@ def test_leaving_broken_images_alone_is_part_of_the_identity():
     assert specs.identity(on) != specs.identity(plain)
 
 
-def test_one_unlucky_draw_gives_no_image_up(elsewhere):
+def test_one_wrong_draw_does_not_mark_an_image_as_broken(elsewhere):
     tried = []
 
     def coin(x, noise):
-        """Right on every second draw."""
+        """A model that is right on half of its draws."""
         side = noise.child("coin").normal(x).mean((1, 2, 3)) + 1e-6 * x.mean((1, 2, 3))
         return torch.stack([side, -side], 1)
 

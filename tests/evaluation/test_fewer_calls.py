@@ -1,4 +1,4 @@
-"""Verdicts in fewer calls: settled ones stop if asked to, and models without noise are called twice."""
+"""Tests of verdicts in fewer calls: curtailed ones, and those on models without noise."""
 
 import json
 from itertools import product
@@ -31,7 +31,7 @@ def command(out, *changes: str) -> list[str]:
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6])
-def test_a_curtailed_verdict_says_what_all_its_draws_say(k: int):
+def test_curtailed_verdict_agrees_with_all_draws(k: int):
     table = torch.tensor(list(product(range(3), repeat=k)))
     asked = 0
 
@@ -45,7 +45,7 @@ def test_a_curtailed_verdict_says_what_all_its_draws_say(k: int):
         short = Condition(draws, None, 0.0, 0.0, curtailed=further)
         full = Condition(whole, None, 0.0, 0.0)
         assert short.taken == whole[: len(short.taken)]
-        assert len(draws) == -(-k // 2)  # of every image, so that chance alone tells their mean
+        assert len(draws) == -(-k // 2)  # the same for every image, so their mean is unbiased
         assert short.k == full.k == k
         assert short.won(0) == full.won(0)
         assert short.always(0) == full.always(0)
@@ -55,12 +55,14 @@ def test_a_curtailed_verdict_says_what_all_its_draws_say(k: int):
                 Condition([*short.taken[:shorter], *more], None, 0.0, 0.0)
                 for more in product(range(3), repeat=k - shorter)
             ]
-            assert len({(each.won(0), each.always(0)) for each in rest}) > 1  # it was open there
+            assert (
+                len({(each.won(0), each.always(0)) for each in rest}) > 1
+            )  # the verdict was still open there
     assert asked == sum(len(draws) + len(further["further"]) for draws, further in found)
     assert asked < len(table) * k or k == 1
 
 
-def test_a_curtailed_run_has_the_same_majorities_from_fewer_calls(elsewhere, facts):
+def test_curtailed_run_has_the_same_majorities_in_fewer_calls(elsewhere, facts):
     assert run(command(elsewhere / "whole")) == 0
     assert run(command(elsewhere / "short", "evaluation.curtail=true")) == 0
     whole, short = (
@@ -80,7 +82,7 @@ def test_a_curtailed_run_has_the_same_majorities_from_fewer_calls(elsewhere, fac
     assert "of the first 3" in (elsewhere / "short" / "report.md").read_text()
 
 
-def test_curtailed_runs_go_on_merge_and_compare_among_themselves(elsewhere, facts, mistake, edited):
+def test_curtailed_runs_merge_and_compare_only_with_each_other(elsewhere, facts, mistake, edited):
     short = "evaluation.curtail=true"
     assert run(command(elsewhere / "whole", short)) == 0
     for i in range(2):
@@ -108,7 +110,7 @@ def test_curtailed_runs_go_on_merge_and_compare_among_themselves(elsewhere, fact
 
 
 class Told(torch.nn.Module):
-    """Two classes; draws from its noise, from torch's generator, or from neither."""
+    """A model of two classes that draws from its noise, from torch's generator, or not at all."""
 
     def __init__(self, source: str):
         super().__init__()
@@ -124,7 +126,7 @@ class Told(torch.nn.Module):
         return torch.stack([luck, 1 - luck], 1)
 
 
-def test_a_model_that_draws_nothing_is_called_at_two_draws():
+def test_model_without_noise_is_called_for_two_draws_only():
     noise = Noise.of(0, range(len(X)))
     still, random, foreign = (Told(source) for source in ("none", "noise", "torch"))
     answers = DrawCaller(Batched(still, 16))
@@ -144,7 +146,7 @@ def test_a_model_that_draws_nothing_is_called_at_two_draws():
 
 
 @pytest.mark.parametrize("curtail", ["false", "true"])
-def test_the_verdicts_on_a_model_without_noise_take_two_calls_an_image(elsewhere, facts, curtail):
+def test_verdict_on_a_model_without_noise_takes_two_calls_per_image(elsewhere, facts, curtail):
     plain = ["purifier=null", "evaluation.draws=8", f"evaluation.curtail={curtail}"]
     attack = "{name: random-search, tries: 3}"
     assert run(command(elsewhere / "run", f"attacks=[{attack}]", *plain)) == 0

@@ -1,4 +1,4 @@
-"""The forecast: the calls that a run will make, and the images that fit a budget."""
+"""Tests of the forecast: the calls that a run will make, and the images that fit a budget."""
 
 import json
 import time
@@ -49,8 +49,8 @@ def took(folder) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("changes", EXACT.values(), ids=EXACT)
-def test_the_calls_are_those_of_the_run(elsewhere, changes):
-    with keep_graphs(0):  # what fits into memory is kept, and saves calls that no one can foretell
+def test_forecast_calls_equal_those_of_the_run(elsewhere, changes):
+    with keep_graphs(0):  # kept graphs would save an unpredictable number of calls
         told = forecast(check(load("blobs", [*SMALL, *changes])))
         assert run(command(*changes)) == 0
     assert not told.is_upper_bound
@@ -63,11 +63,11 @@ def test_the_calls_are_those_of_the_run(elsewhere, changes):
     ("attack", "near"),
     [
         ("{name: pgd, steps: 4, eot: 2, loss: margin, early_stop: 4}", 0.1),
-        # on 12 images each, where they fall in a cascade differs more
+        # on 12 images each, the attack of a cascade that breaks an image varies more
         ("{name: autoattack, steps: 2, eot: 1, draws: 4, queries: 10}", 0.2),
     ],
 )
-def test_where_images_fall_the_forecast_is_an_upper_bound_and_nearer_once_some_are_done(
+def test_forecast_of_early_stops_is_an_upper_bound_that_partial_runs_tighten(
     elsewhere, attack, near
 ):
     changes = [
@@ -90,7 +90,7 @@ def test_where_images_fall_the_forecast_is_an_upper_bound_and_nearer_once_some_a
     assert sum(again.total.calls.values()) == pytest.approx(all_calls, rel=near)
 
 
-def test_a_dry_run_says_what_it_will_cost_and_runs_nothing(elsewhere, capsys):
+def test_dry_run_reports_the_cost_and_runs_nothing(elsewhere, capsys):
     assert run([*command(), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "4 images: " in said
@@ -103,8 +103,8 @@ def test_a_dry_run_says_what_it_will_cost_and_runs_nothing(elsewhere, capsys):
     assert "forecast, calls" in (elsewhere / "run" / "report.md").read_text()
 
 
-def test_a_run_keeps_the_forecast_from_before_it_began(elsewhere, capsys):
-    """That of its own images would be held against them."""
+def test_run_keeps_the_forecast_from_before_it_began(elsewhere, capsys):
+    """Otherwise a run would be compared with a forecast made from its own images."""
     falls = command("attacks=[{name: pgd, steps: 1, early_stop: 2}]", "threat.eps=0.2")
     assert run([*falls, "--dry-run"]) == 0
     first = (elsewhere / "run" / "forecast.json").read_text()
@@ -123,7 +123,7 @@ def test_no_trial_is_larger_than_the_largest_call_of_the_run():
     assert forecast({**spec, "machine": {**spec["machine"], "batch_size": 8}}).batch_size == 8
 
 
-def test_where_memory_runs_out_in_a_trial_a_smaller_one_counts(monkeypatch):
+def test_forecast_uses_a_smaller_trial_if_memory_runs_out(monkeypatch):
     spec = check(load("blobs", SMALL))
     made = prepare(spec)
     plain = forecast(spec, prepared=made)
@@ -145,7 +145,7 @@ def test_where_memory_runs_out_in_a_trial_a_smaller_one_counts(monkeypatch):
     assert told.total.calls == plain.total.calls
 
 
-def test_the_time_left_at_the_start_does_not_count_a_slow_first_call(monkeypatch):
+def test_initial_time_estimate_ignores_a_slow_first_call(monkeypatch):
     spec = check(load("blobs", [*SMALL, "attacks=[]"]))
     made = prepare(spec)
     defended: Any = made.model
@@ -153,7 +153,7 @@ def test_the_time_left_at_the_start_does_not_count_a_slow_first_call(monkeypatch
 
     def slow_at_first(*given):
         calls.append(given)
-        time.sleep(0.2 if len(calls) < 3 else 0)  # the first call is the rehearsal's
+        time.sleep(0.2 if len(calls) < 3 else 0)  # the first call is the rehearsal
         return purify(*given)
 
     monkeypatch.setattr(defended.purifier, "forward", slow_at_first)
@@ -162,8 +162,8 @@ def test_the_time_left_at_the_start_does_not_count_a_slow_first_call(monkeypatch
     assert told.seconds["verdict"] < 0.2
 
 
-def test_the_time_left_at_the_start_is_that_of_large_calls_and_takes_few_of_them(monkeypatch):
-    """A call of one image takes ten times as long as an image of a large call."""
+def test_initial_time_estimate_applies_to_large_calls_and_is_quick(monkeypatch):
+    """A call with one image takes ten times as long as an image in a large call."""
     spec = check(load("blobs", [*SMALL, "attacks=[]", "evaluation.draws=8"]))
     made = prepare(spec)
     defended: Any = made.model
@@ -177,12 +177,12 @@ def test_the_time_left_at_the_start_is_that_of_large_calls_and_takes_few_of_them
     monkeypatch.setattr(defended.purifier, "forward", slow)
     told = quick_forecast(spec, made, 256)
     assert told is not None
-    call = 0.05 + 0.005 * 256  # of 32 images at 8 draws each
+    call = 0.05 + 0.005 * 256  # 32 images at 8 draws each
     assert call / 32 / 2 < told.seconds["verdict"] < call / 32 * 2
     assert sum(slept) < 1
 
 
-def test_the_time_of_a_large_call_is_read_off_the_line_through_two_smaller_ones():
+def test_time_of_a_large_call_is_extrapolated_from_two_smaller_ones():
     def timed(seconds, most, **options):
         made: list[int] = []
 
@@ -213,7 +213,7 @@ def test_the_time_of_a_large_call_is_read_off_the_line_through_two_smaller_ones(
     assert not calls.fits(1000), "no call of the run is larger"
 
 
-def test_a_dry_run_tells_how_much_of_a_begun_run_is_done(elsewhere, capsys):
+def test_dry_run_reports_how_much_of_a_begun_run_is_done(elsewhere, capsys):
     assert run([*command(), "--shard", "0/2"]) == 0
     for more in ([], ["--budget", "1h"]):
         capsys.readouterr()
@@ -230,20 +230,20 @@ def test_a_dry_run_tells_how_much_of_a_begun_run_is_done(elsewhere, capsys):
     ],
     ids=["all images", "an option that is a tuple"],
 )
-def test_a_begun_run_is_known_by_what_it_asks(elsewhere, capsys, changes):
+def test_begun_run_is_recognized_by_its_spec(elsewhere, capsys, changes):
     asked = [*command(*changes, "attacks=[]"), "--shard", "0/2"]
     assert run(asked) == 0
     assert run([*command(*changes, "attacks=[]"), "--dry-run"]) == 0
     assert "with 4 images, of which 2 are done" in capsys.readouterr().out
 
 
-def test_the_folder_of_something_else_is_no_begun_run(elsewhere, capsys):
+def test_folder_of_another_kind_is_not_a_begun_run(elsewhere, capsys):
     Run.begin(elsewhere / "run", manifest([0]) | {"kind": "certification", "spec": CERTIFICATION})
     assert run([*command("attacks=[]"), "--dry-run"]) == 0
     assert "was begun" not in capsys.readouterr().out
 
 
-def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhere, capsys):
+def test_budget_chooses_the_images_and_a_begun_run_keeps_them(elsewhere, capsys):
     least = ["evaluation.images=9", "machine.images_per_block=2"]
     assert run([*command(*least), "--budget", "0.001s"]) == 0
     assert Run.open(elsewhere / "run").spec["evaluation"]["images"] == 2
@@ -254,7 +254,7 @@ def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhe
     assert len(Run.open(elsewhere / "other").outcomes()) == 9
 
 
-def test_rows_may_be_auto_and_the_model_is_executed_as_in_the_run(monkeypatch):
+def test_forecast_uses_auto_batch_size_and_the_execution_mode(monkeypatch):
     monkeypatch.setattr("unfool.evaluation.forecast.DRY_RUN", 0.01)
     quick = ["purifier.steps=1", "attacks=[{name: pgd, steps: 1}]", "evaluation.images=2"]
     spec = check(
@@ -268,7 +268,7 @@ def test_rows_may_be_auto_and_the_model_is_executed_as_in_the_run(monkeypatch):
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
 
-def test_a_budget_is_a_time(mistake):
+def test_budget_must_be_a_time_and_excludes_shards(mistake):
     assert [seconds_of(word) for word in ("2h", "30m", "45s", "1h30m")] == [7200, 1800, 45, 5400]
     assert "2h, 30m, or 45s" in mistake("evaluate", "blobs", "--budget", "soon")
     assert "--set evaluation.images=" in mistake(

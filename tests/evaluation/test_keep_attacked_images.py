@@ -1,4 +1,4 @@
-"""Adversarial images that are kept, and judged again."""
+"""Tests of adversarial images that are kept and evaluated again."""
 
 import json
 import re
@@ -66,7 +66,7 @@ def given(*paths, **options):
     return [row | options for row in rows]
 
 
-def test_what_is_kept_says_what_it_is(kept):
+def test_kept_images_come_with_labels_indices_and_a_card(kept):
     card = json.loads((kept / "card.json").read_text())
     about = card["attacks"]["a/b c"]
     with np.load(kept / about["file"]) as file:
@@ -86,9 +86,7 @@ def test_what_is_kept_says_what_it_is(kept):
     assert about["largest"] == pytest.approx(0.1, abs=1e-5)
 
 
-def test_a_dry_run_counts_the_calls_of_the_attacks_alone_and_makes_nothing(
-    spec, elsewhere, capsys, mistake
-):
+def test_dry_run_counts_only_the_attacks_and_writes_nothing(spec, elsewhere, capsys, mistake):
     command = ["attack", spec(), "--out", "r", "--quiet"]
     assert run([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -104,7 +102,7 @@ def test_a_dry_run_counts_the_calls_of_the_attacks_alone_and_makes_nothing(
     assert "the spec has no attacks" in mistake("attack", spec(attacks=[]), "--dry-run")
 
 
-def test_a_sheet_shows_each_attack_and_names_classes(kept):
+def test_sheet_shows_each_attack_and_names_classes(kept):
     page = (kept / "a-b-c-sheet.html").read_text("utf-8")
     assert "unfool attack my.yaml --out kept --png --quiet" in page
     heads = re.findall(r'<th scope="col">([^<]+)</th>', page)
@@ -116,7 +114,7 @@ def test_a_sheet_shows_each_attack_and_names_classes(kept):
         assert f"size {fact.sizes['a/b c']:.3g}" in page
 
 
-def test_the_verdict_on_kept_images_is_that_on_the_attack(spec, kept, elsewhere, facts):
+def test_verdict_on_kept_images_equals_that_on_the_attack(spec, kept, elsewhere, facts):
     assert run(["evaluate", spec(), "--out", "made", "--quiet"]) == 0
     spec(attacks=given(kept / "a-b-c.npz", kept / "a-b-c"))
     assert run(["evaluate", "my.yaml", "--out", "given", "--quiet"]) == 0
@@ -130,7 +128,7 @@ def test_the_verdict_on_kept_images_is_that_on_the_attack(spec, kept, elsewhere,
     assert "images made elsewhere" in (elsewhere / "given" / "report.md").read_text()
 
 
-def test_blocks_shards_and_resuming_make_the_same(spec, kept, elsewhere, capsys):
+def test_blocks_shards_and_resuming_give_the_same_images(spec, kept, elsewhere, capsys):
     command = ["attack", spec(), "--format", "safetensors", "--quiet", "--out"]
     for part in ("0/2", "1/2"):
         changes = ["--set", "machine.images_per_block=2", "--shard", part]
@@ -149,7 +147,7 @@ def test_blocks_shards_and_resuming_make_the_same(spec, kept, elsewhere, capsys)
             assert np.allclose(found[name], file[name], atol=1e-6), name
 
 
-def test_foreign_files_are_judged_too(spec, kept, elsewhere, facts):
+def test_foreign_files_in_other_order_and_layout_are_evaluated(spec, kept, elsewhere, facts):
     with np.load(kept / "a-b-c.npz") as file:
         images, indices = file["images"], file["indices"]
     order = [3, 1, 0, 6, 2, 5, 4]
@@ -163,7 +161,7 @@ def test_foreign_files_are_judged_too(spec, kept, elsewhere, facts):
         assert row[3]["0"] == row[3]["1"] == row[3]["2"] == row[3]["3"]
 
 
-def test_what_does_not_fit_is_told(spec, kept, elsewhere, mistake):
+def test_unsuitable_image_files_are_refused(spec, kept, elsewhere, mistake):
     with np.load(kept / "a-b-c.npz") as file:
         made = dict(file)
 
@@ -189,7 +187,7 @@ def test_what_does_not_fit_is_told(spec, kept, elsewhere, mistake):
         assert text in mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
 
 
-def test_a_folder_of_other_pictures_is_another_run(spec, kept, mistake):
+def test_changed_image_folder_is_refused_for_the_same_run(spec, kept, mistake):
     spec(attacks=given(kept / "a-b-c"))
     command = ["evaluate", "my.yaml", "--out", "given", "--quiet"]
     assert run(command) == 0
@@ -201,7 +199,7 @@ def test_a_folder_of_other_pictures_is_another_run(spec, kept, mistake):
     assert "has 6 images, and the run has 7" in mistake(*command)
 
 
-def test_odd_commands_are_told(spec, mistake, kept):
+def test_invalid_commands_are_refused(spec, mistake, kept):
     assert "npz or safetensors" in mistake("attack", "my.yaml", "--format", "pt")
     spec(attacks=[])
     assert "no attacks" in mistake("attack", "my.yaml", "--out", "none")
@@ -210,7 +208,7 @@ def test_odd_commands_are_told(spec, mistake, kept):
     assert "needs an evaluation" in mistake("compare", "kept", "kept")
 
 
-def test_images_must_be_told_which_they_are_for(kept):
+def test_precomputed_attack_without_a_data_set_is_refused(kept):
     x, y = fetch(digits(), [0])
     with pytest.raises(ValueError, match="over"):
         PrecomputedAttack(kept / "a-b-c.npz")(
@@ -219,7 +217,7 @@ def test_images_must_be_told_which_they_are_for(kept):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l0"])
-def test_eight_bits_toward_the_clean_image_stay_within_the_threat(norm):
+def test_rounding_toward_the_clean_image_stays_within_the_threat(norm):
     noise = Noise.of(0, range(40))
     x = (noise.uniform(torch.zeros(40, 3, 5, 5)) * 255).round() / 255
     for eps in (1 / 255, 8 / 255, 0.1003):
@@ -234,12 +232,12 @@ def test_eight_bits_toward_the_clean_image_stay_within_the_threat(norm):
             assert bool(threat.allows(x, found).all())
             assert (found - x_adv).abs().max() < 1 / 255 + 1e-6
             assert ((found - x).abs() <= (x_adv - x).abs() + 1e-6).all()
-    eps = 8 / 255  # a whole number of levels is not lost to rounding errors
+    eps = 8 / 255  # an integer number of levels is not lost to rounding errors
     x_adv = Threat("linf", eps).random_at_full_budget(x, noise)
     assert torch.allclose(round_toward_clean(x, x_adv), x_adv, atol=1e-6)
 
 
-def test_pictures_that_cannot_stay_within_the_threat_are_not_written(elsewhere, mistake):
+def test_images_that_cannot_be_rounded_within_the_threat_are_not_written(elsewhere, mistake):
     changes = ["data.size=3", "threat.eps=0.001", "attacks=['fgsm']", "purifier=null"]
     words = [word for change in changes for word in ("--set", change)]
     said = mistake("attack", "blobs", *words, "--out", "small", "--png", "--quiet")
@@ -253,7 +251,7 @@ def test_pictures_that_cannot_stay_within_the_threat_are_not_written(elsewhere, 
     assert len(given.digest) == 64
 
 
-def test_arrays_of_another_shape_or_type_are_refused(spec, kept, mistake):
+def test_arrays_of_wrong_shape_or_type_are_refused(spec, kept, mistake):
     with np.load(kept / "a-b-c.npz") as file:
         made = dict(file)
     for name in ("indices", "labels"):
@@ -263,7 +261,7 @@ def test_arrays_of_another_shape_or_type_are_refused(spec, kept, mistake):
             assert f"`{name}` must be" in mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
 
 
-def test_pictures_in_another_order_are_told_with_the_order_of_names(spec, kept, mistake):
+def test_images_in_another_order_are_refused_with_the_order_of_names(spec, kept, mistake):
     pictures = sorted((kept / "a-b-c").glob("*.png"))
     for picture, name in zip(pictures, reversed(pictures), strict=True):
         (kept / "mixed").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Knowledge of the defense's noise: what is told is met exactly, and the verdict is on that noise."""
+"""Tests of attackers who know noise of the defense: they get exactly the noise of the verdict."""
 
 import json
 
@@ -34,7 +34,7 @@ def pictures() -> torch.Tensor:
 
 
 def answers(model, word: str, query_indices=range(6), own=1):
-    """The logits (queries, B, K) that an attacker or the defense gets who knows `word`."""
+    """Return logits (queries, B, K) for an attacker who knows `word`, and those of the defense."""
     x = pictures()
     secret, other = Noise.of(0, range(IMAGES)), Noise.of(own, range(IMAGES))
     told = Knowledge(word).reveal(other, secret)
@@ -43,36 +43,36 @@ def answers(model, word: str, query_indices=range(6), own=1):
     ), model(x, secret)
 
 
-def test_with_all_noise_known_the_model_is_deterministic():
+def test_model_is_deterministic_if_all_noise_is_known():
     logits, secret = answers(model_of("ddpm"), "both")
     assert all(torch.equal(one, secret) for one in logits)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "ode"])
-def test_without_noise_on_the_way_back_the_forward_noise_is_all_there_is(sampler: str):
+def test_forward_noise_is_all_noise_of_deterministic_samplers(sampler: str):
     model = model_of(sampler)
     forward, secret = answers(model, "forward")
-    assert all(torch.equal(one, secret) for one in forward)  # DW-Fwd is DW-box
+    assert all(torch.equal(one, secret) for one in forward)  # DW-Fwd equals DW-box
     reverse, _ = answers(model, "reverse")
     plain = [model_at(model, query_index) for query_index in range(6)]
     assert all(torch.equal(one, two) for one, two in zip(reverse, plain, strict=True))
 
 
 def model_at(model, query_index: int):
-    """What an attacker sees who knows nothing, and draws from the same noise of his own."""
+    """Return logits for an attacker who knows nothing and draws from their own noise."""
     x = pictures()
     return model(x, Noise.of(1, range(IMAGES)).for_query(query_index))
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "heun, eta: 1"])
 @pytest.mark.parametrize("word", ["forward", "reverse"])
-def test_of_ddpm_either_noise_leaves_the_other_random(word: str, sampler: str):
+def test_knowing_one_noise_of_ddpm_leaves_the_other_random(word: str, sampler: str):
     logits, secret = answers(model_of(sampler), word)
     assert not torch.equal(logits[0], secret)
     assert not torch.equal(logits[0], logits[1])
 
 
-def test_a_pool_of_paths_is_as_large_as_it_says_and_the_same_for_all():
+def test_pool_of_paths_has_the_stated_size_and_is_the_same_for_all():
     model = model_of("ddpm")
     mine, _ = answers(model, "semi-3", own=1)
     theirs, _ = answers(model, "semi-3", own=2)
@@ -82,7 +82,7 @@ def test_a_pool_of_paths_is_as_large_as_it_says_and_the_same_for_all():
 
 
 @pytest.mark.parametrize(
-    ("purifier", "streams"),  # of those that it draws from
+    ("purifier", "streams"),  # the streams that the purifier draws from
     [
         ("{name: diffpure, t: 0.3, steps: 4, sampler: sde}", {"forward", "reverse"}),
         ("{name: diffpure, t: 0.3, steps: 4, sampler: ode}", {"forward"}),
@@ -103,7 +103,9 @@ def test_a_pool_of_paths_is_as_large_as_it_says_and_the_same_for_all():
         ),
     ],
 )
-def test_of_every_purifier_each_kind_of_knowledge_leaves_the_rest(purifier: str, streams: set[str]):
+def test_each_kind_of_knowledge_fixes_only_its_noise_in_every_purifier(
+    purifier: str, streams: set[str]
+):
     model = defended_by(purifier)
     logits, secret = answers(model, "both", range(2))
     assert all(torch.equal(one, secret) for one in logits)
@@ -111,14 +113,14 @@ def test_of_every_purifier_each_kind_of_knowledge_leaves_the_rest(purifier: str,
         logits, secret = answers(model, word, range(2))
         certain = not streams - {word}
         assert certain == torch.equal(logits[0], secret) == torch.equal(*logits)
-        if word not in streams:  # nothing was told: the white box
+        if word not in streams:  # nothing is known: the white box
             assert torch.equal(logits[1], model_at(model, 1))
 
 
-def test_the_verdict_on_a_pool_does_not_begin_where_the_search_does():
+def test_verdict_on_a_pool_does_not_begin_where_the_search_does():
     many = Knowledge("semi-128").query_indices(8)
     assert len(set(many)) == 8
-    assert max(many) > 40  # where PGD-10 + EOT-4 has never been
+    assert max(many) > 40  # beyond the queries of PGD-10 + EOT-4
     assert sorted(Knowledge("semi-3").query_indices(6)) == [0, 0, 1, 1, 2, 2]
     assert Knowledge("both").query_indices(8) == [0]
     assert (
@@ -128,7 +130,7 @@ def test_the_verdict_on_a_pool_does_not_begin_where_the_search_does():
     )
 
 
-def test_a_pool_for_each_draw_mixes_what_is_known():
+def test_pool_per_draw_mixes_the_known_draws():
     model = model_of("ddpm")
     one, _ = answers(model, "semi-1-steps")
     assert all(torch.equal(row, one[0]) for row in one)
@@ -137,10 +139,10 @@ def test_a_pool_for_each_draw_mixes_what_is_known():
     distinct = {tuple(row[0].tolist()) for row in few}
     assert (
         8 < len(distinct) <= 16
-    )  # 2 for the forward noise, and for each of 3 steps back that draw
+    )  # 2 for the forward noise and for each of 3 reverse steps that draw
 
 
-def test_an_image_alone_meets_the_same_noise():
+def test_known_noise_of_an_image_does_not_depend_on_its_batch():
     told = Knowledge("semi-4-steps").reveal(Noise.of(1, range(3)), Noise.of(0, range(3)))
     alone = told.take([1]).for_query(2, 2).child("purify", "forward")
     every = told.for_query(2, 2).child("purify", "forward")
@@ -149,7 +151,7 @@ def test_an_image_alone_meets_the_same_noise():
 
 
 @pytest.mark.parametrize("word", ["all", "semi", "semi-0", "semi-x-steps", "forwards"])
-def test_other_words_are_refused(word: str):
+def test_unknown_words_are_refused(word: str):
     with pytest.raises(ValueError, match="knows must be forward, reverse, both"):
         Knowledge(word)
 
@@ -175,7 +177,7 @@ def folder(tmp_path_factory):
     return made / "run"
 
 
-def test_shards_and_blocks_change_nothing_of_what_is_known(elsewhere):
+def test_shards_and_blocks_do_not_change_outcomes_with_known_noise(elsewhere):
     known = {"forward": 2, "both": 1, "semi-4": 2}
     rows = [
         f"{{name: pgd, label: {w}-, knows: {w}, steps: 2, eot: {eot}}}" for w, eot in known.items()
@@ -194,12 +196,12 @@ def test_shards_and_blocks_change_nothing_of_what_is_known(elsewhere):
     assert found["whole"] == found["parts"] == found["alone"]
 
 
-def test_the_report_sets_them_beside_the_white_box(folder):
+def test_report_compares_known_noise_with_the_white_box(folder):
     told = json.loads((folder / "report.json").read_text())
     rows = {row["name"]: row for row in told["known_noise"]}
     assert list(rows) == ["DW-Fwd", "DW-box", "semi-4"]
     assert [row["name"] for row in told["attacks"]] == ["white box"]
-    assert rows["DW-box"]["robust"]["k"] == 1  # another answer would be the same
+    assert rows["DW-box"]["robust"]["k"] == 1  # more draws would give the same answer
     assert rows["semi-4"]["robust"]["k"] == 4
     white = told["attacks"][0]["robust"]["per_draw"]["accuracy"]
     for row in rows.values():
@@ -221,14 +223,14 @@ def test_the_report_sets_them_beside_the_white_box(folder):
     assert [row[0] for row in body[1:]] == list(rows)
 
 
-def test_they_never_count_for_the_robust_accuracy(folder):
+def test_attacks_with_known_noise_do_not_count_for_robust_accuracy(folder):
     lines = [
         json.loads(line) for path in (folder / "outcomes").glob("*.jsonl") for line in path.open()
     ]
     assert {line["chosen"] for line in lines} <= {"clean", "random", "white box"}
 
 
-def test_a_wrong_word_in_a_spec_is_told(mistake, elsewhere):
+def test_unknown_word_in_a_spec_is_refused(mistake, elsewhere):
     rows = "attacks=[{name: pgd, knows: everything}]"
     assert "attacks.0.knows must be forward" in mistake("evaluate", "blobs", "--set", rows)
 
@@ -256,7 +258,7 @@ DIFFUSION = {"name": "diffusion", "denoiser": {"name": "mixture"}, "draws": 2}
         ({"classifier": DIFFUSION}, "both", True),
     ],
 )
-def test_who_is_told_of_noise_that_is_never_drawn_is_told_so(changes, word, drawn, capsys):
+def test_knowing_noise_that_is_never_drawn_is_reported(changes, word, drawn, capsys):
     spec = {
         "data": {"name": "blobs", "size": 2},
         "classifier": "bayes",

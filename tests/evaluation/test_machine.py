@@ -1,4 +1,4 @@
-"""What changes the speed of a run is no part of what it is asked."""
+"""Tests of machine settings, which change the speed of a run but not its outcomes."""
 
 from unfool import spec as specs
 from unfool.evaluation import run as evaluation
@@ -11,8 +11,8 @@ SMALL = [
 ]
 
 
-def test_rows_and_execution_change_no_outcome(elsewhere, facts):
-    """Begun with few rows, gone on with as many as fit: the same run, and the same outcomes."""
+def test_batch_size_and_execution_mode_do_not_change_outcomes(elsewhere, facts):
+    """A run that starts with small batches and resumes with automatic ones has the same outcomes."""
 
     def go_on(name: str, machine: str, shard: tuple[int, int] = (0, 1)):
         checked = evaluation.check(specs.load("blobs", [*SMALL, f"machine={machine}"]))
@@ -29,7 +29,7 @@ def test_rows_and_execution_change_no_outcome(elsewhere, facts):
             assert one[3][name].draws == other[3][name].draws
 
 
-def test_what_is_no_number_and_no_way_is_told(elsewhere, mistake):
+def test_invalid_batch_size_and_execution_mode_are_refused(elsewhere, mistake):
     assert "batch_size" in mistake("evaluate", "blobs", "--set", "machine.batch_size=many")
     assert "batch_size" in mistake("evaluate", "blobs", "--set", "machine.batch_size=0")
     said = mistake("evaluate", "blobs", "--set", "machine.execution=fast")

@@ -1,4 +1,4 @@
-"""The defenses that came after the five papers, from a spec to a report, under each kind of attack."""
+"""Tests of defenses newer than the five papers, from spec to outcomes, under each kind of attack."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ SMALL = ["evaluation={images: 2, draws: 2}"]
 
 
 def conditions(changes: list[str], folder: Path) -> set[str]:
-    """What the two images of a run were judged under."""
+    """Return the conditions under which the two images of a run were evaluated."""
     spec = evaluation.check(specs.load("demo", [*changes, ATTACKS, *SMALL]))
     outcomes = evaluation.run(spec, folder, quiet=True).read(Outcome)
     assert len(outcomes) == 2
@@ -41,17 +41,17 @@ def conditions(changes: list[str], folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", PURIFIERS)
-def test_each_runs_under_every_kind_of_attack(name: str, tmp_path):
+def test_each_purifier_runs_under_every_kind_of_attack(name: str, tmp_path):
     assert {"clean", *LABELS} <= conditions([f"purifier={PURIFIERS[name]}"], tmp_path / "run")
 
 
-def test_the_classifier_with_local_noise_is_evaluated_too(tmp_path):
+def test_locally_smoothed_classifier_runs_under_every_kind_of_attack(tmp_path):
     inner = "{name: trained, weights: digits-classifier}"
     local = f"classifier={{name: locally-smoothed, classifier: {inner}, sigma: 0.05}}"
     assert {"clean", *LABELS} <= conditions([local], tmp_path / "run")
 
 
-def test_diffsmooth_is_certified(tmp_path):
+def test_diffsmooth_can_be_certified(tmp_path):
     spec = specs.load("digits-diffsmooth", ["certification={sigma: 0.25, n0: 5, n: 20, images: 2}"])
     done = certify.run(certify.check(spec), tmp_path / "run", quiet=True)
     assert done.manifest.get("kind") == KIND
@@ -70,7 +70,7 @@ def test_diffsmooth_is_certified(tmp_path):
          "heun"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_sentence(change: str, words: str, tmp_path):
+def test_invalid_options_are_refused_in_one_line(change: str, words: str, tmp_path):
     def attempt():
         spec = evaluation.check(specs.load("demo", [f"purifier={change}"]))
         evaluation.run(spec, tmp_path / "run", quiet=True)

@@ -1,4 +1,4 @@
-"""Several purifications of one image, from a spec to a report."""
+"""Tests of several purifications of each image, from spec to report."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ SMALL = [
 ]
 
 
-def test_a_spec_asks_for_paths(tmp_path):
+def test_spec_can_ask_for_several_paths(tmp_path):
     checked = evaluation.check(specs.load("blobs", SMALL))
     assert checked.get("paths") == {"count": 3, "by": "votes"}
     model = build_model(checked, "cpu")
@@ -40,7 +40,7 @@ def test_a_spec_asks_for_paths(tmp_path):
         ("paths={number: 2}", "no option 'number'"),
     ],
 )
-def test_mistakes_are_told(change: str, words: str):
+def test_invalid_paths_are_refused(change: str, words: str):
     with pytest.raises(SpecError, match=words):
         evaluation.check(specs.load("blobs", [change]))
 

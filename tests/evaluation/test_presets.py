@@ -1,4 +1,4 @@
-"""The specs that come with the package: all of them check, and DiffPure's are its published settings."""
+"""Tests of shipped specs and experiments: all are valid, and presets have the published settings."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ NAMED = ["classifier=bayes", "denoiser=mixture"]
         ("diffpure-celebahq", 0.5, 500, "linf", 16 / 255),
     ],
 )
-def test_a_preset_is_the_paper_s_setting(name, t, steps, norm, eps):
+def test_presets_have_the_settings_of_the_paper(name, t, steps, norm, eps):
     changes = [*NAMED, "purifier.size=4"] if name == "diffpure-imagenet" else NAMED
     load = specs.load if name in shipped() else experiment
     checked = evaluation.check(load(name, changes), "anywhere")
@@ -57,7 +57,7 @@ def experiment(name, changes=()):
         ),
     ],
 )
-def test_every_spec_checks(name):
+def test_every_spec_is_valid(name):
     spec = specs.load(name) if name in shipped() else experiment(name)
     if "sweep" in spec:
         cells = sweep.check(spec, "anywhere")
@@ -71,8 +71,8 @@ def test_every_spec_checks(name):
 
 
 @pytest.mark.parametrize("name", ["digits-tmdc", "cifar10-tmdc", "cifar10-sd2"])
-def test_the_figure_of_checkpoints_is_a_line_over_their_steps(name):
-    """From the denoiser before the training, 0, to the last kept; a number, so a line is drawn."""
+def test_checkpoint_sweeps_are_ordered_by_training_steps(name):
+    """Values are numbers, from 0 (before training) to the last checkpoint, so the figure is a line."""
     cells = sweep.check(experiment(f"{name}-checkpoints"), "anywhere")
     weights: dict[Any, str] = {
         number(next(iter(cell.values.values()))): cell.spec["classifier"]["denoiser"]["weights"]
@@ -84,7 +84,7 @@ def test_the_figure_of_checkpoints_is_a_line_over_their_steps(name):
     assert len({cell.values["evaluation.subset_seed"] for cell in cells}) >= 3
 
 
-def test_the_published_experiments_ask_what_they_say():
+def test_published_sweeps_have_the_stated_budgets_and_weights():
     for data, most in (("digits", 6), ("cifar10", 11)):
         cells = sweep.check(experiment(f"{data}-distribution-transfer-budgets"), "anywhere")
         budgets = sorted({cell.spec["threat"]["eps"] for cell in cells})
@@ -124,14 +124,14 @@ def test_addt_is_trained_and_attacked_as_published(name):
 @pytest.mark.parametrize(
     "name", ["tmdc-tables", "tmdc-checkpoints", "sd2-tables", "sd2-checkpoints"]
 )
-def test_tmdc_s_transfer_takes_the_published_steps(name):
+def test_transfer_attack_on_tmdc_has_the_published_steps(name):
     for cell in sweep.check(experiment(f"cifar10-{name}"), "anywhere"):
         (row,) = (row for row in cell.spec["attacks"] if row["label"] == "PGD by transfer")
         assert row["attack"]["steps"] == 40
         assert row["attack"]["step_size"] * 0.05 == pytest.approx(2 / 255, rel=2e-3)
 
 
-def test_a_denoiser_inside_a_resized_purifier_is_missed_too():
+def test_missing_denoiser_inside_a_resized_purifier_is_refused():
     spec = specs.load("diffpure-imagenet", ["classifier=bayes", "denoiser=null"])
     with pytest.raises(specs.SpecError, match="needs a denoiser"):
         evaluation.check(spec, "anywhere")
@@ -147,13 +147,13 @@ def test_a_denoiser_inside_a_resized_purifier_is_missed_too():
         ),
     ],
 )
-def test_a_view_that_does_not_fit_is_told_before_the_work(changes, said, elsewhere, mistake):
+def test_unsuitable_view_is_refused_before_the_run(changes, said, elsewhere, mistake):
     words = [word for change in changes for word in ("--set", change)]
     assert said in mistake("evaluate", "blobs", "--quiet", "--out", elsewhere / "run", *words)
     assert not (elsewhere / "run").exists()
 
 
-def test_the_published_bpda_has_its_15_and_150_draws_and_no_random_start():
+def test_published_bpda_has_15_and_150_draws_and_no_random_start():
     checked = evaluation.check(experiment("diffpure-cifar10-bpda", NAMED), "anywhere")
     (row,) = checked["attacks"]
     assert (row["view"], row["start"], row["steps"]) == ("bpda", "zero", 50)
@@ -161,8 +161,8 @@ def test_the_published_bpda_has_its_15_and_150_draws_and_no_random_start():
     assert row["step_size"] * checked["threat"]["eps"] == pytest.approx(2 / 255)
 
 
-def test_the_ladder_goes_from_cheap_to_exact_and_reports_each_rung(elsewhere):
-    """The shipped spec, on the toy world."""
+def test_ladder_goes_from_cheap_to_exact_and_reports_each_rung(elsewhere):
+    """Run the shipped spec on the toy data."""
     changes = [*NAMED, "data={name: blobs, size: 12}", "purifier={name: diffpure, steps: 6}"]
     changes += [f"attacks.{i}.steps=2" for i in range(5)]
     changes += ["evaluation.images=null", "attacks.3.view.steps=null"]
@@ -188,7 +188,7 @@ def test_the_ladder_goes_from_cheap_to_exact_and_reports_each_rung(elsewhere):
     )
 
 
-def test_a_bare_view_is_the_table_with_its_defaults():
+def test_bare_view_equals_the_table_with_its_defaults():
     def view(said):
         spec = specs.load("blobs", [f"attacks=[{{name: pgd, view: {said}}}]"])
         return evaluation.check(spec)["attacks"][0]["view"]
@@ -211,8 +211,8 @@ def test_a_bare_view_is_the_table_with_its_defaults():
     assert evaluation.check(set_alone) == checked
 
 
-def test_the_rows_of_the_docs_are_attacks():
-    """Each published setting, as docs/attacks.md writes it, is a row that a spec takes."""
+def test_attack_rows_in_the_docs_are_valid():
+    """Each published setting in docs/attacks.md is a valid row of a spec."""
     page = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
     table = page.partition("## Published settings")[2]
     rows = [yaml.safe_load(row) for row in re.findall(r"\| `(\{name: .*?\})`", table)]

@@ -1,4 +1,4 @@
-"""Progress: the time left is told from the first second, and each step of an attack counts."""
+"""Tests of progress: the time left is shown from the start, and counts each step of an attack."""
 
 import re
 
@@ -34,7 +34,7 @@ def words(command, *changes):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "attack"])
-def test_a_run_of_a_single_block_tells_the_time_left_before_the_block_is_done(
+def test_run_of_a_single_block_shows_the_time_left_before_it_is_done(
     elsewhere, capsys, monkeypatch, command
 ):
     monkeypatch.setattr(progress, "EVERY", 0.0)
@@ -52,7 +52,7 @@ def test_a_run_of_a_single_block_tells_the_time_left_before_the_block_is_done(
     )
 
 
-def test_a_resumed_run_counts_what_is_left(elsewhere, capsys, monkeypatch):
+def test_resumed_run_counts_the_images_that_are_done(elsewhere, capsys, monkeypatch):
     monkeypatch.setattr(progress, "EVERY", 0.0)
     assert run([*words("evaluate"), "--quiet", "--shard", "0/2"]) == 0
     capsys.readouterr()
@@ -60,13 +60,13 @@ def test_a_resumed_run_counts_what_is_left(elsewhere, capsys, monkeypatch):
     assert "images: 2/4, " in capsys.readouterr().err.splitlines()[0]
 
 
-def test_quiet_runs_say_nothing(elsewhere, capsys):
+def test_quiet_runs_print_nothing(elsewhere, capsys):
     assert run([*words("evaluate"), "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_the_work_of_a_run_is_what_was_expected():
-    """Of an attack that always takes all its steps, to the last call of the model."""
+def test_work_of_a_run_equals_the_forecast():
+    """An attack that always takes all its steps makes exactly the forecast calls of the model."""
     spec = check(load("blobs", CHANGES))
     made = prepare(spec)
     told = quick_forecast(spec, made, 256)
@@ -83,7 +83,7 @@ def test_the_work_of_a_run_is_what_was_expected():
     assert told.ticks["pgd-exact"] > STEPS * 2 * 3
 
 
-def test_shares_of_a_block_go_by_the_expected_time():
+def test_progress_within_a_block_is_weighted_by_expected_time():
     shown: list[tuple[float, str]] = []
     told = Expected(
         {"clean": 0.0, "pgd": 3.0, "verdict": 1.0}, {"clean": 0, "pgd": 10, "verdict": 5}
@@ -92,7 +92,7 @@ def test_shares_of_a_block_go_by_the_expected_time():
         lambda now, words: shown.append((now, words)), 8, 2, ["clean", "pgd"], told
     )
     block.next()
-    block.tick(10)  # half of what two images ask
+    block.tick(10)  # half of the work of two images
     block.tick(100)  # more than was expected
     block.next()
     block.tick(5)
@@ -106,9 +106,7 @@ def test_shares_of_a_block_go_by_the_expected_time():
 
 
 @pytest.mark.parametrize(("each", "took"), [(2.0, 200.0), (200.0, 2.0), (0.001, 50.0)])
-def test_the_time_left_is_the_forecast_at_first_and_then_what_the_work_took(
-    monkeypatch, each, took
-):
+def test_time_left_starts_at_the_forecast_and_follows_the_measured_time(monkeypatch, each, took):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     left = TimeLeft(total=10, seconds_per_unit=each, began=0.0)
@@ -118,7 +116,7 @@ def test_the_time_left_is_the_forecast_at_first_and_then_what_the_work_took(
     assert left.after(10) == 0
 
 
-def test_the_time_left_is_not_told_where_nothing_is_known(monkeypatch):
+def test_time_left_is_unknown_until_work_was_measured(monkeypatch):
     left = TimeLeft(total=10, done=2)
     assert left.after(2) is None
     left.began -= 6

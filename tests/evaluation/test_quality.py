@@ -1,4 +1,4 @@
-"""How far pictures are from the clean ones: known answers, and what a run records."""
+"""Tests of distances to the clean images: known values, and what a run records."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from unfool.results.run_folder import Run
 CLEAN = 0.5 + 0.1 * Noise.of(0, range(3)).normal(torch.empty(3, 1, 12, 12))
 
 
-def test_a_constant_shift_has_known_distances():
+def test_constant_shift_has_known_distances():
     told = measure(CLEAN + 0.1, CLEAN)
     assert [image["psnr"] for image in told] == pytest.approx([20.0] * 3, abs=1e-3)
     assert [image["l2"] for image in told] == pytest.approx([1.2] * 3, abs=1e-3)  # 0.1 sqrt(144)
@@ -25,17 +25,17 @@ def test_a_constant_shift_has_known_distances():
     assert all(0.9 < image["ssim"] < 1 for image in told)
 
 
-def test_the_same_picture_has_no_distance():
+def test_identical_images_have_no_distance():
     assert measure(CLEAN, CLEAN) == [{"psnr": 100.0, "ssim": 1.0, "l2": 0.0, "linf": 0.0}] * 3
 
 
-def test_each_picture_is_measured_by_itself():
+def test_each_image_is_measured_independently():
     other = CLEAN + 0.05 * Noise.of(1, range(3)).normal(CLEAN)
     alone = [measure(other[i : i + 1], CLEAN[i : i + 1])[0] for i in range(3)]
     assert measure(other, CLEAN) == alone
 
 
-def test_means_have_student_s_interval():
+def test_means_have_student_t_intervals():
     told: list[dict[str, Quality]] = [
         {"a": {"before": dict.fromkeys(("psnr", "ssim", "l2", "linf"), v)}} for v in (1.0, 3.0)
     ]
@@ -44,7 +44,9 @@ def test_means_have_student_s_interval():
     assert "after" not in row
     l2 = row.get("before", {})["l2"]
     assert l2["mean"] == 2
-    assert l2["high"] == pytest.approx(2 + 12.7062, abs=1e-3)  # t of 1 degree
+    assert l2["high"] == pytest.approx(
+        2 + 12.7062, abs=1e-3
+    )  # Student's t with 1 degree of freedom
     (row,) = summarize(told[:1], ["a"])
     assert row.get("before", {})["l2"] == {"mean": 1.0, "low": None, "high": None}
 
@@ -65,7 +67,7 @@ def evaluated(folder, *changes: str) -> tuple[Run, dict]:
     return Run.open(folder), json.loads((folder / "report.json").read_text())
 
 
-def test_a_run_records_it_before_and_after_purification(elsewhere):
+def test_run_records_distances_before_and_after_purification(elsewhere):
     done, report = evaluated(elsewhere / "run", "attacks=[{name: pgd, steps: 2, label: pgd}]")
     for outcome in done.outcomes():
         assert set(outcome.quality) == {"clean", "random", "pgd"}
@@ -80,7 +82,7 @@ def test_a_run_records_it_before_and_after_purification(elsewhere):
     assert "| clean | - |" in text
 
 
-def test_outcomes_of_older_runs_are_still_read(elsewhere, edited):
+def test_outcomes_without_distances_can_still_be_read(elsewhere, edited):
     done, _ = evaluated(elsewhere / "run", "attacks=[{name: pgd, steps: 1}]", "data.size=3")
 
     def without_quality(text):
@@ -96,7 +98,7 @@ def test_outcomes_of_older_runs_are_still_read(elsewhere, edited):
     assert "Distance to the clean" not in (done.folder / "report.html").read_text()
 
 
-def test_without_attacks_only_the_pictures_kept_are_measured(elsewhere):
+def test_only_the_examples_are_measured_without_attacks(elsewhere):
     done, _ = evaluated(elsewhere / "run", "attacks=[]")
     assert [bool(outcome.quality) for outcome in done.outcomes()] == [True] * 2 + [False] * 10
 
@@ -106,8 +108,8 @@ def test_without_attacks_only_the_pictures_kept_are_measured(elsewhere):
 ATTACKED = ("attacks=[{name: pgd, steps: 1, label: pgd}]", "data.size=3")
 
 
-def test_a_perceptual_distance_is_recorded_where_it_is_asked_for(elsewhere, monkeypatch):
-    """With a stand-in for the network, which needs torchvision: the way of its number to the page."""
+def test_lpips_is_recorded_if_requested(elsewhere, monkeypatch):
+    """A stand-in replaces the network, which needs torchvision; its value must reach the report."""
     monkeypatch.setattr(quality, "lpips", lambda x, y: 2 * distances.l1(x, y))
     done, report = evaluated(elsewhere / "run", *ATTACKED, "evaluation.lpips=true")
     first = done.outcomes()[0].quality["pgd"]
@@ -122,12 +124,12 @@ def test_a_perceptual_distance_is_recorded_where_it_is_asked_for(elsewhere, monk
     plain, report = evaluated(elsewhere / "plain", *ATTACKED)
     assert (
         plain.manifest["identity"] == done.manifest["identity"]
-    )  # it is the same run, told more of
+    )  # the same run, with more recorded
     assert "lpips" not in report["quality"][2]["after"]
     assert "LPIPS, purified" not in (plain.folder / "report.html").read_text()
 
 
-def test_what_it_lacks_is_told_before_the_work(elsewhere, mistake, monkeypatch):
+def test_missing_lpips_and_too_small_images_are_refused(elsewhere, mistake, monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     distances.lpips_network.cache_clear()
     asked = (*TOY, "--set", "evaluation.lpips=true", "--out", elsewhere / "run")
@@ -141,7 +143,7 @@ def test_what_it_lacks_is_told_before_the_work(elsewhere, mistake, monkeypatch):
     assert "not 1 x 4 x 4" in mistake(*asked)
 
 
-def test_lpips_itself():
+def test_lpips_is_zero_for_equal_images_and_independent_of_the_batch():
     gray = 0.5 + 0.1 * Noise.of(0, range(2)).normal(torch.empty(2, 1, 32, 32))
     try:
         told = measure(0.9 * gray, gray, perceptual=True)
@@ -155,7 +157,7 @@ def test_lpips_itself():
 # --------------------------------------------------------------------------- corruptions
 
 
-def test_corruptions_beside_an_attack_do_not_count_in_robust(elsewhere):
+def test_corruptions_beside_an_attack_do_not_count_in_robust_accuracy(elsewhere):
     attacks = ", ".join(["{name: pgd, steps: 2, label: pgd}", *CORRUPTIONS])
     done, report = evaluated(elsewhere / "run", f"attacks=[{attacks}]")
     assert [row["name"] for row in report["attacks"]] == ["pgd"]
@@ -175,7 +177,7 @@ def test_corruptions_beside_an_attack_do_not_count_in_robust(elsewhere):
     assert "exceed the threat: contrast, brightness." in (text.replace("\\", ""))
 
 
-def test_corruptions_alone_are_told_as_such(elsewhere):
+def test_report_of_corruptions_alone_makes_no_claim_about_attacks(elsewhere):
     done, report = evaluated(elsewhere / "run", f"attacks=[{', '.join(CORRUPTIONS)}]")
     assert report["attacks"] == []
     assert {o.chosen for o in done.outcomes()} <= {"clean", "random", "contrast", "brightness"}
@@ -188,13 +190,13 @@ def test_corruptions_alone_are_told_as_such(elsewhere):
     assert "corrupted, on average" in text
 
 
-def test_a_saved_spec_with_corruptions_runs_again(elsewhere):
+def test_saved_spec_with_corruptions_can_be_run_again(elsewhere):
     done, _ = evaluated(elsewhere / "run", f"attacks=[{', '.join(CORRUPTIONS)}]", "data.size=3")
     (elsewhere / "spec.yaml").write_text(json.dumps(done.manifest["spec"]))
     assert run(["evaluate", "spec.yaml", "--quiet", "--out", str(done.folder)]) == 0
 
 
-def test_a_corruption_that_leaves_the_range_stops_the_run(elsewhere, mistake):
+def test_corruption_that_leaves_the_range_stops_the_run(elsewhere, mistake):
     (elsewhere / "mine.py").write_text(
         "class Loud:\n"
         "    bounded = False\n"

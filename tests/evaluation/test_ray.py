@@ -1,4 +1,4 @@
-"""The engine Ray: the outcomes of one process, also where a worker dies; a budget for all workers."""
+"""Tests of the engine Ray: the outcomes of one process, even if a worker dies, and budgets."""
 
 import os
 import signal
@@ -22,12 +22,12 @@ from unfool.spec import load
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'unfool[ray]'")
 
-pytestmark = pytest.mark.xdist_group("ray")  # so that one process of the tests starts Ray, once
+pytestmark = pytest.mark.xdist_group("ray")  # so that only one test process starts Ray, once
 SMALL = ["data.size=24", "purifier.steps=4", "evaluation.draws=4", "machine.images_per_block=2"]
 
 
 def evaluated(out: Path, *changes: str, shard: tuple[int, int] = (0, 1)) -> Run:
-    """A run without a report."""
+    """Evaluate without a report."""
     spec = check(load("blobs", [*SMALL, *changes]))
     return evaluation.run(spec, out, shard, quiet=True)
 
@@ -38,7 +38,7 @@ def command(out: Path, *changes: str) -> list[str]:
 
 
 def workers() -> list[int]:
-    """The processes that do a block now, among those that this one has started."""
+    """Return the descendants of this process that are evaluating a block now."""
     busy = []
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -57,13 +57,13 @@ def workers() -> list[int]:
     return [process for process in busy if ours(process)]
 
 
-def test_an_engine_that_is_not_known_is_refused(mistake):
+def test_unknown_engine_is_refused(mistake):
     assert "machine.engine" in mistake("evaluate", "blobs", "--set", "machine.engine=dask")
 
 
-@pytest.mark.timeout(120)  # Ray itself would try for minutes
-def test_an_address_where_nobody_answers_is_told_at_once(elsewhere, mistake, monkeypatch):
-    with socket.socket() as taken:  # bound, and it does not listen
+@pytest.mark.timeout(120)  # Ray itself would retry for minutes
+def test_address_without_ray_is_refused_at_once(elsewhere, mistake, monkeypatch):
+    with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         ask = ["evaluate", "blobs", "--set", "machine.engine=ray"]
@@ -75,10 +75,10 @@ def test_an_address_where_nobody_answers_is_told_at_once(elsewhere, mistake, mon
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A Ray of two processors, begun in the folder that is returned, from which its workers import."""
+    """Start Ray with two processors in a folder from which workers import, and return that folder."""
     folder = tmp_path_factory.mktemp("modules")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine is slow to start it
+        patch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine starts it slowly
         patch.setenv("RAY_agent_register_timeout_ms", "300000")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.syspath_prepend(folder)
@@ -89,7 +89,7 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="finds workers by /proc")
-def test_a_worker_is_killed_and_the_outcomes_are_those_of_one_process(elsewhere, facts, two):
+def test_killed_worker_does_not_change_outcomes(elsewhere, facts, two):
     alone = evaluated(elsewhere / "alone")
     killed: list[int] = []
 
@@ -115,7 +115,7 @@ def test_a_worker_is_killed_and_the_outcomes_are_those_of_one_process(elsewhere,
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_a_shard_is_begun_and_the_whole_resumed_with_a_short_last_block(elsewhere, facts, two):
+def test_whole_run_resumes_from_a_shard_with_a_short_last_block(elsewhere, facts, two):
     changes = ["data.size=7", "machine.engine=ray"]
     evaluated(elsewhere / "alone", changes[0])
     begun = evaluated(elsewhere / "ray", *changes, shard=(1, 3))
@@ -150,7 +150,7 @@ class Falls:
 """
 
 
-def test_a_budget_is_for_all_workers_and_after_an_error_no_task_goes_on(elsewhere, two):
+def test_budget_counts_all_workers_and_an_error_stops_new_tasks(elsewhere, two):
     (two / "falls.py").write_text(FALLS)
     seen, spec = elsewhere / "seen", check(load("blobs", [*SMALL, "machine.engine=ray"]))
     attacks = f"attacks=[{{name: 'falls:Falls', seen: {seen}}}]"
@@ -162,7 +162,7 @@ def test_a_budget_is_for_all_workers_and_after_an_error_no_task_goes_on(elsewher
     assert again.images == max(2, min(24, int(2 * budget / again.cost_per_image.seconds)))
     with pytest.raises(ArithmeticError, match="it fell"):
         run(command(elsewhere / "ray", "machine.engine=ray", attacks))
-    time.sleep(2)  # a task that had begun ends in half a second
+    time.sleep(2)  # a task that has begun ends in half a second
     begun = seen.read_text().count("asked")
     time.sleep(1)
     assert seen.read_text().count("asked") == begun < 12

@@ -1,4 +1,4 @@
-"""What a worker of Ray does with its blocks; here without Ray."""
+"""Tests of what a Ray worker does with its blocks, without Ray."""
 
 import importlib
 import sys
@@ -36,7 +36,7 @@ class Counts:
 """
 
 
-def test_a_worker_with_other_weights_refuses(elsewhere):
+def test_worker_with_other_weights_refuses(elsewhere):
     model = card.trained_classifier("digits-classifier")
     part = card.read_card("digits-classifier")[1]["part"]
     card.save(elsewhere / "mine", "classifier", part, model)
@@ -54,7 +54,7 @@ def test_a_worker_with_other_weights_refuses(elsewhere):
         evaluate_block(spec, [5], driver, 1)
 
 
-def test_a_worker_with_other_images_and_version_says_both(elsewhere):
+def test_worker_with_other_images_and_version_names_both(elsewhere):
     spec = check(load("blobs", SMALL))
     driver = worker_payload(prepare(spec).manifest) | {"images": "0" * 64, "version": "0.0"}
     with pytest.raises(SpecError, match=r"version of unfool.* images"):
@@ -78,12 +78,15 @@ def counted(seed):
     return check(load("blobs", [*SMALL, *classifier]))
 
 
-def test_a_worker_is_made_ready_once_for_all_its_blocks(counts):
+def test_worker_is_prepared_once_for_all_its_blocks(counts):
     spec = counted(seed=1)
     driver = worker_payload(prepare(spec).manifest)
     found = [evaluate_block(spec, block, driver, 1)[0] for block in ([0, 1], [2, 3], [4])]
     assert [[o.index for o in outcomes] for outcomes in found] == [[0, 1], [2, 3], [4]]
-    assert counts.measured == [1, 1]  # to find how many rows fit: the second call counts
+    assert counts.measured == [
+        1,
+        1,
+    ]  # two calls to find the batch size, of which the second is measured
 
 
 def test_workers_on_one_machine_share_its_memory(counts):

@@ -1,4 +1,4 @@
-"""The self-test passes; and each way to be wrong fails the check that is about it."""
+"""Tests of the self-test: it passes, and each fault fails the check that is made for it."""
 
 import json
 from dataclasses import replace
@@ -33,12 +33,12 @@ def unmoved(model, x, y, threat, noise):
 
 
 def downhill(model, x, y, threat, noise):
-    """PGD with the wrong sign, which makes images more right."""
+    """PGD with the wrong sign, which makes predictions more correct."""
     return PGD(10, 4)(lambda at, own: -model(at, own), x, y, threat, noise)
 
 
 def lucky(model, x, y, threat, noise):
-    """PGD that is done with an image as soon as one draw of it is wrong."""
+    """PGD that stops on an image as soon as one draw is wrong."""
     found, done = x.clone(), torch.zeros(len(x), dtype=torch.bool)
     for i in range(10):
         fell = model(found, noise.child("try", i)).argmax(1) != y
@@ -56,13 +56,13 @@ def beyond(model, x, y, threat, noise):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("attack", [unmoved, downhill, lucky, beyond])
-def test_a_broken_attack_is_told_by_the_noisy_plane(norm, attack):
+def test_broken_attack_fails_the_noisy_plane_check(norm, attack):
     right = {"right": PGD(20, 8)}
     assert oks(selftest.noisy_plane(norm, right | {"broken": attack})) == [True, False]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_attacks_that_stop_short_are_told_by_the_planes(norm):
+def test_attacks_that_stop_short_fail_the_plane_checks(norm):
     assert oks(selftest.nearest(norm)) == [True, True]
     assert oks(selftest.nearest(norm, fab=FAB(1, targets=4))) == [False, True]
     assert oks(selftest.nearest(norm, fab=FAB(20, targets=1))) == [False, True]
@@ -71,13 +71,13 @@ def test_attacks_that_stop_short_are_told_by_the_planes(norm):
 
 
 class Loose:
-    """A distance that lets everything through."""
+    """A perceptual attack with a bound that allows too much."""
 
     def __call__(self, model, x, y, threat, noise):
         return PerceptualPGD(5, distance="mse", bound=0.1)(model, x, y, threat, noise)
 
 
-def test_broken_attacks_of_other_bounds_are_told():
+def test_broken_attacks_with_other_bounds_fail_their_checks():
     short = {"unmoved": unmoved, "downhill": downhill, "beyond": beyond}
     assert oks(selftest_attacks.sparse(attacks=short)) == [False] * 3
     assert oks(selftest_attacks.perceptual()) == [True]
@@ -91,13 +91,13 @@ def test_broken_attacks_of_other_bounds_are_told():
     assert oks(selftest_attacks.per_step_gradient()) == [True]
 
 
-def test_a_wrong_gradient_at_the_steps_is_told(monkeypatch):
+def test_wrong_per_step_gradient_fails_its_check(monkeypatch):
     monkeypatch.setattr(selftest_attacks, "per_step", lambda model, weight: model)
     assert oks(selftest_attacks.per_step_gradient()) == [False]
 
 
 def as_coins(rates, draws):
-    """As if every draw were an image of its own."""
+    """A wrong interval that treats each draw as a separate image."""
     return wilson(round(sum(rates) * draws), len(rates) * draws)
 
 
@@ -105,7 +105,7 @@ def wide(rates, draws):
     return Share(sum(rates) / len(rates), 0.0, 1.0)
 
 
-def test_a_wrong_interval_is_told(monkeypatch):
+def test_wrong_interval_of_a_mean_rate_fails_the_coverage_checks(monkeypatch):
     monkeypatch.setattr(selftest, "RUNS", 100)
     assert oks(selftest.images_cover()) == [True]
     assert oks(selftest.coin_covers(0.7)) == [True, True, True]
@@ -115,7 +115,7 @@ def test_a_wrong_interval_is_told(monkeypatch):
     assert oks(selftest.coin_covers(0.7)) == [False, True, True]
 
 
-def test_a_wrong_interval_of_one_share_is_told(monkeypatch):
+def test_wrong_interval_of_one_share_fails_the_coverage_checks(monkeypatch):
     def wald(hits, total):
         half = 1.96 * (hits / total * (1 - hits / total) / total) ** 0.5
         return Share(hits / total, hits / total - half, hits / total + half)
@@ -128,20 +128,20 @@ def test_a_wrong_interval_of_one_share_is_told(monkeypatch):
     assert oks(selftest.coin_covers(0.7)) == [True, False, False]
 
 
-def test_a_verdict_by_one_wrong_draw_is_told_by_the_coin(monkeypatch):
-    """The public rule: broken as soon as one of some draws is wrong."""
+def test_verdict_by_one_wrong_draw_fails_the_coin_check(monkeypatch):
+    """A common rule counts an image as broken as soon as one of several draws is wrong."""
     assert oks(selftest.coin_holds(0.9, attacks=FEW)) == [True, True, True]
     real = draw_caller.predict_draws
 
     def unlucky(model, x, noise, draws, first=0):
         tried = torch.stack([real(model, x, noise.child(i), draws, first) for i in range(3)])
-        return tried.amax(0)  # the right class is 0
+        return tried.amax(0)  # the correct class is 0
 
     monkeypatch.setattr(draw_caller, "predict_draws", unlucky)
     assert oks(selftest.coin_holds(0.9, attacks=FEW)) == [False, False, False]
 
 
-def test_a_gradient_that_nobody_doubts_is_told(monkeypatch):
+def test_missing_doubt_about_a_saturated_gradient_fails_its_check(monkeypatch):
     monkeypatch.setattr(selftest, "IMAGES", 16)
     monkeypatch.setattr(selftest, "EFFORT", QUICK)
     assert oks(selftest.saturated()) == [True] * 4
@@ -149,7 +149,7 @@ def test_a_gradient_that_nobody_doubts_is_told(monkeypatch):
     assert oks(selftest.saturated()) == [True, True, True, False]
 
 
-def test_the_masked_gradient_is_passed_by_others_and_doubted(monkeypatch):
+def test_masked_gradient_is_bypassed_by_other_attacks_and_doubted(monkeypatch):
     monkeypatch.setattr(selftest, "IMAGES", 16)
     monkeypatch.setattr(selftest, "EFFORT", QUICK)
     checks = list(selftest.rounded())
@@ -164,9 +164,7 @@ def quick(device: str):
     ]
 
 
-def test_the_command_prints_a_table_and_writes_only_where_it_is_told(
-    elsewhere, monkeypatch, capsys
-):
+def test_command_prints_a_table_and_writes_only_to_the_given_folder(elsewhere, monkeypatch, capsys):
     monkeypatch.setattr(selftest, "jobs", quick)
     assert run(["selftest", "--quiet"]) == 0
     told = capsys.readouterr().out
@@ -188,7 +186,7 @@ def test_the_command_prints_a_table_and_writes_only_where_it_is_told(
     assert (made / "selftest.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_fails_with_a_check(elsewhere, monkeypatch, capsys):
+def test_command_fails_if_a_check_fails(elsewhere, monkeypatch, capsys):
     broken = [lambda: selftest.noisy_plane("linf", {"mine": unmoved})]
     monkeypatch.setattr(selftest, "jobs", lambda device: broken)
     assert run(["selftest", "--quiet"]) == 1
@@ -197,13 +195,13 @@ def test_the_command_fails_with_a_check(elsewhere, monkeypatch, capsys):
     assert "1 of 1 checks FAILED: do not believe" in " ".join(told.split())
 
 
-def test_what_is_no_number_is_not_ok():
+def test_nan_does_not_pass_a_check():
     check = selftest.Check("a", "b", "accuracy", 0.5, float("nan"), 0.4, 0.6)
     assert not check.ok
     assert "FAILED" in headline([check])
 
 
-def test_mistakes_are_told_in_one_sentence(elsewhere, capsys):
+def test_invalid_options_are_refused_in_one_line(elsewhere, capsys):
     assert run(["selftest", "--device", "abacus"]) == 2
     assert "'abacus' is not available" in capsys.readouterr().err
     (elsewhere / "file").write_text("")
@@ -211,11 +209,11 @@ def test_mistakes_are_told_in_one_sentence(elsewhere, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_there_is_a_job_for_every_attack_and_norm():
-    against_noise = 2 * len(selftest.AGAINST_NOISE) - 1  # Square is not tried under l2
+def test_number_of_jobs_covers_every_attack_and_norm():
+    against_noise = 2 * len(selftest.AGAINST_NOISE) - 1  # Square is not run under l2
     assert len(selftest.jobs("cpu")) == 2 + 2 * len(selftest.COINS) + against_noise + 4 + 5
 
 
 @pytest.mark.slow
-def test_the_whole_command_passes(elsewhere):
+def test_full_selftest_passes(elsewhere):
     assert run(["selftest", "--device", "cpu", "--quiet"]) == 0

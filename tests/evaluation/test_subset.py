@@ -1,4 +1,4 @@
-"""Which images a run takes of a data set."""
+"""Tests of the choice of a run's images from a data set."""
 
 from collections import Counter
 from itertools import pairwise
@@ -18,7 +18,7 @@ def subset(data, images, seed):
 
 
 def arrays(*counts):
-    """A data set with so many images of each class, in order."""
+    """Return a data set with the given number of images of each class, in order."""
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     images = torch.zeros(len(labels), 1, 2, 2)
     return Arrays(images, torch.tensor(labels), [str(label) for label in range(len(counts))])
@@ -34,13 +34,13 @@ def test_classes_are_taken_in_turn(images, seed):
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_a_class_that_runs_out_leaves_its_turns_to_the_others():
+def test_exhausted_class_leaves_its_turns_to_the_others():
     counts = Counter(int(arrays(2, 50, 50).labels[i]) for i in subset(arrays(2, 50, 50), 20, 0))
     assert counts == {0: 2, 1: 9, 2: 9}
 
 
 @pytest.mark.parametrize("data", [arrays(5, 30, 11), Blobs(size=40)])
-def test_a_subset_lies_in_every_larger_one_and_the_seed_chooses(data):
+def test_subset_is_part_of_larger_ones_and_depends_on_the_seed(data):
     sizes = (1, 3, 10, 25, 40)
     chosen = [set(subset(data, size, 0)) for size in sizes]
     assert all(few < more for few, more in pairwise(chosen))

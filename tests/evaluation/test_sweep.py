@@ -1,4 +1,4 @@
-"""Sweeps: every combination is a run of its own, done once, and reported together."""
+"""Tests of sweeps: every combination is a separate run, done once, and all are reported together."""
 
 import json
 
@@ -30,7 +30,7 @@ SPEC = {
 }
 
 
-def test_every_combination_is_checked():
+def test_every_combination_becomes_a_checked_spec():
     cells = sweeps.check(specs.load(SPEC))
     assert [cell.values for cell in cells] == [
         {"purifier.t": t, "purifier.steps": n} for t in ("0.005", "0.01") for n in ("2", "10")
@@ -39,7 +39,7 @@ def test_every_combination_is_checked():
     assert "sweep" not in cells[0].spec
 
 
-def test_parts_are_called_by_their_name_and_weights():
+def test_parts_are_labeled_by_their_name_or_weights():
     assert sweeps.name_of({"name": "trained", "weights": "a/cifar10-wrn"}) == "cifar10-wrn"
     assert sweeps.name_of({"name": "cifar-resnet", "depth": 56}) == "cifar-resnet"
     assert sweeps.name_of(0.1) == "0.1"
@@ -49,7 +49,7 @@ def test_parts_are_called_by_their_name_and_weights():
     assert cell.spec.get("purifier", {}).get("steps") == 20
 
 
-def test_from_command_to_page(elsewhere, capsys):
+def test_command_writes_the_report_and_lists_refused_runs(elsewhere, capsys):
     (elsewhere / "s.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
     assert run(["sweep", "s.yaml", "--out", "made", "--quiet"]) == 0
     said = capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_from_command_to_page(elsewhere, capsys):
     for cell in told["cells"]:
         summary, steps = cell["summary"], int(cell["values"]["purifier.steps"])
         assert summary["n"] == 6
-        # two draws of clean images, nothing else: no attack, so no control and no probe
+        # only two draws of clean images: without an attack, there is no control and no probe
         assert summary["cost"]["nfe_forward"] == 6 * 2 * steps
         assert "random" not in summary
     page = (elsewhere / "made" / "sweep.html").read_text()
@@ -75,7 +75,7 @@ def test_from_command_to_page(elsewhere, capsys):
         assert (elsewhere / "made" / name).stat().st_size
 
 
-def test_again_only_what_is_new_is_reported_anew(elsewhere, capsys):
+def test_reports_are_rewritten_only_if_their_runs_change(elsewhere, capsys):
     (elsewhere / "s.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
     again = ["sweep", "s.yaml", "--out", "made", "--quiet"]
     assert run(again) == 0
@@ -90,12 +90,12 @@ def test_again_only_what_is_new_is_reported_anew(elsewhere, capsys):
     assert all(page.stat().st_mtime_ns > old for page, old in zip(pages, then, strict=True))
 
 
-def test_a_dry_run_tells_what_is_left_of_each_run(elsewhere, capsys):
+def test_dry_run_shows_the_remaining_work_of_each_run(elsewhere, capsys):
     (elsewhere / "s.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
     cells = sweeps.check(specs.load(SPEC))
     before = [left for _, left in sweeps.forecasts(cells, elsewhere / "made")]
     refused = [isinstance(left, ValueError) for left in before]
-    assert refused == [False, True, False, False]  # 10 steps are too many for the shorter time
+    assert refused == [False, True, False, False]  # 10 steps are too many for the smaller t
     assert [left.images for left in before if not isinstance(left, ValueError)] == [6, 6, 6]
     assert all(left.total.seconds > 0 for left in before if not isinstance(left, ValueError))
     command = ["sweep", "s.yaml", "--out", "made", "--quiet"]
@@ -110,10 +110,10 @@ def test_a_dry_run_tells_what_is_left_of_each_run(elsewhere, capsys):
     assert [left.images for left in after if not isinstance(left, ValueError)] == [0, 0, 0]
 
 
-def test_what_is_done_is_not_done_again(elsewhere, monkeypatch):
+def test_finished_runs_are_not_repeated(elsewhere, monkeypatch):
     cells = sweeps.check(specs.load(SPEC | {"sweep": {"purifier.t": [0.05, 0.06]}}))
     runs = sweeps.run(cells, elsewhere, quiet=True)
-    next(runs)  # and then it is killed
+    next(runs)  # then the sweep stops
     assert len(sweeps.cells_with_outcomes(cells, elsewhere)) == 1
     kept = (
         next((sweeps.run_folder_of(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
@@ -137,7 +137,7 @@ ATTACKERS = [
 ]
 
 
-def test_every_attacker_has_a_column_and_a_run_that_is_half_done_says_so(elsewhere):
+def test_every_attack_has_a_column_and_partial_runs_are_marked(elsewhere):
     table = SPEC | {"attacks": ATTACKERS, "sweep": {"purifier.t": [0.05, 0.06]}}
     cells = sweeps.check(specs.load(table))
     evaluation.run(cells[0].spec, sweeps.run_folder_of(elsewhere, cells[0]), quiet=True)
@@ -163,14 +163,16 @@ def test_every_attacker_has_a_column_and_a_run_that_is_half_done_says_so(elsewhe
     assert "know some of the noise" in page
 
 
-def test_seeds_are_pooled_in_a_table_the_figure_and_the_json(elsewhere):
+def test_seeds_are_pooled_in_table_figure_and_json(elsewhere):
     axes = {"purifier.t": [0.05], "evaluation.subset_seed": [0, 1]}
     table = SPEC | {"attacks": ATTACKERS, "sweep": axes}
     table |= {"data": {"name": "blobs", "size": 8}, "purifier": SPEC["purifier"] | {"steps": 1}}
     cells = sweeps.check(specs.load(table))
     runs = [each for _, each in sweeps.run(cells, elsewhere, quiet=True) if isinstance(each, Run)]
     done = sweeps.cells_with_outcomes(cells, elsewhere)
-    for (cell, summary), made in zip(done, runs, strict=True):  # alone, a run is what it was
+    for (cell, summary), made in zip(
+        done, runs, strict=True
+    ):  # pooling a single run changes nothing
         (alone,) = pool([(cell, made)])
         found = {row["name"]: row["robust"]["per_draw"] for row in summary["attacks"]}
         found |= {row["name"]: row["robust"]["per_draw"] for row in summary["known_noise"]}
@@ -180,7 +182,7 @@ def test_seeds_are_pooled_in_a_table_the_figure_and_the_json(elsewhere):
     told = json.loads((elsewhere / "sweep.json").read_text())["pooled"]
     places = [{o.index for o in made.outcomes()} for made in runs]
     distinct = len(places[0] | places[1])
-    assert 6 < distinct <= 8  # of 8 images, 6 each: at least 4 are the same
+    assert 6 < distinct <= 8  # each run takes 6 of 8 images, so at least 4 are shared
     (row,) = told
     assert (row["values"], row["runs"], row["images"]) == ({"purifier.t": "0.05"}, 2, distinct)
     names = ["clean", "white box", "transfer", "robust", "DW-box"]
@@ -194,7 +196,7 @@ def test_seeds_are_pooled_in_a_table_the_figure_and_the_json(elsewhere):
     assert f"2 runs and {distinct} distinct images in each row" in page
 
 
-def test_the_seed_of_a_model_is_told_not_to_be_in_the_intervals(elsewhere):
+def test_report_says_that_intervals_exclude_the_seed_of_the_model(elsewhere):
     defense = {"name": "diffusion", "policy": "fixed", "draws": 2}
     table = {key: value for key, value in SPEC.items() if key not in ("denoiser", "purifier")}
     table |= {"classifier": defense | {"denoiser": "mixture"}, "sweep": {"classifier.seed": [0, 1]}}
@@ -208,7 +210,7 @@ def test_the_seed_of_a_model_is_told_not_to_be_in_the_intervals(elsewhere):
     )
 
 
-def test_of_one_attack_there_is_one_column(elsewhere):
+def test_single_attack_is_shown_in_the_robust_column_only(elsewhere):
     table = SPEC | {"attacks": ATTACKERS[:1], "sweep": {"purifier.t": [0.05]}}
     cells = sweeps.check(specs.load(table))
     evaluation.run(cells[0].spec, sweeps.run_folder_of(elsewhere, cells[0]), quiet=True)
@@ -226,30 +228,30 @@ def test_of_one_attack_there_is_one_column(elsewhere):
         ({"attacks.7.eot": [1]}, "sweep: attacks.7.eot"),
     ],
 )
-def test_a_mistake_is_told(axes, said):
+def test_invalid_axes_are_refused(axes, said):
     with pytest.raises(SpecError, match=said):
         sweeps.check(specs.load(SPEC | {"sweep": axes}))
 
 
-def test_no_combination_can_be_run(elsewhere):
+def test_sweep_without_a_valid_combination_is_refused(elsewhere):
     cells = sweeps.check(specs.load(SPEC | {"sweep": {"purifier.steps": [60, 70]}}))
     with pytest.raises(SpecError, match="at most 50"):
         list(sweeps.run(cells, elsewhere, quiet=True))
 
 
-def test_evaluate_says_what_to_run(mistake, elsewhere):
+def test_evaluate_refuses_a_sweep_and_names_the_command(mistake, elsewhere):
     (elsewhere / "s.yaml").write_text(yaml.safe_dump(SPEC))
     assert "run it by `unfool sweep`" in mistake("evaluate", "s.yaml")
 
 
-def test_a_sweep_set_to_null_is_an_evaluation():
+def test_sweep_set_to_null_is_an_evaluation():
     spec = specs.load(SPEC, ["sweep=null"])
     assert "sweep" in spec
     plain = {key: value for key, value in SPEC.items() if key != "sweep"}
     assert evaluation.check(spec) == evaluation.check(specs.load(plain))
 
 
-def test_an_attack_that_refuses_the_model_ends_no_sweep(elsewhere):
+def test_attack_that_refuses_the_model_does_not_stop_the_sweep(elsewhere):
     pgd = {"attacks": [{"name": "pgd", "steps": 1}], "purifier": None, "denoiser": None}
     axes = {"sweep": {"attacks.0.loss": ["dlr", "margin"]}}
     cells = sweeps.check(specs.load(SPEC | pgd | axes))

@@ -1,4 +1,4 @@
-"""CIFAR ResNets, and the published accuracy of the public weights."""
+"""Tests of CIFAR ResNets and of the published accuracy of public weights."""
 
 import os
 from pathlib import Path
@@ -17,12 +17,12 @@ from unfool.noise import Noise, seed_torch
 @pytest.mark.parametrize(
     ("depth", "thousands"), [(20, 269.7), (32, 464.2), (44, 658.6), (56, 853.0)]
 )
-def test_size_is_that_of_the_paper(depth: int, thousands: float):
+def test_size_matches_the_paper(depth: int, thousands: float):
     count = sum(p.numel() for p in cifar_resnet(depth).parameters())
     assert count / 1000 == pytest.approx(thousands, abs=0.1)
 
 
-def test_names_are_those_of_the_public_checkpoints():
+def test_weight_names_match_public_checkpoints():
     names = list(cifar_resnet(8).state_dict())
     assert names[0] == "conv1.weight"
     assert "layer3.0.bn2.running_var" in names
@@ -30,7 +30,7 @@ def test_names_are_those_of_the_public_checkpoints():
     assert names[-2:] == ["linear.weight", "linear.bias"]
 
 
-def test_option_a_shortcut_halves_and_pads():
+def test_option_a_shortcut_subsamples_and_pads():
     block = cifar_resnet(8).layer2[0]
     for parameter in block.parameters():
         torch.nn.init.zeros_(parameter)
@@ -40,7 +40,7 @@ def test_option_a_shortcut_halves_and_pads():
     assert out[:, :8].sum() + out[:, 24:].sum() == 0
 
 
-def test_logits_for_any_size_and_number_of_classes():
+def test_network_accepts_other_sizes_and_numbers_of_classes():
     seed_torch(0)
     network = cifar_resnet(8, classes=7).eval()
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
@@ -73,4 +73,4 @@ def test_public_weights_reach_their_published_accuracy(depth: int, file: str, co
             where = range(first, first + 500)
             x, y = fetch(test, where)
             right += int((model(x, Noise.of(0, where)).argmax(1) == y).sum())
-    assert abs(right - correct) <= 2  # an image on the border may fall either way
+    assert abs(right - correct) <= 2  # images near a decision boundary may differ

@@ -1,4 +1,4 @@
-"""The small network."""
+"""Tests of the small network."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_number_of_parameters_is_as_documented():
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32), (1, 4), (2, 9)])
-def test_logits(channels: int, size: int):
+def test_logits_have_the_right_shape(channels: int, size: int):
     network = small_cnn(channels, size, classes=7, width=4)
     assert network(torch.zeros(3, channels, size, size)).shape == (3, 7)
 
@@ -25,7 +25,7 @@ def test_too_small_images_are_refused():
         small_cnn(size=3)
 
 
-def test_it_learns_the_digits():
+def test_network_learns_the_digits():
     seed_torch(0)
     train, test = digits("train"), digits("test")
     x, y = fetch(train, range(len(train)))

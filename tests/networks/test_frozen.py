@@ -1,4 +1,4 @@
-"""Layers with frozen weights give the values and gradients of torch's own, and keep less for them."""
+"""Tests of layers with frozen weights: outputs and gradients of torch, in less memory."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def image(*size: int) -> Tensor:
 
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_norm_and_silu_equal_those_of_torch(norm, modulation, layout, modulated):
+def test_norm_and_silu_match_torch(norm, modulation, layout, modulated):
     x = image(4, 3)
     at = LAYOUTS[layout](x)
     given = [part[: len(at)] for part in modulation] if modulated else []
@@ -64,7 +64,7 @@ def test_norm_and_silu_equal_those_of_torch(norm, modulation, layout, modulated)
 @pytest.mark.parametrize(
     "options", [{"padding": 1}, {"stride": 2}, {"groups": 2, "dilation": 2}, {"padding": "same"}]
 )
-def test_a_convolution_equals_that_of_torch(layout, options):
+def test_convolution_matches_torch(layout, options):
     mine = Conv2d(8, 6, 3, **options).double().requires_grad_(False)
     theirs = nn.Conv2d(8, 6, 3, **options).double().requires_grad_(False)
     theirs.load_state_dict(mine.state_dict())
@@ -76,7 +76,7 @@ def test_a_convolution_equals_that_of_torch(layout, options):
 
 
 @pytest.mark.parametrize("modulated", [False, True])
-def test_second_derivatives(norm, modulation, modulated):
+def test_second_derivatives_are_exact(norm, modulation, modulated):
     conv = Conv2d(8, 2, 2).double().requires_grad_(False)
     given = modulation if modulated else []
     x = image(2, 2)
@@ -84,7 +84,7 @@ def test_second_derivatives(norm, modulation, modulated):
     assert torch.autograd.gradgradcheck(lambda x: conv(norm_silu(norm, x, *given)), x)
 
 
-def test_weights_in_training_have_gradients(norm):
+def test_trainable_weights_get_the_gradients_of_torch(norm):
     conv = Conv2d(8, 2, 3).double()
     norm.requires_grad_(True)
     x = image(4, 4)
@@ -95,7 +95,7 @@ def test_weights_in_training_have_gradients(norm):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_lower_precision_is_that_of_torch(norm):
+def test_autocast_matches_torch(norm):
     norm, conv = norm.float(), Conv2d(8, 8, 3).requires_grad_(False)
     x = image(4, 4).detach().float().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -106,7 +106,7 @@ def test_lower_precision_is_that_of_torch(norm):
     torch.testing.assert_close(gradient(mine, x), gradient(theirs, x))
 
 
-def test_a_way_back_may_be_taken_twice(norm):
+def test_backward_pass_can_be_repeated(norm):
     x = image(4, 4)
     out = norm_silu(norm, x).sum()
     once = torch.autograd.grad(out, x, retain_graph=True)[0]
@@ -122,7 +122,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_keeps_less_than_half_for_the_same_gradient(name, monkeypatch):
+def test_network_keeps_less_than_half_the_memory_for_equal_gradients(name, monkeypatch):
     seed_torch(0)
     network = NETWORKS[name]().double().eval().requires_grad_(False)
     for weight in network.parameters():

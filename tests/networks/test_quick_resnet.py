@@ -1,4 +1,4 @@
-"""The network that learns CIFAR-10 quickly."""
+"""Tests of the network that learns CIFAR-10 quickly."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ X = Noise.of(0, range(6)).normal(torch.empty(6, 3, 16, 16))
 SMALL = (8, 8)
 
 
-def test_it_gives_logits_for_any_size_and_takes_its_own_weights():
+def test_reloaded_weights_give_equal_logits():
     network, other = QuickResNet(SMALL, 4).eval(), QuickResNet(SMALL, 4).eval()
     network.prepare(X)
     assert network(X).shape == (6, 4)
@@ -28,8 +28,8 @@ def test_it_gives_logits_for_any_size_and_takes_its_own_weights():
     assert torch.equal(other(X), network(X))
 
 
-def test_the_whitened_patches_have_unit_covariance():
-    """Of colors and neighbors that hang together strongly before."""
+def test_whitened_patches_have_unit_covariance():
+    """The colors and neighbors of the input are strongly correlated."""
     x = X.cumsum(3).cumsum(1)
     network = QuickResNet(SMALL)
     network.prepare(x)
@@ -39,19 +39,19 @@ def test_the_whitened_patches_have_unit_covariance():
     assert not torch.allclose(raw / raw[0, 0], torch.eye(12), atol=0.5)
 
 
-def test_a_convolution_starts_as_the_identity():
+def test_convolution_starts_as_the_identity():
     stage: Any = QuickResNet(SMALL).stages[1]
     x = X[:, :1].expand(-1, 8, -1, -1)
     assert torch.equal(stage.conv2(x), x)
 
 
-def test_scales_are_not_learned_and_shifts_are():
+def test_norm_scales_are_fixed_and_shifts_are_learned():
     names = [name for name, _ in QuickResNet(SMALL).named_parameters()]
     assert "stages.0.norm1.bias" in names
     assert "stages.0.norm1.weight" not in names
 
 
-def test_it_learns_by_a_spec_that_whitens_first(elsewhere):
+def test_training_from_a_spec_whitens_first_and_learns(elsewhere):
     asks = {
         "data": {"name": "digits", "split": "train"},
         "test": {"name": "digits", "split": "test"},
@@ -79,8 +79,8 @@ def test_it_learns_by_a_spec_that_whitens_first(elsewhere):
     assert not torch.equal(network.whitening.flatten(1), torch.eye(4))
 
 
-def test_biases_learn_faster_and_decay_no_faster():
-    """One step of plain descent, with the gradients set to zero and to one."""
+def test_biases_learn_faster_but_do_not_decay_faster():
+    """One step of SGD, with gradients of zero and of one."""
     options = TrainingOptions(
         1, learning_rate=0.01, weight_decay=0.1, bias_lr_factor=4, optimizer="sgd"
     )

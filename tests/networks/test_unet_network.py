@@ -1,4 +1,4 @@
-"""Our U-Net computes what diffusers' does, and loads its weights."""
+"""Tests that our U-Net computes what that of diffusers does, and loads its weights."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ NOISE = Noise.of(0, range(3))
 
 
 class Reference(nn.Module):
-    """diffusers' U-Net, on patches."""
+    """The U-Net of diffusers, on patches."""
 
     def __init__(self, channels, widths, *, attention=(), patch=1, classes=0, **options):
         super().__init__()
@@ -60,7 +60,7 @@ def case(request):
 
 
 def randomized(model: nn.Module) -> nn.Module:
-    """With other weights than a network begins with, biases and norms included."""
+    """Change all weights from their initial values, including biases and norms."""
     noise = Noise.of(1, range(1))
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -75,14 +75,14 @@ def inputs(case) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def computed(model: nn.Module, case) -> tuple[Tensor, Tensor]:
-    """What a network says, and the gradient of its square, in float64."""
+    """Return the output of a network and the gradient of its square, in float64."""
     x, time, label = inputs(case)
     x, model = x.double().requires_grad_(), model.double()
     out = model(x, time, label)
     return out.detach(), torch.autograd.grad(out.square().sum(), x)[0]
 
 
-def test_it_equals_diffusers_with_its_weights(case):
+def test_unet_equals_diffusers_with_its_weights(case):
     reference = randomized(Reference(**case))
     ours = UNet(**case).eval()
     ours.load_state_dict(reference.state_dict())
@@ -90,7 +90,7 @@ def test_it_equals_diffusers_with_its_weights(case):
         assert float((found - wanted).norm() / wanted.norm()) < 1e-12
 
 
-def test_it_begins_and_drops_as_diffusers_with_the_same_seed(case):
+def test_initialization_and_dropout_match_diffusers_for_the_same_seed(case):
     outs = []
     for kind in (Reference, UNet):
         seed_torch(0)
@@ -98,8 +98,8 @@ def test_it_begins_and_drops_as_diffusers_with_the_same_seed(case):
     assert torch.allclose(*outs, rtol=1e-9, atol=1e-9)
 
 
-def test_its_layers_are_in_the_order_of_diffusers(case):
-    """So that a LoRA adapter draws the same first weights beside them."""
+def test_layer_order_matches_diffusers(case):
+    """The order matters for a LoRA adapter, which draws its initial weights layer by layer."""
 
     def names(model: nn.Module, of_attention: bool) -> list[str]:
         layers = (n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
@@ -113,7 +113,7 @@ def test_its_layers_are_in_the_order_of_diffusers(case):
 
 
 @pytest.mark.parametrize("prefix", ["", "network.", "network.unet."])
-def test_old_names_become_ours_and_ours_stay(case, prefix):
+def test_diffusers_names_are_converted_and_our_names_are_kept(case, prefix):
     old = {prefix + name: value for name, value in Reference(**case).unet.state_dict().items()}
     ours = nn.ModuleDict({"network": UNet(**case)}) if prefix else UNet(**case)
     found = weights_that_fit(ours, old)
@@ -125,14 +125,14 @@ def test_old_names_become_ours_and_ours_stay(case, prefix):
     assert list(found) == names
 
 
-def test_names_of_other_modules_stay():
+def test_names_of_other_modules_are_kept():
     state = {"other.conv_shortcut.weight": 0, "network.conv_shortcut.weight": 1}
     rename(state, "network.")
     assert state == {"other.conv_shortcut.weight": 0, "network.shortcut.weight": 1}
 
 
 @pytest.mark.parametrize("name", card.shipped())
-def test_shipped_weights_have_our_names(name):
+def test_shipped_denoisers_are_unets_of_the_stated_size(name):
     told = card.read_card(name)[1]
     if told["kind"] == "denoiser":
         unet = card.trained_denoiser(name).network
@@ -140,7 +140,7 @@ def test_shipped_weights_have_our_names(name):
         assert sum(p.numel() for p in unet.parameters()) == told["parameters"]
 
 
-def test_a_folder_with_the_old_names_is_loaded_and_begun_with(elsewhere):
+def test_folder_with_old_names_can_be_loaded_and_initialize_training(elsewhere):
     part = {
         "name": "unet", "channels": 1, "size": 8, "widths": [8, 16], "groups": 4, "patch": 2,
         "attention": [1],
@@ -160,7 +160,7 @@ def test_a_folder_with_the_old_names_is_loaded_and_begun_with(elsewhere):
         assert all(torch.equal(v, wanted[n]) for n, v in network.state_dict().items())
 
 
-def test_labels_go_with_classes():
+def test_labels_are_required_only_with_classes():
     x = torch.zeros(1, 1, 4, 4)
     for classes, label in ((0, torch.tensor([0])), (2, None)):
         model = UNet(1, (8,), groups=4, classes=classes)
@@ -168,13 +168,13 @@ def test_labels_go_with_classes():
             model(x, torch.zeros(1), label)
 
 
-def test_the_time_embedding_is_that_of_ddpm():
+def test_time_embedding_matches_ddpm():
     found = timestep_embedding(torch.tensor([0.0, 10.0]), 5)
     angles = torch.tensor([[0.0, 0.0], [10.0, 0.1]])
     assert torch.allclose(found, torch.cat([angles.cos(), angles.sin(), torch.zeros(2, 1)], dim=1))
 
 
-def test_channels_last_changes_no_number():
+def test_channels_last_does_not_change_the_output():
     model = randomized(UNet(3, (8, 16), attention=(0, 1), groups=4))
     x, time, _ = inputs({"channels": 3})
     wanted = model(x, time)

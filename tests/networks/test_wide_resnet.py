@@ -1,4 +1,4 @@
-"""Wide ResNets."""
+"""Tests of Wide ResNets."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from unfool.models.checkpoints import load_state
 from unfool.networks.wide_resnet import wide_resnet
 from unfool.noise import seed_torch
 
-# The smallest network, in the names of TRADES and RobustBench.
+# The layers of the smallest network, with the names of TRADES and RobustBench.
 BLOCK = ["bn1", "conv1", "bn2", "conv2", "convShortcut"]
 LAYERS = [
     "conv1",
@@ -20,7 +20,7 @@ LAYERS = [
 ]
 
 
-def test_names_are_those_of_the_public_checkpoints():
+def test_weight_names_match_public_checkpoints():
     names = wide_resnet(10, 2).state_dict()
     assert list(dict.fromkeys(name.rpartition(".")[0] for name in names)) == LAYERS
     deep = wide_resnet(16, 2).state_dict()
@@ -31,13 +31,13 @@ def test_names_are_those_of_the_public_checkpoints():
     )
 
 
-def test_size_is_that_of_the_paper():
+def test_size_matches_the_paper():
     with torch.device("meta"):
         count = sum(p.numel() for p in wide_resnet().parameters())
     assert count == 36_479_194
 
 
-def test_activation_comes_before_the_shortcut_where_channels_change():
+def test_activation_precedes_the_shortcut_if_channels_change():
     seed_torch(0)
     block = wide_resnet(16, 2).eval().block2
     first: Any = block.get_submodule("layer.0")
@@ -49,7 +49,7 @@ def test_activation_comes_before_the_shortcut_where_channels_change():
     assert torch.equal(second(first(x)), first(x))
 
 
-def test_the_unused_stage_of_trades_is_dropped_and_others_are_told():
+def test_unused_stage_of_trades_is_dropped_and_other_keys_are_refused():
     seed_torch(0)
     network = wide_resnet(10, 2)
     own = dict(network.state_dict())

@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""Tests of the choice of a device by name."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from unfool.runtime.device import pick_device
 
 
 @pytest.mark.parametrize("name", ["mps", "mps:0", "nowhere"])
-def test_a_device_that_cannot_do_the_work_is_refused_by_name(name):
+def test_unsupported_device_is_refused_by_name(name):
     with pytest.raises(SpecError, match=f"{name}.*cpu"):
         pick_device(name)

@@ -1,4 +1,4 @@
-"""Downloads from a server that breaks connections: resumed, checked, and only when asked for."""
+"""Tests of downloads: broken connections, checksums, and downloading only on request."""
 
 import hashlib
 import threading
@@ -23,7 +23,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one content under every name; it breaks off after so many bytes, so many times."""
+    """A server with one content for every name; `breaks` lists after how many bytes responses end."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -80,7 +80,7 @@ def server() -> Iterator[Server]:
     thread.join()
 
 
-def test_a_whole_file_comes_and_nothing_else_stays(server: Server, tmp_path: Path):
+def test_download_is_complete_and_leaves_no_other_file(server: Server, tmp_path: Path):
     target = fetch(server.url, tmp_path / "a" / "file", size=len(CONTENT), sha256=SHA256)
     assert target.read_bytes() == CONTENT
     assert [p.name for p in target.parent.iterdir()] == ["file"]
@@ -88,13 +88,13 @@ def test_a_whole_file_comes_and_nothing_else_stays(server: Server, tmp_path: Pat
     assert len(server.asked) == 1, "what is there is not fetched again"
 
 
-def test_a_broken_connection_goes_on_where_it_was(server: Server, tmp_path: Path):
+def test_broken_connection_is_resumed(server: Server, tmp_path: Path):
     server.breaks = [300_000, 1, 200_000]
     assert fetch(server.url, tmp_path / "file", sha256=SHA256).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=300000-", "bytes=300001-", "bytes=500001-"]
 
 
-def test_a_later_command_goes_on_where_an_earlier_one_stopped(server: Server, tmp_path: Path):
+def test_later_call_resumes_an_earlier_download(server: Server, tmp_path: Path):
     server.breaks = [300_000] + [0] * 10
     with pytest.raises(FileNotFoundError, match="300000 bytes are kept"):
         fetch(server.url, tmp_path / "file", sha256=SHA256)
@@ -105,7 +105,7 @@ def test_a_later_command_goes_on_where_an_earlier_one_stopped(server: Server, tm
 
 
 @pytest.mark.parametrize(("content", "tag"), [(CONTENT[::-1], '"two"'), (b"short", '"one"')])
-def test_a_file_that_changed_meanwhile_is_fetched_anew(
+def test_file_that_changed_on_the_server_is_downloaded_again(
     content, tag, server: Server, tmp_path: Path
 ):
     server.breaks = [300_000] + [0] * 10
@@ -115,7 +115,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(
     assert fetch(server.url, tmp_path / "file").read_bytes() == content
 
 
-def test_a_server_without_ranges_begins_anew(server: Server, tmp_path: Path):
+def test_server_without_ranges_is_read_from_the_start(server: Server, tmp_path: Path):
     server.breaks, server.ranges = [300_000], False
     assert fetch(server.url, tmp_path / "file", sha256=SHA256).read_bytes() == CONTENT
 
@@ -129,19 +129,21 @@ def test_a_server_without_ranges_begins_anew(server: Server, tmp_path: Path):
         ({"size": 7}, "instead of 7"),
     ],
 )
-def test_another_file_is_refused_and_not_kept(server: Server, tmp_path: Path, expected, said):
+def test_file_with_wrong_hash_or_size_is_refused_and_deleted(
+    server: Server, tmp_path: Path, expected, said
+):
     with pytest.raises(ValueError, match="not the official one") as told:
         fetch(server.url, tmp_path / "file", **expected)
     assert said in str(told.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_beginning_of_a_hash_is_enough(server: Server, tmp_path: Path):
+def test_prefix_of_a_hash_is_enough(server: Server, tmp_path: Path):
     assert fetch(server.url, tmp_path / "file", sha256=SHA256[:8]).is_file()
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
-def test_an_error_of_the_server_is_told_in_a_sentence(server: Server, tmp_path: Path, status: int):
+def test_server_error_is_reported_with_url_and_path(server: Server, tmp_path: Path, status: int):
     server.status = status
     with pytest.raises(FileNotFoundError, match="could not download") as told:
         fetch(server.url, tmp_path / "file")
@@ -150,13 +152,13 @@ def test_an_error_of_the_server_is_told_in_a_sentence(server: Server, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_network_is_told_in_a_sentence(tmp_path: Path):
+def test_missing_network_is_reported_in_one_line(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="no network") as told:
         fetch("http://127.0.0.1:9/file", tmp_path / "file")
     assert "\n" not in str(told.value)
 
 
-def test_two_at_a_time_fetch_once(server: Server, tmp_path: Path):
+def test_concurrent_calls_download_once(server: Server, tmp_path: Path):
     threads = [
         threading.Thread(target=fetch, args=(server.url, tmp_path / "file")) for _ in range(4)
     ]
@@ -169,7 +171,7 @@ def test_two_at_a_time_fetch_once(server: Server, tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cache_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("UNFOOL_CACHE", str(tmp_path / "there"))
     assert cache_folder() == tmp_path / "there"
     monkeypatch.delenv("UNFOOL_CACHE")
@@ -177,8 +179,8 @@ def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert cache_folder() == tmp_path / "unfool"
 
 
-def test_hashes_are_whole_or_of_the_name():
-    """None was made up: a short one is that at the end of the file's name."""
+def test_hashes_are_complete_or_part_of_the_file_name():
+    """A short hash is the one that the publisher put at the end of the file's name."""
     for name, remote in FILES.items():
         if remote.sha256 is not None and len(remote.sha256) != 64:
             assert Path(name).stem.endswith(f"-{remote.sha256}")
@@ -191,7 +193,7 @@ def test_hashes_are_whole_or_of_the_name():
 
 @pytest.fixture
 def published(server: Server, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A classifier that is published on the server."""
+    """Publish a classifier on the server, and return its file name."""
     torch.manual_seed(0)  # noqa: TID251
     state = cifar_network("shufflenetv2").network.state_dict()
     server.content = save({n: v.contiguous() for n, v in state.items()})
@@ -202,7 +204,7 @@ def published(server: Server, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) 
     return "net.safetensors"
 
 
-def test_a_published_file_comes_only_when_asked_for(server, published, elsewhere, capsys):
+def test_published_file_is_downloaded_only_on_request(server, published, elsewhere, capsys):
     with pytest.raises(FileNotFoundError, match="--download") as told:
         find_file(Path(published))
     assert "5 MB, MIT" in str(told.value)
@@ -218,7 +220,7 @@ def test_a_published_file_comes_only_when_asked_for(server, published, elsewhere
         assert torch.equal(model(x, noise), again(x, noise))
 
 
-def test_the_command_fetches_with_download_alone(server, published, elsewhere, capsys):
+def test_command_downloads_only_with_the_flag(server, published, elsewhere, capsys):
     spec = ["evaluate", "cifar10-demo", "--quiet", "--set", "attacks=[]"]
     spec += ["--set", "denoiser=null", "--set", "purifier=null", "--set", "evaluation.images=2"]
     spec += ["--set", f"classifier={{name: cifar-network, weights: {published}}}"]
@@ -234,12 +236,12 @@ def test_the_command_fetches_with_download_alone(server, published, elsewhere, c
         assert not downloads_allowed()
 
 
-def test_a_file_of_the_same_name_where_you_are_goes_first(published, elsewhere):
+def test_file_in_the_current_folder_takes_precedence(published, elsewhere):
     Path(published).write_bytes(b"mine")
     assert find_file(Path(published)) == Path(published)
 
 
-def test_a_file_without_an_address_is_told_with_its_page(elsewhere, monkeypatch):
+def test_file_without_a_url_is_reported_with_its_page(elsewhere, monkeypatch):
     monkeypatch.setenv("UNFOOL_CACHE", str(elsewhere / "cache"))
     with pytest.raises(FileNotFoundError, match="score_sde_pytorch") as told:
         find_file(Path("checkpoint_8.pth"), download=True)

@@ -1,4 +1,4 @@
-"""The memory of the gradient does not grow with the number of steps."""
+"""Tests of memory: that of the gradient over many steps, and the free memory of a process."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ print(peak(int(sys.argv[1])) - start)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
-def test_a_hundred_steps_take_hardly_more_than_ten():
+def test_gradient_of_100_steps_needs_little_more_memory_than_10():
     peaks = []
     for steps in (10, 100):
         out = subprocess.run(
@@ -40,7 +40,7 @@ def test_a_hundred_steps_take_hardly_more_than_ten():
             capture_output=True,
             text=True,
             check=True,
-            # every tensor a mapping of its own, lest holes in the heap be counted
+            # one mapping per tensor, so that holes in the heap are not counted
             env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_ARENA_MAX": "1"},
         )
         peaks.append(int(out.stdout))
@@ -49,8 +49,8 @@ def test_a_hundred_steps_take_hardly_more_than_ten():
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_free_memory_is_what_the_groups_of_the_process_leave(tmp_path, version):
-    """Of 100 in its own group 30 are taken, of which 10 can be had back; the one above leaves less."""
+def test_free_memory_is_what_the_cgroups_of_the_process_leave(tmp_path, version):
+    """Of 100 bytes in the own group, 30 are used, of which 10 are reclaimable; the parent leaves less."""
     told, root = tmp_path / "cgroup", tmp_path / "root"
     told.write_text(
         "3:cpu:/other\n" + ("0::/job/step\n" if version == 2 else "5:memory:/job/step\n")

@@ -1,4 +1,4 @@
-"""Libraries that are optional: what is said when one is missing."""
+"""Tests of the messages for optional libraries that are missing."""
 
 import sys
 
@@ -7,9 +7,7 @@ import pytest
 from unfool.runtime.optional import require
 
 
-def test_a_library_that_fails_for_torchvision_gets_the_advice_for_torchvision(
-    tmp_path, monkeypatch
-):
+def test_library_that_fails_because_of_torchvision_gets_that_advice(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "needs_torchvision.py").write_text("import torchvision")
     (tmp_path / "needs_operator.py").write_text(

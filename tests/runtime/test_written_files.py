@@ -1,4 +1,4 @@
-"""Files are written whole, by however many processes."""
+"""Tests that files are written completely, also by several processes."""
 
 import errno
 import os
@@ -10,8 +10,8 @@ from unfool.cli.main import run
 from unfool.runtime.files import raise_system_error, write_bytes
 
 
-def test_writers_with_one_process_number_do_not_tear_each_other_s_files(tmp_path, monkeypatch):
-    """As containers that share a folder have, all of which are process 1."""
+def test_writers_with_the_same_process_id_do_not_corrupt_files(tmp_path, monkeypatch):
+    """Containers that share a folder can all have the process ID 1."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
     contents = [bytes([letter]) * 200_000 for letter in b"abcd"]
     failed: list[Exception] = []
@@ -34,7 +34,7 @@ def test_writers_with_one_process_number_do_not_tear_each_other_s_files(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+def test_full_disk_error_names_the_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -45,7 +45,7 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_errors_of_the_system_are_told_from_damage():
+def test_system_errors_are_distinguished_from_damage():
     for error in (PermissionError(errno.EACCES, "denied"), OSError(errno.EIO, "io"), MemoryError()):
         with pytest.raises(type(error)):
             raise_system_error(error)
@@ -53,7 +53,7 @@ def test_errors_of_the_system_are_told_from_damage():
         assert raise_system_error(error) is None
 
 
-def test_a_file_that_cannot_be_written_is_named_and_not_its_draft(tmp_path):
+def test_unwritable_file_is_named_instead_of_its_draft(tmp_path):
     (tmp_path / "a" / "x.json").mkdir(parents=True)
     with pytest.raises(OSError, match="directory") as refused:
         write_bytes(tmp_path / "a" / "x.json", b"x")
@@ -61,7 +61,7 @@ def test_a_file_that_cannot_be_written_is_named_and_not_its_draft(tmp_path):
     assert not list((tmp_path / "a").glob(".*"))
 
 
-def test_a_report_that_stands_is_not_written_again(elsewhere):
+def test_unchanged_report_is_not_rewritten(elsewhere):
     small = ["attacks=[]", "purifier=null", "evaluation.images=2", "evaluation.draws=1"]
     command = ["evaluate", "blobs", *(w for change in small for w in ("--set", change))]
     command += ["--out", "run", "--quiet"]

@@ -1,4 +1,4 @@
-"""The diffusion classifier: Bayes' rule in a world where it is known, exact gradients, few calls."""
+"""Tests of the diffusion classifier: known likelihoods, exact gradients, and the number of calls."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ from unfool.toy.blobs import bayes, mixture
 
 
 class Tiny(nn.Module):
-    """A smooth conditional network of two-by-two images with one channel."""
+    """A smooth conditional network for 2 x 2 images with one channel."""
 
     def __init__(self, classes=4):
         super().__init__()
@@ -59,7 +59,7 @@ def tiny():
 
 @pytest.fixture
 def calls():
-    """Count the rows that go through a denoiser."""
+    """Record the batch size of each call of a denoiser."""
 
     def watch(denoiser):
         rows = []
@@ -70,7 +70,7 @@ def calls():
 
 
 class Heads(nn.Module):
-    """The same network, which answers for several labels (B, L) in one call."""
+    """A wrapper of `Tiny` that predicts for several labels (B, L) in one call."""
 
     def __init__(self, tiny):
         super().__init__()
@@ -92,7 +92,9 @@ def keys(size, seed=1):
 
 @pytest.mark.parametrize("elimination", [None, "paired"])
 @pytest.mark.parametrize("batch_size", [3, 256])
-def test_a_multi_head_denoiser_answers_alike_in_fewer_calls(tiny, calls, elimination, batch_size):
+def test_multi_head_denoiser_gives_same_logits_with_fewer_rows(
+    tiny, calls, elimination, batch_size
+):
     heads = NetworkDenoiser(Heads(tiny.network), shape=(1, 2, 2), classes=4, multi_head=True)
     x, found = pictures(5).requires_grad_(), []
     for denoiser in (tiny, heads):
@@ -116,15 +118,15 @@ def test_a_multi_head_denoiser_answers_alike_in_fewer_calls(tiny, calls, elimina
 
 
 def worlds(classes, spread=0.3):
-    """A mixture of `classes` classes, and an image of each."""
+    """Return a mixture of `classes` classes and the mean image of each."""
     means = 0.5 * keys(classes, 5).normal(torch.empty(classes, 1, 2, 2))
     return Mixture(means, spread), (means + 1) / 2
 
 
-# ---- what it computes
+# ---- values
 
 
-def test_logits_are_log_likelihoods_in_a_world_where_these_are_known():
+def test_logits_estimate_the_known_log_likelihood_ratio():
     x = torch.full((1, 1, 4, 4), 0.52)
     x[..., 0] = 0.45
     logits = DiffusionClassifier(mixture(), draws=250, weight="elbo", batch_size=10**5)(
@@ -137,7 +139,7 @@ def test_logits_are_log_likelihoods_in_a_world_where_these_are_known():
     assert abs(ratio.mean() - (truth[1] - truth[0])) < 4 * error
 
 
-def test_errors_are_those_of_the_noise_whatever_the_network_predicts(tiny):
+def test_errors_are_noise_prediction_errors_for_all_parameterizations(tiny):
     x, scales = pictures(3), VP()(torch.tensor([0.1, 0.7], dtype=torch.float64))
     for predicts in ("noise", "velocity", "image", "edm"):
         tiny.predicts = predicts
@@ -159,11 +161,11 @@ def test_errors_are_those_of_the_noise_whatever_the_network_predicts(tiny):
     ("loss", "wanted"),
     [("l2", F.mse_loss), ("l1", F.l1_loss), ("huber", F.huber_loss)],
 )
-def test_losses(tiny, loss, wanted):
+def test_losses_match_torch_loss_functions(tiny, loss, wanted):
     x, noise = pictures(2), keys(2)
     logits = DiffusionClassifier(tiny, draws=3, loss=loss, scale=2.0)(x, noise)
     total = torch.zeros(2, 4, dtype=torch.float64)
-    for k, t in enumerate((167, 501, 834)):  # the middles of three parts of the chain
+    for k, t in enumerate((167, 501, 834)):  # the middles of three equal parts of the chain
         _, alpha, sigma, _ = VP()(torch.tensor(t / 1000, dtype=torch.float64))
         eps = noise.child("eps", k).normal(x)
         x_t = alpha * tiny.encode(x) + sigma * eps
@@ -173,32 +175,34 @@ def test_losses(tiny, loss, wanted):
     torch.testing.assert_close(logits, -2 * total / 3, rtol=1e-5, atol=1e-8)
 
 
-def test_the_release_of_rdc_weighs_as_its_slip_says():
+def test_rdc_weight_reproduces_the_error_in_the_released_code():
     sigma = torch.tensor([0.003, 0.01, 0.05, 0.1, 0.3, 0.5, 1, 2], dtype=torch.float64)
     alpha = (1 + sigma**2) ** -0.5
     scales = Scales(sigma, alpha, sigma * alpha, sigma)
     true, slip = weights_of("edm", scales), weights_of("rdc", scales)
     told = torch.tensor([4e-4, 0.0133, 0.31, 0.63, 1.0, 0.91, 0.59, 0.26]).double()
     torch.testing.assert_close(slip / true, told, rtol=0.1, atol=0)
-    # lambda(s) p(s) ds s^2, of which lambda p is the weight of an error of x_hat
+    # lambda(s) p(s) ds s^2, where lambda p is the weight of an error of x_hat
     wide = torch.tensor([0.007, 0.047, 0.09, 0.25, 0.4, 0.7, 1.5, 1.0]) / 2
     p = torch.distributions.LogNormal(-1.2, 1.2).log_prob(sigma).exp()
     shape = (sigma**2 + 0.25) / (0.5 * sigma) ** 2 * p * wide * sigma**2
     torch.testing.assert_close(true / true[0], shape / shape[0], rtol=1e-6, atol=0)
 
 
-def test_the_grid_of_sigmas_has_the_noise_it_names():
+def test_sigma_grid_has_the_requested_noise_levels():
     for schedule in (VP(), Discrete(1000)):
         world = Mixture(torch.zeros(2, 1, 2, 2), 0.3, schedule)
         scales = DiffusionClassifier(world, times="sigma", span=(0.5, 3), draws=6).scales
         wanted = torch.linspace(0.5, 3, 6).double()
-        off = 1e-9 if schedule == VP() else 0.02  # the chain has the next of its steps
+        off = (
+            1e-9 if schedule == VP() else 0.02
+        )  # a discrete chain takes its first step with enough noise
         torch.testing.assert_close(scales.sigma / scales.alpha, wanted, rtol=off, atol=0)
     steps = scales.t * 1000
     torch.testing.assert_close(steps, steps.round())
 
 
-def test_weights_may_be_numbers_or_a_function(tiny):
+def test_weights_can_be_numbers_or_a_function(tiny):
     x, noise = pictures(2), keys(2)
     named = DiffusionClassifier(tiny, draws=5, weight="snr")
     numbers = [float((s.alpha / s.sigma) ** 2) for s in map(VP(), named.scales.t)]
@@ -207,10 +211,10 @@ def test_weights_may_be_numbers_or_a_function(tiny):
         torch.testing.assert_close(other(x, noise), named(x, noise))
 
 
-# ---- what it does not depend on
+# ---- invariances
 
 
-def test_rows_batch_and_place_do_not_matter(tiny):
+def test_logits_do_not_depend_on_batch_size_or_position(tiny):
     x, noise = pictures(5), keys(5)
     for options in ({}, {"elimination": "staged", "samples": (2, 6), "classes_per_stage": (2, 1)}):
         draws = None if options else 6
@@ -223,7 +227,7 @@ def test_rows_batch_and_place_do_not_matter(tiny):
         torch.testing.assert_close(model(x[which], noise.take(which)), logits[which])
 
 
-def test_the_order_of_classes_does_not_matter():
+def test_class_order_does_not_affect_logits():
     world, x = worlds(5)
     turned = Mixture(world.means[[3, 0, 4, 1, 2]], world.spread)
     for elimination in (None, "paired"):
@@ -234,16 +238,16 @@ def test_the_order_of_classes_does_not_matter():
         torch.testing.assert_close(first(x, keys(5))[:, [3, 0, 4, 1, 2]], there)
 
 
-# ---- its gradient
+# ---- gradient
 
 
 def losses_of(logits):
-    """A loss of images that has all logits in it, and two of its kind that have few."""
+    """Return a scalar loss that depends on all logits."""
     y = torch.arange(len(logits)) % logits.shape[1]
     return F.cross_entropy(logits, y) + (logits[:, 0] * logits[:, 1]).sum()
 
 
-def test_the_gradient_is_that_of_plain_autograd(tiny):
+def test_gradient_matches_plain_autograd(tiny):
     x, noise = pictures(3), keys(3)
     z = tiny.encode(x).requires_grad_()
     model = DiffusionClassifier(tiny, draws=7, weight="elbo", batch_size=5, scale=3.0)
@@ -262,7 +266,7 @@ def test_the_gradient_is_that_of_plain_autograd(tiny):
 
 
 @pytest.mark.parametrize("elimination", [None, "paired"])
-def test_the_gradient_is_that_of_finite_differences(tiny, elimination):
+def test_gradient_matches_finite_differences(tiny, elimination):
     x, noise = pictures(2), keys(2)
     model = DiffusionClassifier(
         tiny, draws=24, elimination=elimination, risk=0.3, batch_size=9, scale=1.0
@@ -274,8 +278,8 @@ def test_the_gradient_is_that_of_finite_differences(tiny, elimination):
     assert float((gradient * way).sum()) == pytest.approx(float((above - below) / 2e-5), rel=1e-5)
 
 
-def test_the_gradient_of_more_draws_comes_nearer_to_that_of_all():
-    """The cosine of an EOT gradient with that of a fixed large set of noises grows with the draws."""
+def test_gradient_of_more_draws_is_closer_to_the_reference_gradient():
+    """The cosine between an EOT gradient and that of many fixed draws grows with the number of draws."""
     two = NetworkDenoiser(Tiny(2), shape=(1, 2, 2), classes=2).double().requires_grad_(False)
     model = DiffusionClassifier(two, draws=1, batch_size=10**5)
     x, y, noise = pictures(32), torch.arange(32) % 2, keys(32)
@@ -290,7 +294,7 @@ def test_the_gradient_of_more_draws_comes_nearer_to_that_of_all():
     assert cosines[-1] > 0.85
 
 
-def test_weights_in_training_get_their_gradient(tiny):
+def test_trainable_weights_get_correct_gradients(tiny):
     tiny.requires_grad_(True)
     x, noise = pictures(2), keys(2)
     found = []
@@ -310,7 +314,7 @@ def test_weights_in_training_get_their_gradient(tiny):
     assert float(found[0][-1][1]) == pytest.approx(slope, rel=1e-5)
 
 
-def test_classes_that_a_loss_leaves_out_cost_nothing_on_the_way_back(tiny, calls):
+def test_backward_pass_skips_classes_and_images_not_in_the_loss(tiny, calls):
     rows = calls(tiny)
     x = pictures(3).requires_grad_()
     logits = DiffusionClassifier(tiny, draws=10, batch_size=16)(x, keys(3))
@@ -321,8 +325,8 @@ def test_classes_that_a_loss_leaves_out_cost_nothing_on_the_way_back(tiny, calls
     assert sum(rows) == 2 * 2 * 10, "two images, two classes"
 
 
-def test_graphs_are_kept_only_where_a_loss_needs_nearly_all_classes(tiny, calls):
-    """And the gradient is the same to the last bit, also in float32 sums."""
+def test_graphs_are_kept_only_when_the_loss_uses_nearly_all_classes(tiny, calls):
+    """The gradient is bitwise the same whether or not graphs are kept."""
     rows = calls(tiny)
     x, noise = pictures(3), keys(3)
     model = DiffusionClassifier(tiny, draws=10, batch_size=16)  # 120 rows in 8 calls
@@ -390,7 +394,7 @@ for draws in (4, 80):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
-def test_the_memory_of_the_gradient_does_not_grow_with_the_draws():
+def test_gradient_memory_does_not_grow_with_draws():
     out = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     peaks = [int(line) for line in out.stdout.split()]
     assert peaks[0] > 1000, "KiB; the measurement saw nothing"
@@ -400,7 +404,7 @@ def test_the_memory_of_the_gradient_does_not_grow_with_the_draws():
 # ---- elimination
 
 
-def test_the_grids_are_those_of_the_release():
+def test_timestep_grids_match_the_released_code():
     world, _ = worlds(10)
     model = DiffusionClassifier(world, elimination="cifar10")
     assert (model.scales.t * 1000 - 1).round().tolist() == list(range(1, 1000, 2))
@@ -420,7 +424,7 @@ def test_the_grids_are_those_of_the_release():
     assert (model.scales.t * 1000 - 1).round().tolist() == list(range(1000))
 
 
-def test_a_grid_that_does_not_divide_the_chain_covers_all_of_it():
+def test_grid_that_does_not_divide_the_chain_covers_it_all():
     world, _ = worlds(2)
     t = DiffusionClassifier(world, draws=300).scales.t
     assert len(t.unique()) == 300
@@ -432,7 +436,7 @@ def test_a_grid_that_does_not_divide_the_chain_covers_all_of_it():
     assert DiffusionClassifier(chain, draws=10).scales.t.tolist() == [k / 10 for k in range(1, 11)]
 
 
-def test_stages_cost_what_they_should_and_keep_the_best(calls):
+def test_staged_elimination_has_expected_cost_and_keeps_the_best_classes(calls):
     world, x = worlds(10)
     rows = calls(world)
     model = DiffusionClassifier(world, elimination="cifar10", batch_size=4000)
@@ -452,7 +456,7 @@ def test_stages_cost_what_they_should_and_keep_the_best(calls):
                 assert float(logits[image, c]) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_later_stages_pool_what_earlier_ones_took():
+def test_stages_keep_the_classes_of_lowest_weighted_mean_error():
     rule = Stages((2, 4), (2, 1))
     model = DiffusionClassifier(
         worlds(4)[0], elimination="staged", samples=(2, 4), classes_per_stage=(2, 1)
@@ -472,7 +476,7 @@ def test_later_stages_pool_what_earlier_ones_took():
 
 
 def simulated(images, classes, draws, gap):
-    """Errors (B, K, M) with a trend over the times, noise in common, and noise of each class."""
+    """Return errors (B, K, M) with a trend over time, shared noise, and noise of each class."""
     t = torch.linspace(0, 1, draws)
     common = 3 * keys(images, 11).normal(torch.empty(images, 1, draws))
     own = keys(images, 12).normal(torch.empty(images, classes, draws))
@@ -480,7 +484,7 @@ def simulated(images, classes, draws, gap):
     return 5 * (1 - t) + common + own * (0.2 + t) + worse * 4 * t * (1 - t)
 
 
-def test_paired_elimination_decides_as_all_draws_do():
+def test_paired_elimination_keeps_the_best_class_and_saves_draws():
     errors, draws = simulated(400, 10, 500, 4.0).double(), 500
     rule = Paired()
     alive, cost = torch.ones(400, 10, dtype=torch.bool), 0
@@ -500,7 +504,7 @@ def test_paired_elimination_decides_as_all_draws_do():
     assert cost < 400 * 2750 / 3, "the cost of 50 / 500, divided by three"
 
 
-def test_that_a_difference_changes_with_the_time_does_not_make_it_unsure():
+def test_paired_elimination_is_certain_even_if_differences_vary_with_time():
     rule, worse, t = Paired(), torch.arange(10).double(), torch.linspace(0, 1, 500).double()
     errors = worse[:, None] * torch.exp(-t / 0.15) + simulated(1, 10, 500, 0.0)[0] / 100
     seen, alive = sorted(rule.rounds(500)[0]), torch.ones(1, 10, dtype=torch.bool)
@@ -508,13 +512,13 @@ def test_that_a_difference_changes_with_the_time_does_not_make_it_unsure():
     assert left.tolist() == [[True] + [False] * 9]
 
 
-def test_a_tie_is_never_broken_by_paired_elimination():
+def test_paired_elimination_never_breaks_a_tie():
     errors = simulated(20, 1, 64, 0.0).expand(-1, 3, -1).double()
     alive = torch.ones(20, 3, dtype=torch.bool)
     assert bool(Paired().remaining(errors[..., :16], torch.ones(16).double(), alive, 0, 64).all())
 
 
-def test_paired_elimination_spares_calls_and_stays_below(calls):
+def test_paired_elimination_saves_calls_and_ranks_eliminated_classes_lower(calls):
     world, x = worlds(6)
     rows = calls(world)
     model = DiffusionClassifier(world, draws=128, elimination="paired", batch_size=10**5)
@@ -529,7 +533,7 @@ def test_paired_elimination_spares_calls_and_stays_below(calls):
 # ---- randomness
 
 
-def test_policies():
+def test_noise_policies_reuse_draws_as_documented():
     x, one, two = pictures(2, 4).float(), keys(2, 1), keys(2, 2)
     x[1] = x[0]
 
@@ -550,7 +554,7 @@ def test_policies():
     assert float(moved.abs().max()) < 0.1, "the same to 8 bits, the same draws"
 
 
-def test_an_attacker_who_was_told_of_the_noise_meets_the_same_draws():
+def test_attacker_who_knows_the_noise_gets_the_same_draws():
     x, secret = pictures(2, 4).float(), keys(2, 9)
     model = DiffusionClassifier(mixture(), draws=3)
     told = keys(2, 4).with_known_noise(secret, ["eps"]).for_query(5)
@@ -558,7 +562,7 @@ def test_an_attacker_who_was_told_of_the_noise_meets_the_same_draws():
     assert not torch.allclose(model(x, keys(2, 4).for_query(5)), model(x, secret))
 
 
-def test_each_draw_may_be_one_of_few_that_are_known():
+def test_semi_knowledge_limits_each_draw_to_known_candidates():
     x, model = pictures(2, 4).float(), DiffusionClassifier(mixture(), draws=3)
     own = [Knowledge("semi-1-steps").reveal(keys(2, seed), keys(2, 9)) for seed in (1, 2)]
     one = model(x, own[0].for_query(0))
@@ -569,10 +573,10 @@ def test_each_draw_may_be_one_of_few_that_are_known():
     )
     two = Knowledge("semi-2-steps").reveal(keys(2, 1), keys(2, 9))
     seen = {tuple(model(x, two.for_query(query_index))[0].tolist()) for query_index in range(40)}
-    assert 4 < len(seen) <= 8  # 2 for each of 3 draws
+    assert 4 < len(seen) <= 8  # 2 candidates for each of 3 draws
 
 
-def test_when_memory_runs_out_fewer_rows_are_asked_at_once(tiny, monkeypatch, capsys):
+def test_batch_size_is_halved_when_memory_runs_out(tiny, monkeypatch, capsys):
     x, noise, forward = pictures(3), keys(3), type(tiny).forward
 
     def crowded(self, x_t, t, label):
@@ -596,10 +600,10 @@ def test_when_memory_runs_out_fewer_rows_are_asked_at_once(tiny, monkeypatch, ca
     ]
 
 
-# ---- scale, specs, mistakes
+# ---- scale, specs, errors
 
 
-def test_calibration_finds_the_scale_of_least_cross_entropy():
+def test_calibration_finds_the_scale_that_minimizes_cross_entropy():
     world, _ = worlds(3, 0.4)
     y = torch.arange(60) % 3
     z = world.means[y] + 0.4 * keys(60, 21).normal(torch.empty(60, 1, 2, 2))
@@ -616,7 +620,7 @@ def test_calibration_finds_the_scale_of_least_cross_entropy():
     assert calibrate(other, x, y, keys(60)) == pytest.approx(scale, rel=1e-4)
 
 
-def test_in_a_spec_the_denoiser_is_a_part_of_the_classifier():
+def test_spec_nests_the_denoiser_inside_the_classifier():
     part = {"name": "diffusion", "denoiser": {"name": "mixture", "side": 3}, "draws": 4}
     checked = check_model(specs.load({"classifier": part | {"span": [0.1, 0.9], "batch_size": 3}}))
     assert checked["classifier"]["denoiser"]["side"] == 3
@@ -659,12 +663,12 @@ def test_in_a_spec_the_denoiser_is_a_part_of_the_classifier():
         ({"weight": [1.0, 2.0]}, "100 numbers above 0"),
     ],
 )
-def test_bad_options_are_refused(options, said):
+def test_invalid_options_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         DiffusionClassifier(mixture(), **options)
 
 
-def test_what_does_not_fit_is_refused(tiny):
+def test_unsuitable_denoisers_images_and_stages_are_refused(tiny):
     unconditional = NetworkDenoiser(nn.Identity(), shape=(1, 4, 4))
     with pytest.raises(ValueError, match=r"2 or more classes.* `classes`"):
         DiffusionClassifier(unconditional)
@@ -679,7 +683,7 @@ def test_what_does_not_fit_is_refused(tiny):
         DiffusionClassifier(tiny, elimination="cifar10").stage(0)
 
 
-def test_views_for_attackers():
+def test_elimination_views_match_the_corresponding_classifiers():
     world, x = worlds(8)
     model = DiffusionClassifier(
         world, elimination="staged", samples=(4, 16), classes_per_stage=(3, 1)
@@ -696,8 +700,8 @@ def test_views_for_attackers():
             view(bayes())
 
 
-def test_an_attacker_may_climb_few_of_the_draws(tiny, calls):
-    """All of them are `whole`; K' are its own draws, and cost K' calls for each class."""
+def test_attacker_can_use_a_subset_of_the_draws(tiny, calls):
+    """Using all draws changes nothing; n draws are a fixed subset and cost n calls per class."""
     model = DiffusionClassifier(
         tiny, elimination="staged", samples=(4, 12), classes_per_stage=(2, 1), scale=1.0
     )
@@ -721,7 +725,7 @@ def test_an_attacker_may_climb_few_of_the_draws(tiny, calls):
             views.no_elimination(model, draws)
 
 
-def test_a_transfer_from_it_climbs_it_without_elimination():
+def test_transfer_attack_uses_the_source_without_elimination():
     world, x = worlds(8)
     x = x.clamp(0, 1)
     source = DiffusionClassifier(
@@ -743,8 +747,8 @@ def test_a_transfer_from_it_climbs_it_without_elimination():
     assert torch.equal(found, made(behind.with_classifier(source.without_elimination())))
 
 
-def test_an_early_exit_attack_has_the_true_class_dropped():
-    """Five others must be above it in the first stage, the last of which is climbed."""
+def test_early_exit_attack_gets_the_true_class_eliminated():
+    """Five classes must beat the true one in the first stage; the loss uses the fifth of them."""
     model = DiffusionClassifier(
         trained_denoiser("digits-conditional").eval().requires_grad_(False),
         elimination="staged",
@@ -756,7 +760,7 @@ def test_an_early_exit_attack_has_the_true_class_dropped():
     noise, attack, threat = Noise.of(0, range(3)), PGD(4, loss="margin"), Threat("linf", 0.4)
 
     def dropped(at):
-        """Whether the deployed model ranks the true class below the five that go on."""
+        """Count the images whose true class the model ranks below the five classes that remain."""
         logits = model(at, noise)
         return int(((logits > logits.gather(1, y[:, None])).sum(1) >= 5).sum())
 
@@ -771,7 +775,7 @@ def test_an_early_exit_attack_has_the_true_class_dropped():
     torch.testing.assert_close(seen.loss, wrong - logits.gather(1, y[:, None])[:, 0])
 
 
-def test_the_gradient_of_an_early_exit_attack_is_that_of_finite_differences(tiny):
+def test_early_exit_gradient_matches_finite_differences(tiny):
     model = DiffusionClassifier(
         tiny, elimination="staged", samples=(4, 8), classes_per_stage=(2, 1), scale=1.0
     )

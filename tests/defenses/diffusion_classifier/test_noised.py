@@ -1,4 +1,4 @@
-"""The noised diffusion classifier: Bayes' rule of noisy Gaussians, and certificates of it."""
+"""Tests of the noised diffusion classifier: likelihood ratios of noisy Gaussians, and certification."""
 
 import json
 from typing import Any
@@ -26,8 +26,8 @@ def keys(size, seed=1):
     return Noise.of(seed, range(size))
 
 
-def test_the_exact_posterior_gives_log_likelihood_ratios_of_noisy_images():
-    """In closed form, for Gaussian classes, between the first and the last noise of the draws."""
+def test_exact_posterior_gives_log_likelihood_ratios_of_noisy_images():
+    """The closed form for Gaussian classes, between the first and last noise level of the draws."""
     world, sigma = mixture(), 0.1
     model = NoisedDiffusionClassifier(
         world, sigma=sigma, posterior="exact", weight="elbo", draws=200, batch_size=10**5
@@ -44,7 +44,7 @@ def test_the_exact_posterior_gives_log_likelihood_ratios_of_noisy_images():
     assert abs(float(ratio.mean()) - truth) < 4 * error
 
 
-def test_with_hardly_any_noise_it_is_the_diffusion_classifier():
+def test_small_noise_gives_the_plain_diffusion_classifier():
     world = Mixture(0.5 * keys(3, 5).normal(torch.empty(3, 1, 2, 2)), 0.3)
     x = keys(4, 6).uniform(torch.empty(4, 1, 2, 2)).double()
     noised = NoisedDiffusionClassifier(world, sigma=1e-4, posterior="exact", draws=9)
@@ -55,7 +55,7 @@ def test_with_hardly_any_noise_it_is_the_diffusion_classifier():
     torch.testing.assert_close(noised(x, keys(4)), plain(x, keys(4)), rtol=1e-4, atol=1e-3)
 
 
-def test_the_approximate_posterior_by_hand():
+def test_approximate_posterior_matches_explicit_computation():
     world, x = mixture(), keys(2, 6).uniform(torch.empty(2, 1, 4, 4)).double()
     model = NoisedDiffusionClassifier(world, sigma=0.2, draws=3, scale=1.0)
     z, noise = 2 * x - 1, keys(2)
@@ -73,7 +73,7 @@ def test_the_approximate_posterior_by_hand():
 
 
 @pytest.mark.parametrize("posterior", ["approximate", "exact"])
-def test_rows_do_not_matter_and_the_gradient_is_exact(posterior):
+def test_logits_do_not_depend_on_batch_size_and_gradient_is_exact(posterior):
     world = mixture(side=3).double()
     x = keys(3, 6).uniform(torch.empty(3, 1, 3, 3)).double()
     options = {"sigma": 0.2, "posterior": posterior, "draws": 5}
@@ -87,8 +87,8 @@ def test_rows_do_not_matter_and_the_gradient_is_exact(posterior):
     assert float((gradient * way).sum()) == pytest.approx(float((up - down) / 2e-6), rel=1e-4)
 
 
-def test_it_is_certified(tmp_path):
-    """And so is the diffusion classifier behind one-step denoising, their ensemble."""
+def test_noised_classifier_and_ensemble_can_be_certified(tmp_path):
+    """Also certify the ensemble: a diffusion classifier behind one-step denoising."""
     asked = certify.check(TOY)
     assert asked["classifier"]["sigma"] == 0.25
     spec = tmp_path / "spec.yaml"
@@ -110,7 +110,7 @@ def test_it_is_certified(tmp_path):
         assert report["cost"]["nfe_forward"] >= 4 * 24 * 6 * 2
 
 
-def test_mistakes_are_told():
+def test_invalid_options_and_specs_are_refused():
     cases: list[tuple[float, Any, str]] = [
         (1.5, "exact", "sigma must be above 0 and below 1.5"),
         (0.2, "exakt", "posterior must be one of approximate, exact"),

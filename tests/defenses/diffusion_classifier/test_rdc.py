@@ -1,4 +1,4 @@
-"""The robust diffusion classifier: likelihood maximization before the diffusion classifier."""
+"""Tests of the robust diffusion classifier: likelihood maximization, then a diffusion classifier."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def images(size=3):
     return x.double(), y
 
 
-def test_the_gradient_through_both_is_exact():
-    """Fresh draws of either, the same at each evaluation: against finite differences."""
+def test_gradient_through_both_parts_matches_finite_differences():
+    """Both parts use the same draws at each evaluation, so finite differences apply."""
     model, (x, y) = rdc(draws=6, batch_size=5), images()
 
     def loss(at):
@@ -46,13 +46,13 @@ def test_the_gradient_through_both_is_exact():
     assert float((gradient * way).sum()) == pytest.approx(slope, rel=1e-4)
 
 
-def test_it_is_the_one_after_the_other():
+def test_model_is_the_purifier_followed_by_the_classifier():
     model, (x, _) = rdc(draws=4), images()
     pure = model.purifier(x, NOISE.child("purify"))
     assert torch.equal(model(x, NOISE), model.classifier(pure, NOISE.child("classify")))
 
 
-def test_an_attacker_sees_it_without_elimination():
+def test_elimination_views_apply_behind_the_purifier():
     x, _ = images()
     model = rdc(elimination="staged", samples=(2, 6), classes_per_stage=(2, 1))
     pure, inner = model.purifier(x, NOISE.child("purify")), NOISE.child("classify")
@@ -70,7 +70,7 @@ def test_an_attacker_sees_it_without_elimination():
         views.no_elimination(plain)
 
 
-def test_it_is_a_spec_and_can_be_attacked():
+def test_model_can_be_built_from_a_spec_and_attacked():
     spec = specs.load(
         {
             "classifier": {"name": "diffusion", "denoiser": {"name": "mixture"}, "draws": 3},
