@@ -20,7 +20,7 @@ def test_split_is_fixed_and_complete():
     assert (test.images.min(), test.images.max()) == (0, 1)
 
 
-def test_split_does_not_move():
+def test_split_starts_with_known_labels():
     assert digits("test").labels[:8].tolist() == [6, 6, 1, 4, 2, 0, 0, 9]
     assert digits("train").labels[:8].tolist() == [1, 1, 3, 3, 6, 3, 2, 9]
 
@@ -30,7 +30,7 @@ def test_unknown_split_is_refused():
         digits("val")  # pyright: ignore[reportArgumentType]
 
 
-def test_they_are_scikit_learn_s():
+def test_images_and_labels_equal_those_of_scikit_learn():
     pixels, labels = load_digits(return_X_y=True)
     order = permutation(1797, seed=0)
     both = [digits("train"), digits("test")]

@@ -214,7 +214,7 @@ def command(kind: str, name: str, changes: list[str]) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVALUATIONS)
-def test_an_evaluation_runs_from_the_command_to_the_report(elsewhere, name):
+def test_evaluation_of_paper_spec_writes_report(elsewhere, name):
     assert command("evaluate", name, EVALUATIONS[name]()) == 0
     report = json.loads((elsewhere / "run" / "report.json").read_text())
     assert report["n"] == 2
@@ -266,14 +266,14 @@ TRAININGS: dict[str, Callable[[], list[str]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_training_runs_from_the_command_to_the_card(elsewhere, name):
+def test_training_of_paper_spec_writes_card(elsewhere, name):
     assert command("train", name, [*TRAININGS[name](), *TRAINED]) == 0
     made = json.loads((elsewhere / "run" / "card.json").read_text())
     assert made["kind"] == "denoiser"
     assert made["training"]["steps"] == 2
 
 
-def test_every_setting_of_the_papers_is_walked_through():
+def test_all_paper_specs_are_covered():
     walked = {*EVALUATIONS, *TRAININGS}
     prefixes = ("diffpure-", "coup-", "addt-cifar100", "addt-tiny", "distribution-", "tmdc-")
     shipped = Path(build.__file__).parents[1] / "specs"

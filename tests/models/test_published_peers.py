@@ -256,7 +256,7 @@ STABLE = {
 
 
 @pytest.mark.parametrize("case", STABLE)
-def test_stable_diffusion_at_full_width_answers_as_the_original(tmp_path: Path, case: str):
+def test_stable_diffusion_at_full_width_reproduces_original(tmp_path: Path, case: str):
     repository, settings = STABLE[case]
     path = tmp_path / f"{case}.ckpt"
     script = STABLE_DIFFUSION.format(**settings)
@@ -274,7 +274,7 @@ def test_stable_diffusion_at_full_width_answers_as_the_original(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_network_at_full_width_answers_as_the_original(tmp_path: Path, case: str):
+def test_network_at_full_width_reproduces_original(tmp_path: Path, case: str):
     repository, script, name, file, needs = CASES[case]
     expected, x, *inputs = original(repository, script, tmp_path / file, needs)
     part: dict[str, Any] = {"name": name, "weights": str(tmp_path / file)}
