@@ -1,4 +1,4 @@
-"""Parts that do not fit each other: one sentence that says what to do, exit code 2."""
+"""Bad input and parts that do not fit: exit code 2, and one sentence that says what to do."""
 
 import os
 import subprocess
@@ -72,7 +72,7 @@ def test_bare_network_as_classifier_is_refused(elsewhere, mistake, monkeypatch):
 
 
 def test_folder_of_one_class_is_refused_only_where_labels_matter(elsewhere, mistake, capsys):
-    """It is refused where labels matter, and nowhere else."""
+    """`evaluate` refuses it; `purify` and `classify`, which use no labels, accept it."""
     for name in ("a_dark", "b_bright"):
         image_files.write(elsewhere / "photos" / f"{name}.png", torch.full((1, 4, 4), 0.3))
     command = ["evaluate", "blobs", "--quiet", "--set", "attacks=[]", "--data", "photos"]
@@ -214,7 +214,7 @@ def test_unused_data_folder_is_refused(elsewhere, mistake, monkeypatch):
         assert "photos would be ignored" in mistake(*words, "--data", "photos")
     given = "data={name: folder, gray: true, folder: a}"
     assert "is a in the spec and b" in mistake(*command, "--set", given, "--data", "b")
-    monkeypatch.setenv("UNFOOL_DATA", "photos")  # which is for whoever needs it
+    monkeypatch.setenv("UNFOOL_DATA", "photos")  # a default, which may go unused
     assert run(command) == 0
 
 
@@ -233,7 +233,7 @@ def test_tilde_is_expanded_to_the_home_folder(elsewhere, mistake, monkeypatch):
 
 
 def started(*arguments: str | bytes, stdout: int | IO[bytes] = subprocess.PIPE):
-    """The command as a process of its own."""
+    """Run the command in a separate process."""
     code = "from unfool.cli.main import main; main()"
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""The doctor: it finds what is wrong with a model, and nothing where nothing is."""
+"""`unfool doctor` finds the faults of a model, and reports none for a sound model."""
 
 import re
 from typing import Any
@@ -133,7 +133,7 @@ def test_model_that_cannot_be_examined_gives_one_finding(model, said):
 
 
 def test_more_logits_than_classes_are_a_note():
-    """As in `evaluate`, which cannot tell whether those of the data come first."""
+    """As in `evaluate`, which cannot know whether the classes of the data come first."""
     findings = doctor.examine(Many().eval(), X, Y, 2)
     assert not [f for f in findings if f.mark == "FAIL"]
     assert "check that these are the classifier's first 2" in findings[0].what
@@ -168,7 +168,7 @@ def test_doctor_prints_parts_denoising_error_and_time(elsewhere, capsys):
 
 
 def test_destructive_defense_is_not_reported_as_wrong_range(elsewhere, capsys):
-    """The classifier's range is looked at without its purifier."""
+    """The range of the classifier is checked without its purifier."""
     assert run(["doctor", "demo", "--set", "purifier.t=0.9"]) == 0
     out = capsys.readouterr().out
     assert "expects another range" not in out
@@ -184,7 +184,7 @@ def test_random_denoiser_fails_denoising_check(elsewhere, capsys):
 
 
 def test_denoiser_without_classes_needs_no_null_class():
-    """The loaders of published files say that it has no null class, which it does not need."""
+    """Loaders of published files set `null` to False, but without classes no null class is needed."""
     network: Any = unfool.load_denoiser("digits-denoiser")
     network.null = False
     x, y = fetch(digits("test"), range(64))
@@ -195,7 +195,7 @@ def test_denoiser_without_classes_needs_no_null_class():
     ("mean", "std"), [([0.0], [1.0]), ([0.0], [1 / 255]), ([0.9] * 3, [0.2] * 3)]
 )
 def test_wrong_mean_and_std_are_reported_with_better_ones(mean, std):
-    """The shipped classifier, trained with the mean and std of CIFAR-10."""
+    """The shipped classifier was trained with the mean and std of CIFAR-10."""
     right: Any = unfool.load_classifier("cifar10-classifier")
     x, y = doctor.pick_examples(*fetch(cifar10_sample(), range(100)))
     assert len(y.unique()) == 10, "the sample is sorted by class"

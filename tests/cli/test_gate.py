@@ -1,4 +1,4 @@
-"""A bound on the robust accuracy of `evaluate` decides the exit code, and mistakes cost no run."""
+"""A bound on robust accuracy decides the exit code of `evaluate`; mistakes are refused before it."""
 
 from xml.etree import ElementTree
 

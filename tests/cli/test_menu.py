@@ -1,3 +1,5 @@
+"""`unfool menu`, `unfool init`, and the help of the commands."""
+
 import pytest
 
 import unfool

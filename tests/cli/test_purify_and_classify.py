@@ -1,4 +1,4 @@
-"""Pictures and arrays through a defense: purify and classify."""
+"""`unfool purify` and `unfool classify` on image files and arrays."""
 
 import base64
 import io
@@ -118,10 +118,10 @@ def test_purify_without_a_purifier_is_refused(images, mistake):
 
 
 def test_exif_orientation_is_applied(tmp_path):
-    """A telephone stores them sideways, with a note."""
+    """A phone stores photos sideways, with their orientation in EXIF."""
     upright = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     noted = Image.Exif()
-    noted[0x0112] = 6  # to be turned by a quarter, clockwise
+    noted[0x0112] = 6  # to be rotated by 90 degrees clockwise
     Image.fromarray(upright).rotate(90, expand=True).save(tmp_path / "phone.png", exif=noted)
     Image.fromarray(upright).save(tmp_path / "upright.png")
     assert torch.equal(
@@ -151,11 +151,11 @@ def test_stretching_and_unknown_image_size_are_reported(images, capsys, mistake)
 
 
 def test_classify_resizes_images_as_the_data_set_does(elsewhere, capsys):
-    """A folder with a size covers it and cuts the center out; so does `classify`."""
+    """With a size, the data set resizes images to cover it and crops the center; so does `classify`."""
     for label, level in (("dark", 0), ("light", 255)):
         for number in range(3):
             pixels = np.full((16, 32), 255 - level, np.uint8)
-            pixels[:, 8:24] = level  # the center decides; a stretched picture would be gray
+            pixels[:, 8:24] = level  # the center decides; a stretched image would be gray
             pixels[:, 8 + number] = 128
             (elsewhere / "pics" / label).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(elsewhere / "pics" / label / f"{number}.png")
@@ -200,7 +200,7 @@ def test_hidden_files_pipes_and_broken_links_are_skipped(images, capsys):
 
 
 def sheet(path) -> tuple[list[str], list[tuple[int, int]], str]:
-    """The headings of a sheet, the sizes of its images, and its text."""
+    """Return the headings of a sheet, the sizes of its images, and its text."""
     page = path.read_text("utf-8")
     heads = re.findall(r'<th scope="col">([^<]+)</th>', page)
     files = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", page)]

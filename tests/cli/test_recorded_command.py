@@ -1,4 +1,4 @@
-"""Every command that makes a result records how it was called, as a line that a reader can paste."""
+"""Every command that makes a result records its own command line, ready to be pasted."""
 
 import json
 import shlex
@@ -86,7 +86,7 @@ CASES = {
         ["demo", "--images", "24", "--steps", "2", "--sets", "2", "--quiet"],
     ),
 }
-# A merged run has the commands of its shards, and the others make no result of a model.
+# A merged run keeps the commands of its shards; the others make no result about a model.
 OTHERS = {"merge", "export", "selftest"}
 
 

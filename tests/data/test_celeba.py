@@ -1,4 +1,4 @@
-"""CelebA-HQ: pictures and a list of attributes."""
+"""CelebA-HQ: images and a list of attributes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 in both official layouts, small, and the real one where there is one."""
+"""CIFAR-10 in both official layouts: small files, and the real ones if they are available."""
 
 import io
 import os
@@ -27,7 +27,7 @@ PurePickler: Any = pickle._Pickler  # pyright: ignore[reportAttributeAccessIssue
 
 
 class Python2(PurePickler):
-    """Writes bytes as Python 2 wrote its strings, as in the official files."""
+    """A pickler that writes bytes as Python 2 wrote strings, as in the official files."""
 
     dispatch: ClassVar[dict[type, Any]] = dict(PurePickler.dispatch)
 
@@ -199,7 +199,7 @@ def test_failed_downloads_raise_errors_and_leave_no_files(
 
 
 def test_real_files_have_expected_sizes_labels_and_mean(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.undo()  # files of their true length
+    monkeypatch.undo()  # the real files have their full length
     folder = os.environ.get("UNFOOL_DATA")
     if not folder:
         pytest.skip("set UNFOOL_DATA to a folder with CIFAR-10 to test on the real files")

@@ -1,4 +1,4 @@
-"""CIFAR-100 in both official layouts, small."""
+"""CIFAR-100 in both official layouts, in small files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""CIFAR-10-C, from files of its layout."""
+"""CIFAR-10-C, from files in its layout."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from unfool.data.cifar_c import cifar10_c
 
 
 def write(folder, kind="fog", shape=(50_000, 32, 32, 3), dtype=np.uint8):
-    """Files as large as the official ones, of holes but for a pixel per severity."""
+    """Write sparse files of the official size, with one nonzero pixel per severity."""
     folder.mkdir(parents=True, exist_ok=True)
     images = np.lib.format.open_memmap(folder / f"{kind}.npy", "w+", dtype, shape)
     images[::10_000, 1, 2, 0] = np.arange(1, 6)[: len(images[::10_000])]

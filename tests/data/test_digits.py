@@ -1,4 +1,4 @@
-"""The digits that need no file."""
+"""The data set `digits`, which needs no file."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def test_split_is_fixed_and_complete():
     assert test.shape == (1, 8, 8)
     assert set(test.labels.tolist()) == set(range(10))
     both = torch.cat([train.images, test.images]).flatten(1)
-    assert len(both.unique(dim=0)) == 1797  # every picture is in one of the two, once
+    assert len(both.unique(dim=0)) == 1797  # every image is in exactly one split
     assert torch.equal(digits().images, test.images)
     assert (test.images * 16 == (test.images * 16).round()).all()
     assert (test.images.min(), test.images.max()) == (0, 1)

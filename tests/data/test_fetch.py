@@ -9,7 +9,7 @@ from unfool.data.arrays import Arrays
 
 
 class Given:
-    """A stranger's data set, which may break its promises."""
+    """A user's data set, which may violate the interface."""
 
     classes = ("a", "b")
 

@@ -1,4 +1,4 @@
-"""Pictures in folders."""
+"""Images in folders."""
 
 import os
 from pathlib import Path
@@ -173,13 +173,13 @@ def test_images_of_different_sizes_require_a_size(tmp_path: Path):
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "L", "RGB"])
 def test_partly_transparent_image_is_refused(tmp_path: Path, mode: str):
-    """A white digit drawn by its alpha is no digit on white, nor without alpha."""
+    """A white digit drawn in the alpha channel vanishes on white, and without that channel."""
     place = tmp_path / "digit.png"
     if mode in ("LA", "RGBA"):
         picture = Image.new(mode, (5, 5), (255,) * len(mode))
         picture.putpixel((2, 2), (255,) * (len(mode) - 1) + (254,))
         picture.save(place)
-    else:  # one color stands for what is transparent
+    else:  # one color is declared transparent
         blank = Image.new(mode, (5, 5), 0)
         blank.save(place, transparency=(0, 0, 0) if mode == "RGB" else 0)
     with pytest.raises(ValueError, match=r"digit\.png.*transparent"):
@@ -206,7 +206,7 @@ def test_damaged_images_are_refused_when_read(tmp_path: Path):
         data = Folder(tmp_path)
         for i, name in enumerate(("a.png", "b.jpg", "c.png")):
             if a is jpg and i < 2:
-                assert data[i][0].shape == (3, 40, 60)  # a wrong ending does not matter
+                assert data[i][0].shape == (3, 40, 60)  # a wrong extension does not matter
                 continue
             with pytest.raises(ValueError, match=f"image .*{name} cannot be read"):
                 data[i]

@@ -1,4 +1,4 @@
-"""Data sets of the hub, through the library `datasets` where it is installed."""
+"""Data sets of the Hugging Face hub, by the library `datasets` if it is installed."""
 
 import socket
 import sys
@@ -17,17 +17,17 @@ from unfool.results.run_folder import Run
 
 
 class Image:
-    """The type of a column of pictures, by its name in `datasets`."""
+    """Stub for the type of an image column, with the name that it has in `datasets`."""
 
 
 class ClassLabel:
-    """The type of a column of labels, likewise."""
+    """Stub for the type of a label column, likewise."""
 
     names = ("cat", "dog")
 
 
 class Table:
-    """What is used of a `datasets.Dataset`: columns with types, rows, and a length."""
+    """Stub for `datasets.Dataset`: columns with types, rows, and a length."""
 
     def __init__(self, labels=(0, 1), **features):
         self.features = features or {"img": Image(), "label": ClassLabel(), "id": object()}
@@ -139,7 +139,7 @@ def test_folders_of_parquet_or_image_files_are_read(tmp_path):
 def test_copied_folder_continues_the_run_and_other_images_are_refused(
     elsewhere, mistake, monkeypatch
 ):
-    """`datasets` is replaced by a reader of the pictures in a folder; the rest is a whole run."""
+    """A stub for `datasets` reads the images of a folder; everything else is a complete run."""
 
     def load_from_disk(path):
         table = Table(labels=(0, 1))

@@ -1,4 +1,4 @@
-"""ImageNet, its subsets, and Tiny-ImageNet, in folders of tiny pictures."""
+"""ImageNet, its subsets, and Tiny-ImageNet, in folders of tiny images."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def paint(file: Path, value: int = 100, width: int = 12, height: int = 10) -> No
 
 @pytest.fixture
 def three(tmp_path):
-    """Three classes of two pictures each, and the index of all."""
+    """Write three classes of two images each, and the index of all 1000 classes."""
     for number in (5, 0, 999):
         for i in (2, 10):
             paint(tmp_path / "val" / WNIDS[number] / f"{WNIDS[number]}_{i}.png", number % 256)

@@ -1,4 +1,4 @@
-"""MNIST's idx files, small, and the real ones where there are some."""
+"""MNIST's idx files: small ones, and the real ones if they are available."""
 
 import gzip
 import os

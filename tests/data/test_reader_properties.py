@@ -1,4 +1,4 @@
-"""Files of any bytes: readers return what is in them, or raise one clear error that names the file."""
+"""Readers on arbitrary bytes: they return the contents, or raise one clear error that names the file."""
 
 import gzip
 import io
@@ -55,7 +55,7 @@ WEIGHTS = {"w.safetensors": save({"a.weight": np.ones((2, 3), np.float32)}), "w.
 
 
 def damaged(content: bytes, changes, keep: float) -> bytes:
-    """Some bytes changed, and only the first part kept."""
+    """Change some bytes, and keep only the first part."""
     made = bytearray(content)
     for place, change in changes:
         made[int(place * len(made))] ^= change
@@ -63,7 +63,7 @@ def damaged(content: bytes, changes, keep: float) -> bytes:
 
 
 def read_or_refused(call, path):
-    """What a reader returns; None if it refuses the file, which its error names."""
+    """Return what a reader returns, or None if it refuses the file in an error that names it."""
     try:
         return call(path)
     except ValueError as error:
@@ -111,7 +111,7 @@ def test_damaged_npz_holds_the_saved_arrays_or_is_refused(tmp_path, changes, kee
     path = tmp_path / "damaged.npz"
     path.write_bytes(damaged(ARRAYS, changes, keep))
     found = read_or_refused(npz, path)
-    if found is not None:  # what changed is a date, say: the contents have a checksum
+    if found is not None:  # the damage hit a date, say: a checksum protects the contents
         assert not found.images.any()
         assert found.labels.tolist() == [0, 1, 1]
 

@@ -1,4 +1,4 @@
-"""Cards of weights: data, which run no code that the user does not trust."""
+"""Cards of weights are data: loading one runs no code unless the user trusts it."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_card_that_names_code_is_refused_without_running_it(elsewhere, part, kin
 
 
 def test_initial_weights_run_no_code(elsewhere):
-    """Of their card, only what the weights mean is read."""
+    """Only the options on which the weights depend, such as `mean`, are read from their card."""
     write(elsewhere / "m", INSIDE)
     spec = {
         "data": "digits",

@@ -1,4 +1,4 @@
-"""Weights from files."""
+"""Reading weights from files, and loading them into a network."""
 
 import hashlib
 import io
@@ -90,7 +90,7 @@ def test_torchscript_file_is_refused(tmp_path: Path, network: nn.Sequential):
 
 
 class Unknown:
-    """A class that whoever reads the file does not have."""
+    """A class that the reader of the file must neither import nor run."""
 
     def __init__(self) -> None:
         self.lr = 0.1
@@ -130,7 +130,7 @@ def test_other_objects_beside_weights_are_ignored(
 
 
 def averages(network: nn.Sequential) -> list[Any]:
-    """Files with raw and averaged weights, in the forms that training codes write."""
+    """Return checkpoints with raw and averaged (EMA) weights, in the layouts of training codes."""
     average = {name: value + 1 for name, value in network.state_dict().items()}
     raw = network.state_dict()
     averaged = {"n_averaged": torch.tensor(3)} | {f"module.{n}": v for n, v in average.items()}
@@ -174,7 +174,7 @@ def test_averaged_weights_in_unknown_layout_are_refused(tmp_path: Path, network:
 @pytest.mark.parametrize("kind", ["zipped", "zipped network", "old", "old network", "pickle",
                                   "safetensors"])  # fmt: skip
 def test_large_file_is_not_held_in_memory_twice(tmp_path: Path, kind: str):
-    """`pickle` is the form of EDM and StyleGAN, whose tensors are files of torch in a plain pickle."""
+    """The kind `pickle` is the layout of EDM and StyleGAN: a plain pickle that embeds torch files."""
     size, count = 128 << 20, 8
     with torch.device("meta"):
         network = nn.Sequential(*(nn.Linear(1024, size // count // 4096) for _ in range(count)))

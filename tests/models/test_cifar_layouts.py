@@ -1,4 +1,4 @@
-"""Published CIFAR classifiers by file: the answers of the original code, for weights by a rule."""
+"""CIFAR classifiers in published layouts: with weights from a rule, logits equal the original code's."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from unfool.models.build import cifar_network, cifar_resnet, wide_resnet
 from unfool.models.robustbench_zoo import ACCURACY, robustbench
 from unfool.networks.wide_resnet import WideResNet
 
-DATA = os.environ.get("UNFOOL_DATA")  # before a test takes it away
+DATA = os.environ.get("UNFOOL_DATA")  # read before the fixture `elsewhere` unsets it
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "classifiers"
 NAMES = {

@@ -1,4 +1,4 @@
-"""Networks as classifiers."""
+"""`NormalizedClassifier`: networks as classifiers of images in [0, 1]."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from unfool.noise import Noise, seed_torch
 
 
 class Says(nn.Module):
-    """A network that answers with `answer`."""
+    """A network that returns `answer` for any input."""
 
     def __init__(self, answer: object) -> None:
         super().__init__()

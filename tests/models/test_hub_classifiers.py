@@ -1,4 +1,4 @@
-"""Classifiers of timm, transformers, and torchvision, where these libraries are installed."""
+"""Classifiers from timm, transformers, and torchvision, if these libraries are installed."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ PREPROCESSOR = {
 
 @pytest.fixture
 def vit(tmp_path):
-    """The folder of a small vision transformer, and its network."""
+    """Save a small vision transformer. Return its folder and its network."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     seed_torch(0)
     config = transformers.ViTConfig(

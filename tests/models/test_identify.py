@@ -1,4 +1,4 @@
-"""What the doctor says of files of weights, and whether it sees that a denoiser does not denoise."""
+"""`unfool doctor` on files of weights: it identifies them, and detects denoisers that do not denoise."""
 
 import json
 import re
@@ -26,7 +26,7 @@ from unfool.networks.wide_resnet import WideResNet
 from unfool.toy.blobs import Blobs, mixture
 
 CLASSIFIERS = Path(__file__).parents[1] / "fixtures" / "classifiers"
-FILES = {  # a published layout, the name its file has, and the name of the line that loads it
+FILES = {  # published layout: its file name, and the part that loads it
     "score_sde_vp_ddpmpp": ("checkpoint_8.pth", "score-sde"),
     "guided_diffusion_uncond": ("uncond.pt", "guided-diffusion"),
     "improved_diffusion": ("cifar10.pt", "improved-diffusion"),

@@ -1,4 +1,4 @@
-"""Joint energy-based models, from files as the release writes them."""
+"""Joint energy-based models (JEM), from files in the layout of the authors' release."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from unfool.evaluation.spec import check_model
 from unfool.models.jem import JEM
 from unfool.noise import Noise, seed_torch
 
-# the smallest network, in the names of the release
+# layers of the smallest network, under the names of the release
 BLOCK = ["conv1", "conv2", "shortcut.0"]
 LAYERS = [
     "f.conv1",
@@ -30,7 +30,7 @@ NOISE = Noise.of(4, range(2))
 
 @pytest.fixture
 def state():
-    """The weights of a WRN-10-2, made without our network."""
+    """Return the weights of a WRN-10-2, created independently of our network."""
     shapes = {"f.conv1": (16, 3, 3, 3)}
     before = 16
     for stage, after in ((1, 32), (2, 64), (3, 128)):
@@ -50,7 +50,7 @@ def state():
 
 @pytest.fixture
 def file(tmp_path, state):
-    """As the release's `checkpoint` writes it."""
+    """Write a file as the function `checkpoint` of the release does."""
     torch.save(
         {"model_state_dict": state, "replay_buffer": torch.zeros(4, 3, 32, 32)},
         tmp_path / "CIFAR10_MODEL.pt",
@@ -67,7 +67,7 @@ def build(file, **options):
 
 
 def written_out(state, x):
-    """The release's forward, layer by layer."""
+    """Compute the forward pass of the release, layer by layer."""
 
     def conv(name, z, stride=1, padding=1):
         return F.conv2d(z, state[f"{name}.weight"], state[f"{name}.bias"], stride, padding)
@@ -121,7 +121,7 @@ def test_refinement_step_raises_density_and_has_exact_gradient(state):
     model = JEM(10, 2, refine=1).double()
     model.load_state_dict(state)
     model.requires_grad_(False)
-    with torch.no_grad():  # a slope that the step does not overshoot
+    with torch.no_grad():  # smaller gradients, so that the step does not overshoot
         model.class_output.weight *= 0.2
     plain = JEM(10, 2).double()
     plain.load_state_dict(model.state_dict())
@@ -165,5 +165,5 @@ def test_calls_of_all_chains_and_steps_are_counted(file):
     with ledger.watching(model.requires_grad_(False)):
         model(x, NOISE).sum().backward()
     made = ledger.take()
-    assert made["classifier_forward"] == 2 * 2 * len(x)  # chains, and a step of each
+    assert made["classifier_forward"] == 2 * 2 * len(x)  # 2 chains, each with a step and the logits
     assert made["classifier_vjp"] >= 2 * 2 * len(x)

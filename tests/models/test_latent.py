@@ -1,4 +1,4 @@
-"""Latent models: what they compute, by hand and by diffusers; exact gradients; folders and prompts."""
+"""Latent models: outputs against diffusers and formulas, exact gradients, folders, and prompts."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def table(tmp_path):
-    """Write a table of prompts."""
+    """Return a function that writes a table of prompts."""
 
     def write(rows, head=("prompt", "classname", "classidx")):
         with (tmp_path / "prompts.csv").open("w", newline="") as file:
@@ -69,7 +69,7 @@ def losses_of(logits):
     return F.cross_entropy(logits, y) + (logits[:, 0] * logits[:, 1]).sum()
 
 
-# ---- what it computes
+# ---- outputs
 
 
 def test_logits_equal_those_computed_with_diffusers(folders, table):
@@ -87,7 +87,7 @@ def test_logits_equal_those_computed_with_diffusers(folders, table):
     vae: Any = AutoencoderKL.from_pretrained(home / "vae")
     chain: Any = DDPMScheduler.from_pretrained(home / "scheduler")
     letters = {c: i + 1 for i, c in enumerate("abcdefghijklmnopqrstuvwxyz")}
-    start, end = 53, 54  # a word ends in its last letter's other form; "!" is 0 and fills up
+    start, end = 53, 54  # the last letter of a word has its own ID; "!" (ID 0) is the padding
     ids = []
     for text, _, _ in THREE:
         told = [start]
@@ -181,7 +181,7 @@ def test_class_error_is_the_mean_over_its_prompts(folders, table):
     singles += [("some frog", 0, 4), ("one frog", 0, 5)]
     alone = stable_diffusion(folders["sd"], table([(p, p, k) for p, _, k in singles])).double()
     x, found, wanted = pictures(2).double(), [], []
-    for rows_ in (4, 1000):  # a class may be told in two chunks
+    for rows_ in (4, 1000):  # a small batch splits the prompts of a class
         x_ = x.clone().requires_grad_()
         logits = DiffusionClassifier(model, draws=3, batch_size=rows_, scale=1.0)(x_, keys(2))
         found.append((logits, *torch.autograd.grad(losses_of(logits), x_)))
@@ -219,7 +219,7 @@ def test_prompts_are_read_and_invalid_tables_are_refused(table):
 
 
 def test_size_option_resizes_images_and_enlarges_latents(folders):
-    """Larger images in the model: they are resized to it, and the network is asked about more latents."""
+    """A larger `size` than the model's own: images are resized to it, and the latents grow with it."""
     model = stable_diffusion(folders["sd"], size=16)
     x, noise = pictures(2).requires_grad_(), keys(2)
     z = model.encode(x)
@@ -246,7 +246,7 @@ def test_size_option_resizes_images_and_enlarges_latents(folders):
 @pytest.mark.parametrize("kind", ["sd", "dit"])
 def test_gradient_equals_finite_differences(folders, kind):
     model = {"sd": stable_diffusion, "dit": dit}[kind](folders[kind]).double()
-    x, noise = pictures(5).double(), keys(5)  # more than the autoencoder takes at a time
+    x, noise = pictures(5).double(), keys(5)  # more than the autoencoder encodes at once
     classifier = DiffusionClassifier(model, draws=4, batch_size=30, scale=1.0)
     x_ = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(losses_of(classifier(x_, noise)), x_)
@@ -303,7 +303,7 @@ def test_half_precision_applies_to_network_only(folders, precision):
         x_ = x.clone().requires_grad_()
         logits = DiffusionClassifier(model, draws=5, scale=1.0)(x_, keys(2))
         assert logits.dtype == torch.float32
-        # of a loss far below the least of float16, as one of many draws and pixels is
+        # scaled far below the range of float16, as a mean over many draws and pixels is
         (gradient,) = torch.autograd.grad(1e-9 * losses_of(logits), x_)
         found.append((logits.detach(), 1e9 * gradient.flatten(1)))
     (logits, gradient), (near, close) = found

@@ -1,4 +1,4 @@
-"""LoRA: it begins as nothing, learns beside frozen weights, and is kept in the layout of diffusers."""
+"""LoRA adapters: they start at zero, train beside frozen weights, and use the layout of diffusers."""
 
 import json
 import sys
@@ -55,7 +55,7 @@ def made(attention=(1,), seed=0):
 
 
 def learned(model, seed=1):
-    """As if it had been trained: nothing of the adapter is 0."""
+    """Set all weights of the adapter to random nonzero values, as if it had been trained."""
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         if weight.requires_grad:
@@ -70,7 +70,7 @@ def logits(denoiser, x=X):
 
 @pytest.fixture
 def base(elsewhere):
-    """A folder `base` with a trained denoiser."""
+    """Save a denoiser with its card in the folder `base`."""
     card.save(Path("base"), "denoiser", specs.check("denoiser", BASE), made())
     return Path("base")
 
@@ -146,7 +146,7 @@ def test_dropout_is_zero_by_default(base):
 
 
 def test_layer_names_are_matched_in_full():
-    """`proj` at the root is not `block.proj`, whatever ends alike."""
+    """The name `block.proj` does not select `proj` at the root, although both end alike."""
     inner = nn.Sequential()
     inner.add_module("proj", nn.Linear(2, 2))
     model = nn.Sequential()
@@ -158,7 +158,7 @@ def test_layer_names_are_matched_in_full():
 
 
 def test_adapter_of_stable_diffusion_2_has_published_size():
-    """829,952 at rank 4, on queries, keys, values and outputs (methods of the release)."""
+    """The release has 829,952 weights at rank 4, on queries, keys, values, and outputs."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -223,7 +223,7 @@ def test_adapter_files_are_exchanged_with_diffusers(elsewhere):
 
 
 def test_transformer_adapter_is_saved_with_its_prefix_and_alpha(elsewhere):
-    """As diffusers names the part of a pipeline; and it comes back with its strength."""
+    """The prefix is that of diffusers for this part of a pipeline; loading restores `alpha`."""
 
     def model():
         return specs.build("denoiser", {"name": "dit", "weights": "dit"})
@@ -322,7 +322,7 @@ def test_training_can_start_from_an_adapted_model(base):
 
 
 def test_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monkeypatch):
-    """Stable Diffusion in small: attacked, adapted, kept as an adapter, and loaded with its base."""
+    """A tiny Stable Diffusion is attacked, adapted, saved as an adapter, and loaded with its base."""
     stable_diffusion(Path("sd"))
     np.savez("rgb.npz", images=np.full((4, 8, 8, 3), 99, np.uint8), labels=np.array([0, 1, 2, 9]))
     spec = {
@@ -370,7 +370,7 @@ def test_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monkey
 
 
 def test_adapter_is_merged_before_rounding_to_bfloat16(elsewhere):
-    """What it adds, far below the last digit of bfloat16, is not lost: it is there in the mean."""
+    """The change is far below the resolution of bfloat16, but it is kept on average over weights."""
     stable_diffusion(Path("sd"))
     asked = {"name": "stable-diffusion", "weights": "sd", "precision": "bfloat16"}
     part = specs.check("denoiser", asked)

@@ -1,4 +1,4 @@
-"""Published checkpoints, named by a spec: they load, and give the numbers of the original code."""
+"""Checkpoints in published layouts load from a spec, and reproduce outputs of the original code."""
 
 import json
 import math
@@ -30,7 +30,7 @@ from unfool.diffusion.schedule import VP, Discrete, time_of_noise
 from unfool.networks.score_unet import ADM, DDPMPP, ScoreUNet
 from unfool.noise import Noise
 
-SMALL = {"size": 16}  # of the images of the fixtures
+SMALL = {"size": 16}  # the image size of the fixtures
 
 
 def load(name: str, weights: Path, **options: Any) -> Denoiser:
@@ -45,11 +45,11 @@ def saved(folder: Path, content: object, name: str = "a.pt") -> Path:
 
 
 def answer(model: Denoiser, case: dict[str, Any], at_noise: bool = False) -> tuple[Tensor, Tensor]:
-    """What a denoiser says of a case, and what the original said."""
+    """Return the output of a denoiser for a case, and that of the original code."""
     shape = tuple(case["x_shape"])
     x_t = torch.from_numpy(1.5 * numbers("x_t", shape)).float()
     t, alpha = torch.tensor(case["t"], dtype=torch.float64), 1.0
-    if at_noise:  # x_t is x_0 + sigma noise, for images of [-1, 1]
+    if at_noise:  # x_t is x_0 + sigma noise, for images in [-1, 1]
         t = torch.tensor(time_of_noise(VP(), case["t"] / 2), dtype=torch.float64)
         alpha = float(VP()(t).alpha)
     label = None if case["labels"] is None else torch.tensor(case["labels"])
@@ -86,7 +86,7 @@ def check(
 
 
 def score_sde_file(folder: Path, known: dict[str, Any]) -> Path:
-    """As score_sde writes it: the raw weights of DataParallel, and a list of averaged parameters."""
+    """Write a file as score_sde does: raw weights of DataParallel, and a list of averaged parameters."""
     average, raw = state_of(known), state_of(known, "raw.")
     trained = [v for n, v in average.items() if n != "all_modules.0.W"]
     raw = {n: v if n != "all_modules.0.W" else average[n] for n, v in raw.items()}
@@ -108,7 +108,7 @@ def test_score_sde_vp_reproduces_original(tmp_path: Path, capsys: pytest.Capture
 def test_score_sde_ve_reproduces_original(tmp_path: Path):
     known = fixture("score_sde_ve_ncsnpp")
     model = load("score-sde", score_sde_file(tmp_path, known), **SMALL)
-    for case in known["cases"]:  # of images of [0, 1], at noise for them
+    for case in known["cases"]:  # the original takes images in [0, 1], and sigma on their scale
         u = torch.from_numpy(1.5 * numbers("x_t", tuple(case["x_shape"]))).float() / 3 + 0.5
         t = torch.tensor(time_of_noise(VP(), case["t"]), dtype=torch.float64)
         with torch.no_grad():
@@ -208,7 +208,7 @@ def test_options_missing_from_guided_diffusion_file_are_requested(tmp_path: Path
 
 
 PLAIN = replace(ADM, blocks_resample=False, scale_shift=False)
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # our network, and what a spec says
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # our network, and options of a spec
     "deep": ({"widths": (32, 64, 96), "layers": 2, "attention": (1, 2), "heads": 2}, {"heads": 2}),
     "wide heads": ({"widths": (32, 64), "attention": (0, 1), "head_width": 16}, {"head_width": 16}),
     "no attention below": ({"widths": (64, 32), "layers": 3, "heads": 1}, {"heads": 1}),
@@ -237,7 +237,7 @@ def test_guided_diffusion_architectures_are_inferred(tmp_path: Path, name: str, 
         assert torch.allclose(model.network(x, time, label), network(x, time, label), atol=1e-5)
 
 
-# As published: our network, millions of weights, size of the images, and the chain.
+# Published file: loader, our network, millions of weights, image size, schedule, and time.
 ATTENTION = {"outputs": 6, "head_width": 64}
 WHOLE: dict[str, tuple[str, dict[str, Any], float, int, Discrete, str]] = {
     "256x256_diffusion_uncond.pt": (
@@ -336,7 +336,7 @@ def test_published_openai_files_are_recognized_by_their_shapes(tmp_path: Path, f
     with torch.device("meta"):
         network = ScoreUNet(**options)
     state = {n: torch.zeros(1).expand(v.shape) for n, v in openai_state(network, "legacy").items()}
-    # A file of a few kB, for its tables repeat one number.
+    # The file has only a few kB, because each tensor repeats one number.
     model = load(name, saved(tmp_path, state))
     assert isinstance(model, NetworkDenoiser)
     assert sum(p.numel() for p in model.network.parameters()) / 1e6 == pytest.approx(
@@ -347,7 +347,7 @@ def test_published_openai_files_are_recognized_by_their_shapes(tmp_path: Path, f
 
 
 def attention_of(network: Any) -> dict[str, int]:
-    """The width of the heads of each attention."""
+    """Return the head width of each attention layer."""
     return {n: m.head for n, m in network.named_modules() if hasattr(m, "to_q")}
 
 
@@ -416,7 +416,7 @@ UNETS: dict[str, dict[str, Any]] = {  # settings of diffusers' UNet2DModel
 
 
 def diffusers_folder(home: Path, settings: dict[str, Any], at_root: bool, **options: Any) -> Any:
-    """A folder as diffusers saves a pipeline, or as google/ddpm-* lie, and the network in it."""
+    """Save a folder like a diffusers pipeline, or like google/ddpm-*. Return network and scheduler."""
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -477,7 +477,7 @@ def test_unsupported_diffusers_folder_is_refused(tmp_path: Path):
 # ---- EDM
 
 
-EDM = {  # layout: how close, since the original rounds the time of one to float32
+EDM = {  # layout: tolerance; one is larger, because the original rounds time to float32
     "edm_cifar10_uncond_vp": 1e-5,
     "edm_cifar10_uncond_ve": 1e-5,
     "edm_imagenet64_adm": 1e-5,
@@ -524,7 +524,7 @@ def test_edm_labels_shift_input_of_first_layer(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["VEPrecond", "iDDPMPrecond"])
 def test_other_edm_preconditionings_equal_their_formulas(tmp_path: Path, name: str):
-    levels = torch.linspace(40, 0, 101, dtype=torch.float64) ** 2 / 40  # of 100 steps, falling
+    levels = torch.linspace(40, 0, 101, dtype=torch.float64) ** 2 / 40  # levels of 100 steps, decreasing
     known = fixture("edm_cifar10_uncond_vp") | {"class_name": name}
     known |= {"tables": {"u": levels}} if name == "iDDPMPrecond" else {}
     model = load("edm", edm_pickle(known, tmp_path / "a.pkl"))
@@ -571,7 +571,7 @@ def vae(tmp_path: Path) -> Path:
 def test_dit_reproduces_original(tmp_path: Path, vae: Path, nested: bool):
     known = fixture("dit")
     content: Any = dit_state(known)
-    if nested:  # as its train.py saves
+    if nested:  # as DiT's train.py saves it
         args = Namespace(model="DiT-XL/2", num_classes=10)
         content = {"model": dit_state(known, "raw."), "ema": content, "opt": {}, "args": args}
     file = saved(tmp_path, content)
@@ -601,10 +601,10 @@ def test_options_missing_from_dit_file_are_requested(tmp_path: Path, vae: Path):
         load("dit", file, vae=str(vae))
 
 
-# ---- what all have in common
+# ---- all families
 
 
-FILES: dict[str, tuple[str, dict[str, Any]]] = {  # a layout, and what else is said of it
+FILES: dict[str, tuple[str, dict[str, Any]]] = {  # loader: layout, and further options
     "consistency": ("consistency_edm_teacher", {"kind": "teacher", **SMALL, "head_width": 32}),
     "ddpm": ("ho_ddpm", SMALL),
     "dit": ("dit", {"heads": 2}),
@@ -704,7 +704,7 @@ def test_identity_of_spec_changes_with_the_weights(tmp_path: Path):
 
 
 def test_diffpure_runs_on_published_checkpoint(tmp_path: Path):
-    """A shipped spec, with a small network in the published layout in place of its own."""
+    """The network is small, but in the published layout; outputs are finite, gradients nonzero."""
     known = fixture("score_sde_vp_ddpmpp")
     model = load("score-sde", score_sde_file(tmp_path, known))
     part = {"name": "diffpure", "t": 0.1, "steps": 2, "sampler": "sde", "forward": "discrete"}

@@ -1,4 +1,4 @@
-"""Stable Diffusion in the single file of its authors, beside the same weights in a folder."""
+"""Stable Diffusion in the authors' single file, against the same weights in a folder."""
 
 import shutil
 
@@ -27,7 +27,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def place(folders, tmp_path):
-    """Write a file of a version beside a tokenizer."""
+    """Return a function that writes the file of a version, with a tokenizer beside it."""
 
     def write(version, name=None, change=dict):
         state = change(published.single_state(folders[version], version))
@@ -43,7 +43,7 @@ def place(folders, tmp_path):
 
 
 def agree(one, two):
-    """Whether two models give the same x_hat, latents and images, for each class and for none."""
+    """Check that two models give the same latents, images, and predictions, with and without labels."""
     x = Noise.of(0, range(2)).uniform(torch.empty(2, 3, 8, 8))
     with torch.no_grad():
         z = one.encode(x)
@@ -57,7 +57,7 @@ def agree(one, two):
 
 
 def converted_text(state, folder):
-    """What diffusers makes of a file's text encoder, under the names in the folder."""
+    """Convert a file's text encoder with diffusers. Return it under the names in the folder."""
     from diffusers.loaders import single_file_utils as utils
     from transformers import CLIPTextModel
 

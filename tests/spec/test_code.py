@@ -1,4 +1,4 @@
-"""Which files of the user's own code count in what a run is told by."""
+"""Which files of the user's code count in the identity of a run."""
 
 import pytest
 

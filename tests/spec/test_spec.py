@@ -1,4 +1,4 @@
-"""Specs: what is read, what is refused and how, and what a run is identified by."""
+"""Specs: how they are read, which ones are refused, and what identifies a run."""
 
 from typing import Any
 

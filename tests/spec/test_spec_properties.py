@@ -1,4 +1,4 @@
-"""Specs that nobody would write: either they mean what they say, or one error says what is wrong."""
+"""Random specs: each is read as written, or refused by one error that says what is wrong."""
 
 import json
 import string
@@ -59,7 +59,7 @@ SPECS = {
 
 
 def refused_or(call):
-    """What a call returns; None if it refuses its spec in one sentence."""
+    """Return what a call returns, or None if it refuses its spec with a message."""
     try:
         return call()
     except SpecError as error:

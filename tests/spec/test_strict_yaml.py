@@ -1,4 +1,4 @@
-"""YAML and `--set` that would mean something else than they seem to are refused."""
+"""YAML and `--set` values that would be read differently than they look are refused."""
 
 import re
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_text_that_yaml_would_change_or_drop_is_refused(tmp_path: Path, text: st
     assert len(str(refused.value)) < 600
 
 
-@pytest.mark.timeout(60)  # unbounded, it would take hours
+@pytest.mark.timeout(60)  # without limits, parsing would take hours
 @pytest.mark.parametrize(
     ("text", "place", "said"),
     [
