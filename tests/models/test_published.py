@@ -524,7 +524,7 @@ def test_edm_labels_shift_input_of_first_layer(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["VEPrecond", "iDDPMPrecond"])
 def test_other_edm_preconditionings_equal_their_formulas(tmp_path: Path, name: str):
-    levels = torch.linspace(40, 0, 101, dtype=torch.float64) ** 2 / 40  # levels of 100 steps, decreasing
+    levels = torch.linspace(40, 0, 101, dtype=torch.float64) ** 2 / 40  # 100 steps, decreasing
     known = fixture("edm_cifar10_uncond_vp") | {"class_name": name}
     known |= {"tables": {"u": levels}} if name == "iDDPMPrecond" else {}
     model = load("edm", edm_pickle(known, tmp_path / "a.pkl"))
