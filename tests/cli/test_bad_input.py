@@ -1,4 +1,4 @@
-"""Parts that do not fit each other: one sentence that says what to do, exit code 2."""
+"""Bad input and parts that do not fit: exit code 2, and one sentence that says what to do."""
 
 import os
 import subprocess
@@ -26,12 +26,12 @@ def npz(elsewhere):
     return make
 
 
-def test_images_of_another_size_than_the_denoiser(npz, mistake):
+def test_images_of_wrong_size_for_the_denoiser_are_refused(npz, mistake):
     said = mistake("evaluate", "demo", "--set", npz(np.zeros((2, 12, 12, 1), np.uint8)), *ALL)
     assert "the images are 1 x 12 x 12 and the denoiser was made for 1 x 8 x 8" in said
 
 
-def test_images_of_another_size_than_the_classifier(npz, mistake):
+def test_images_of_wrong_size_for_the_classifier_are_refused(npz, mistake):
     data = npz(np.zeros((2, 5, 5, 1), np.uint8))
     said = mistake(
         "evaluate", "blobs", "--set", data, "--set", "purifier=null", "--set", "attacks=[pgd]"
@@ -39,18 +39,18 @@ def test_images_of_another_size_than_the_classifier(npz, mistake):
     assert "the model does not take images of 1 x 5 x 5" in said
 
 
-def test_images_that_are_no_numbers(npz, mistake):
+def test_images_that_are_not_finite_are_refused(npz, mistake):
     images = np.zeros((2, 8, 8, 1), np.float32)
     images[1, 2, 3] = np.nan
     assert "nan" in mistake("evaluate", "demo", "--set", npz(images), *ALL).lower()
 
 
-def test_more_classes_than_the_classifier_has(npz, mistake):
+def test_data_with_more_classes_than_the_classifier_is_refused(npz, mistake):
     data = npz(np.zeros((2, 4, 4, 1), np.uint8), labels=(0, 6))
     assert "the data set has 7 classes" in mistake("evaluate", "blobs", "--set", data)
 
 
-def test_a_source_of_transfer_with_fewer_classes(mistake):
+def test_transfer_source_with_fewer_classes_is_refused(mistake):
     source = "{name: small-cnn, channels: 1, size: 8, classes: 5}"
     attack = f"attacks=[{{name: transfer, source: {source}, attack: {{name: pgd, steps: 1}}}}]"
     said = mistake("evaluate", "demo", "--set", attack, *ALL)
@@ -60,7 +60,7 @@ def test_a_source_of_transfer_with_fewer_classes(mistake):
     )
 
 
-def test_a_bare_network_for_a_classifier(elsewhere, mistake, monkeypatch):
+def test_bare_network_as_classifier_is_refused(elsewhere, mistake, monkeypatch):
     monkeypatch.syspath_prepend(elsewhere)
     text = "from torch import nn\n\n\ndef make():\n"
     text += "    return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))\n"
@@ -71,8 +71,8 @@ def test_a_bare_network_for_a_classifier(elsewhere, mistake, monkeypatch):
         assert "{name: network, network: ...}" in said
 
 
-def test_a_folder_of_one_class(elsewhere, mistake, capsys):
-    """It is refused where labels matter, and nowhere else."""
+def test_folder_of_one_class_is_refused_only_where_labels_matter(elsewhere, mistake, capsys):
+    """`evaluate` refuses it; `purify` and `classify`, which use no labels, accept it."""
     for name in ("a_dark", "b_bright"):
         image_files.write(elsewhere / "photos" / f"{name}.png", torch.full((1, 4, 4), 0.3))
     command = ["evaluate", "blobs", "--quiet", "--set", "attacks=[]", "--data", "photos"]
@@ -86,12 +86,12 @@ def test_a_folder_of_one_class(elsewhere, mistake, capsys):
     assert run(["classify", "photos", "--spec", "blobs"]) == 0
 
 
-def test_more_images_than_there_are(elsewhere, mistake):
+def test_more_images_than_the_data_has_are_refused(elsewhere, mistake):
     said = mistake("evaluate", "blobs", "--set", "data.size=4", "--set", "evaluation.images=9")
     assert "has 4 images" in said
 
 
-def test_missing_and_truncated_files(elsewhere, mistake):
+def test_missing_and_truncated_files_are_refused(elsewhere, mistake):
     said = mistake("evaluate", "blobs", "--set", "data=cifar10", "--data", elsewhere)
     assert str(elsewhere) in said
     (elsewhere / "test_batch.bin").write_bytes(b"\x00" * 5000)
@@ -101,14 +101,14 @@ def test_missing_and_truncated_files(elsewhere, mistake):
     assert "none.npz" in said
 
 
-def test_weights_of_another_network(elsewhere, mistake):
+def test_weights_of_another_network_are_refused(elsewhere, mistake):
     torch.save({"conv.weight": torch.zeros(1)}, elsewhere / "other.pt")
     said = mistake("evaluate", "demo", "--set", "classifier={name: small-cnn, weights: other.pt}")
     assert "other.pt does not fit the network" in said
     assert "conv.weight" in said
 
 
-def test_no_such_device(elsewhere, mistake):
+def test_unknown_device_is_refused(elsewhere, mistake):
     assert "'gpu7'" in mistake("evaluate", "blobs", "--set", "machine.device=gpu7")
 
 
@@ -147,13 +147,13 @@ def test_no_such_device(elsewhere, mistake):
         (["classify", "none.png", "--spec", "blobs"], "no file none.png"),
     ],
 )
-def test_wrong_words_on_the_command_line(elsewhere, mistake, arguments, said):
+def test_invalid_arguments_are_refused(elsewhere, mistake, arguments, said):
     if said == "at most":
         arguments = [*arguments, "--set", "purifier.steps=500"]
     assert said in mistake(*arguments)
 
 
-def test_too_little_memory_is_told_in_a_sentence(elsewhere, monkeypatch, mistake):
+def test_out_of_memory_is_reported_in_one_sentence(elsewhere, monkeypatch, mistake):
     code = """
         import numpy as np
         class Data:
@@ -178,7 +178,7 @@ def test_too_little_memory_is_told_in_a_sentence(elsewhere, monkeypatch, mistake
         "attacks=[{name: pgd, view: 'os:system'}]",
     ],
 )
-def test_what_makes_no_part_is_told(elsewhere, mistake, change):
+def test_factory_that_returns_no_part_is_refused(elsewhere, mistake, change):
     said = mistake("evaluate", "blobs", "--set", change)
     told = (
         "cannot be called",
@@ -190,19 +190,19 @@ def test_what_makes_no_part_is_told(elsewhere, mistake, change):
     assert any(words in said for words in told), said
 
 
-def test_a_label_can_be_printed(elsewhere, mistake):
+def test_label_with_control_characters_is_refused(elsewhere, mistake):
     for label in (r"a\0b", r"\x1b[2J", r"a\nb"):
         said = mistake("evaluate", "blobs", "--set", f'attacks.0.label="{label}"')
         assert "attacks.0.label" in said
 
 
-def test_sizes_beyond_all_memory_are_told_in_bytes(elsewhere, mistake):
+def test_sizes_beyond_memory_are_refused_in_gib(elsewhere, mistake):
     for change in ("data.side=100000", "attacks.1.knows=semi-99999999999"):
         said = mistake("evaluate", "blobs", "--set", change, "--out", "run")
         assert "GiB" in said
 
 
-def test_a_folder_that_nobody_reads_is_not_ignored(elsewhere, mistake, monkeypatch):
+def test_unused_data_folder_is_refused(elsewhere, mistake, monkeypatch):
     small = ["--set", "attacks=[]", "--set", "evaluation.images=2", "--quiet", "--out", "run"]
     command = ["evaluate", "blobs", *small]
     for words in (
@@ -214,11 +214,11 @@ def test_a_folder_that_nobody_reads_is_not_ignored(elsewhere, mistake, monkeypat
         assert "photos would be ignored" in mistake(*words, "--data", "photos")
     given = "data={name: folder, gray: true, folder: a}"
     assert "is a in the spec and b" in mistake(*command, "--set", given, "--data", "b")
-    monkeypatch.setenv("UNFOOL_DATA", "photos")  # which is for whoever needs it
+    monkeypatch.setenv("UNFOOL_DATA", "photos")  # a default, which may go unused
     assert run(command) == 0
 
 
-def test_the_home_folder_is_where_the_user_is(elsewhere, mistake, monkeypatch):
+def test_tilde_is_expanded_to_the_home_folder(elsewhere, mistake, monkeypatch):
     monkeypatch.setenv("HOME", str(elsewhere / "home"))
     home = str(elsewhere / "home")
     folder = "data={name: folder, gray: true}"
@@ -233,7 +233,7 @@ def test_the_home_folder_is_where_the_user_is(elsewhere, mistake, monkeypatch):
 
 
 def started(*arguments: str | bytes, stdout: int | IO[bytes] = subprocess.PIPE):
-    """The command as a process of its own."""
+    """Run the command in a separate process."""
     code = "from unfool.cli.main import main; main()"
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -245,7 +245,7 @@ def started(*arguments: str | bytes, stdout: int | IO[bytes] = subprocess.PIPE):
     )
 
 
-def test_output_that_cannot_be_written_is_told(elsewhere):
+def test_failure_to_write_output_is_reported(elsewhere):
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")
@@ -255,7 +255,7 @@ def test_output_that_cannot_be_written_is_told(elsewhere):
     assert b"standard output" in done.stderr
 
 
-def test_bytes_that_are_no_text_are_told_or_shown_escaped(elsewhere):
+def test_arguments_that_are_not_text_are_refused_and_escaped(elsewhere):
     done = started("evaluate", "blobs", "--set", b"attacks.0.label=a\xff")
     assert done.returncode == 2
     assert b"U+dcff" in done.stderr

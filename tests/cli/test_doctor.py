@@ -1,4 +1,4 @@
-"""The doctor: it finds what is wrong with a model, and nothing where nothing is."""
+"""`unfool doctor` finds the faults of a model, and reports none for a sound model."""
 
 import re
 from typing import Any
@@ -77,11 +77,11 @@ def failed(model):
         ),
     ],
 )
-def test_each_fault_is_found(model, said):
+def test_each_fault_of_a_model_is_found(model, said):
     assert said in failed(model.eval() if said != "training mode" else model)
 
 
-def test_a_sound_model_has_none():
+def test_sound_model_has_no_faults():
     assert failed(bayes().eval()) == ""
     findings = doctor.examine(Noisy().eval(), X, Y, 2)
     assert not [f for f in findings if f.mark == "FAIL"]
@@ -126,21 +126,21 @@ class Bare(nn.Module):
         ),
     ],
 )
-def test_what_cannot_be_examined_is_told_in_a_sentence(model, said):
+def test_model_that_cannot_be_examined_gives_one_finding(model, said):
     (finding,) = doctor.examine(model.eval(), X, Y, 2)
     assert finding.mark == "FAIL"
     assert said in finding.what
 
 
-def test_more_classes_than_the_data_has_are_a_note():
-    """As in `evaluate`, which cannot tell whether those of the data come first."""
+def test_more_logits_than_classes_are_a_note():
+    """As in `evaluate`, which cannot know whether the classes of the data come first."""
     findings = doctor.examine(Many().eval(), X, Y, 2)
     assert not [f for f in findings if f.mark == "FAIL"]
     assert "check that these are the classifier's first 2" in findings[0].what
     assert findings[0].mark == "note"
 
 
-def test_the_doctor_does_not_like_a_folder_of_one_class(elsewhere, capsys):
+def test_folder_of_one_class_fails(elsewhere, capsys):
     for i in range(4):
         image_files.write(elsewhere / "photos" / f"{i}.png", X[i])
     command = ["doctor", "blobs", "--data", "photos", "--set"]
@@ -148,7 +148,7 @@ def test_the_doctor_does_not_like_a_folder_of_one_class(elsewhere, capsys):
     assert "FAIL  the images of the folder all belong to one class" in capsys.readouterr().out
 
 
-def test_the_command(elsewhere, capsys):
+def test_doctor_and_menu_commands_print_their_results(elsewhere, capsys):
     assert run(["doctor", "blobs"]) == 0
     out = capsys.readouterr().out
     assert "unfool 0.1.0" in out
@@ -157,7 +157,7 @@ def test_the_command(elsewhere, capsys):
     assert "diffpure" in capsys.readouterr().out
 
 
-def test_a_spec_is_told_with_its_parts_denoiser_and_time(elsewhere, capsys):
+def test_doctor_prints_parts_denoising_error_and_time(elsewhere, capsys):
     assert run(["doctor", "demo"]) == 0
     out = capsys.readouterr().out
     assert "purifier diffpure: {t: 0.2, steps: 5, sampler: ddpm" in out
@@ -167,15 +167,15 @@ def test_a_spec_is_told_with_its_parts_denoiser_and_time(elsewhere, capsys):
     assert "8 votes" in out
 
 
-def test_a_defense_that_destroys_images_is_not_told_as_another_range(elsewhere, capsys):
-    """The classifier's range is looked at without its purifier."""
+def test_destructive_defense_is_not_reported_as_wrong_range(elsewhere, capsys):
+    """The range of the classifier is checked without its purifier."""
     assert run(["doctor", "demo", "--set", "purifier.t=0.9"]) == 0
     out = capsys.readouterr().out
     assert "expects another range" not in out
     assert "with its defense, right on" in out
 
 
-def test_a_denoiser_of_random_weights_is_told_as_such(elsewhere, capsys):
+def test_random_denoiser_fails_denoising_check(elsewhere, capsys):
     network = "{name: unet, channels: 1, size: 8, widths: [32], predicts: image}"
     assert run(["doctor", "demo", "--set", f"denoiser={network}"]) == 1
     out = capsys.readouterr().out
@@ -183,8 +183,8 @@ def test_a_denoiser_of_random_weights_is_told_as_such(elsewhere, capsys):
     assert "expects another range" not in out
 
 
-def test_the_denoising_of_a_network_without_classes_is_tested():
-    """The loaders of published files say that it has no null class, which it does not need."""
+def test_denoiser_without_classes_needs_no_null_class():
+    """Loaders of published files set `null` to False, but without classes no null class is needed."""
     network: Any = unfool.load_denoiser("digits-denoiser")
     network.null = False
     x, y = fetch(digits("test"), range(64))
@@ -194,8 +194,8 @@ def test_the_denoising_of_a_network_without_classes_is_tested():
 @pytest.mark.parametrize(
     ("mean", "std"), [([0.0], [1.0]), ([0.0], [1 / 255]), ([0.9] * 3, [0.2] * 3)]
 )
-def test_a_wrong_mean_and_std_are_told_with_better_ones(mean, std):
-    """The shipped classifier, trained with the mean and std of CIFAR-10."""
+def test_wrong_mean_and_std_are_reported_with_better_ones(mean, std):
+    """The shipped classifier was trained with the mean and std of CIFAR-10."""
     right: Any = unfool.load_classifier("cifar10-classifier")
     x, y = doctor.pick_examples(*fetch(cifar10_sample(), range(100)))
     assert len(y.unique()) == 10, "the sample is sorted by class"
@@ -211,7 +211,7 @@ def test_a_wrong_mean_and_std_are_told_with_better_ones(mean, std):
     assert not [f for f in doctor.examine(again, x, y, 10) if f.mark == "FAIL"]
 
 
-def test_swapped_channels_are_told():
+def test_swapped_channels_are_reported():
     class Swapped(nn.Module):
         def forward(self, x, noise=None):
             return 100 * torch.stack([x[:, 2].mean((1, 2)), x[:, 0].mean((1, 2))], 1)
@@ -222,7 +222,7 @@ def test_swapped_channels_are_told():
     assert "100 % with their channels in the order BGR" in found.what
 
 
-def test_the_stated_accuracy_is_told_and_one_far_below_is_a_note():
+def test_stated_accuracy_is_printed_and_a_large_gap_is_a_note():
     model: Any = unfool.load_classifier("cifar10-classifier")
     x, y = doctor.pick_examples(*fetch(cifar10_sample(), range(100)))
     findings = doctor.examine(model, x, y, 10)
@@ -235,7 +235,7 @@ def test_the_stated_accuracy_is_told_and_one_far_below_is_a_note():
     assert "its page states 91.0 % of cifar10" in found.what
 
 
-def test_votes_are_timed_with_one_thread_as_well():
+def test_votes_are_also_timed_with_one_thread():
     model, x = bayes(), X[:1]
     before = torch.get_num_threads()
     try:

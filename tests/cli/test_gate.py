@@ -1,4 +1,4 @@
-"""A bound on the robust accuracy of `evaluate` decides the exit code, and mistakes cost no run."""
+"""A bound on robust accuracy decides the exit code of `evaluate`; mistakes are refused before it."""
 
 from xml.etree import ElementTree
 
@@ -16,7 +16,7 @@ def evaluate(*options: str) -> int:
     return run(["evaluate", "blobs", *SMALL, "--quiet", "--out", "r", *options])
 
 
-def test_a_bound_decides_the_exit_code_and_a_strict_one_is_on_the_lower_end(elsewhere, capsys):
+def test_bound_decides_exit_code_and_strict_uses_the_lower_end(elsewhere, capsys):
     assert evaluate("--min-robust", "0") == 0
     assert "pass: min-robust: robust accuracy is " in capsys.readouterr().out
     share = load_run("r").robust.per_draw
@@ -33,7 +33,7 @@ def test_a_bound_decides_the_exit_code_and_a_strict_one_is_on_the_lower_end(else
 
 
 @pytest.mark.parametrize(("bound", "code"), [("0", 0), ("1", 1)])
-def test_the_bound_is_a_test_case_of_a_junit_file(elsewhere, capsys, bound, code):
+def test_bound_is_a_test_case_of_the_junit_file(elsewhere, capsys, bound, code):
     assert (
         evaluate("--min-robust", bound, "--junit", "made/j.xml", "--set", "threat.eps=0.5") == code
     )
@@ -60,6 +60,6 @@ def test_the_bound_is_a_test_case_of_a_junit_file(elsewhere, capsys, bound, code
         (("--min-robust", "0.4", "--shard", "0/2"), "merge the shards"),
     ],
 )
-def test_a_mistake_is_told_before_the_work(elsewhere, mistake, options, said):
+def test_invalid_options_are_refused_before_the_run(elsewhere, mistake, options, said):
     assert said in mistake("evaluate", "blobs", *SMALL, "--out", "r", *options)
     assert not (elsewhere / "r").exists()

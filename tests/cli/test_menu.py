@@ -1,3 +1,5 @@
+"""`unfool menu`, `unfool init`, and the help of the commands."""
+
 import pytest
 
 import unfool
@@ -33,11 +35,11 @@ def test_every_part_of_the_menu_is_described():
             assert [option.name for option in part.options if not option.text] == [], (kind, name)
 
 
-def test_ranges_inside_of_lists_are_shown(said):
+def test_ranges_inside_lists_are_shown(said):
     assert "widths: list of whole number (1 or more);" in said("menu", "unet")[1]
 
 
-def test_an_option_has_its_type_range_default_and_a_line():
+def test_option_has_type_range_default_and_text():
     options = {option.name: option for option in describe("attack", "pgd").options}
     assert options["steps"].type == "whole number, 1 or more"
     assert options["steps"].default == "20"
@@ -47,13 +49,13 @@ def test_an_option_has_its_type_range_default_and_a_line():
     assert options["step_size"].default == "null"
 
 
-def test_options_that_the_caller_fills_in_are_not_shown():
+def test_options_filled_in_by_the_caller_are_hidden():
     assert "denoiser" not in {option.name for option in describe("purifier", "coup").options}
     assert [option.name for option in describe("view", "bpda").options] == []
     assert [option.name for option in describe("view", "surrogate").options] == ["steps"]
 
 
-def test_a_part_a_kind_and_a_spec_are_printed(said):
+def test_menu_prints_parts_kinds_and_specs(said):
     code, out, _ = said("menu", "diffpure")
     assert code == 0
     assert "t: number, from 0.0001 to 1, 0.1 is 100 of 1000; default 0.1" in out
@@ -66,7 +68,7 @@ def test_a_part_a_kind_and_a_spec_are_printed(said):
     assert "purifier: {name: diffpure" in out
 
 
-def test_a_word_that_is_nothing_is_told(said):
+def test_unknown_word_is_refused_with_a_suggestion(said):
     code, _, wrong = said("menu", "pgdd")
     assert code == 2
     assert "did you mean 'pgd' (attack)?" in wrong
@@ -82,17 +84,17 @@ def test_a_word_that_is_nothing_is_told(said):
         ("digits-addd", "'digits-addt' (spec)"),
     ],
 )
-def test_a_hint_says_what_it_names(said, word, meant):
+def test_suggestion_says_what_kind_of_thing_it_is(said, word, meant):
     assert f"did you mean {meant}?" in said("menu", word)[2]
 
 
-def test_the_keys_beside_the_options_of_an_attack_are_shown(said):
+def test_keys_shared_by_all_attacks_are_shown(said):
     out = said("menu", "attacks")[1]
     assert all(f"  {key}: " in out for key in ("view", "label", "knows"))
     assert "unfool menu attacks" in said("menu", "fgsm")[1]
 
 
-def test_the_sections_of_a_training_are_shown(said):
+def test_sections_of_a_training_are_shown(said):
     out = said("menu", "training")[1]
     assert "  steps: whole number, 1 or more; required" in out
     assert "  grow: table or null; default null" in out
@@ -100,7 +102,7 @@ def test_the_sections_of_a_training_are_shown(said):
     assert "  save_every: " in said("menu", "machine")[1]
 
 
-def test_a_first_spec_is_written_once_and_is_right(said, tmp_path):
+def test_init_writes_a_valid_spec_and_overwrites_nothing(said, tmp_path):
     code, out, _ = said("init")
     assert code == 0
     assert "unfool evaluate unfool.yaml" in out
@@ -116,7 +118,7 @@ def test_a_first_spec_is_written_once_and_is_right(said, tmp_path):
     assert (tmp_path / "other.yaml").read_text() == text
 
 
-def test_a_first_spec_runs(said, tmp_path):
+def test_initial_spec_runs(said, tmp_path):
     said("init")
     few = [f"--set=attacks.{i}.steps=1" for i in range(2)]
     few += ["--set=evaluation.images=2", "--set=evaluation.draws=2", "--set=attacks.1.eot=1"]
@@ -126,7 +128,7 @@ def test_a_first_spec_runs(said, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
-def test_help_is_printed_by_the_command_alone(arguments, said):
+def test_help_is_printed_with_and_without_its_option(arguments, said):
     code, out, wrong = said(*arguments)
     assert (code, wrong) == (0, "")
     assert "Commands:" in out
@@ -134,27 +136,27 @@ def test_help_is_printed_by_the_command_alone(arguments, said):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "menu", "init", "analyze gradients", "doctor"])
-def test_every_command_has_short_help(command, said):
+def test_commands_have_the_short_help_option(command, said):
     code, out, _ = said(*command.split(), "-h")
     assert code == 0
     assert out.startswith(f"Usage: unfool {command}")
 
 
-def test_a_group_alone_prints_its_help(said):
+def test_group_without_a_command_prints_its_help(said):
     code, out, _ = said("analyze")
     assert code == 0
     assert "trajectories" in out
 
 
-def test_the_version(said):
+def test_version_is_printed(said):
     assert said("--version") == (0, f"unfool {unfool.__version__}\n", "")
 
 
-def test_the_shell_is_offered_completion(said):
+def test_help_offers_shell_completion(said):
     assert "--install-completion" in said("-h")[1]
 
 
-def test_the_menu_lists_what_can_be_fetched(said):
+def test_menu_lists_downloads(said):
     code, out, _ = said("menu", "downloads")
     assert code == 0
     assert "256x256_diffusion_uncond.pt" in out
@@ -162,7 +164,7 @@ def test_the_menu_lists_what_can_be_fetched(said):
     assert str(cache_folder()) in out
 
 
-def test_every_option_of_a_section_has_a_line_and_a_text():
+def test_every_option_of_a_section_has_a_text():
     from unfool.cli.menu import about, sections
     from unfool.spec.describe import describe_section
 

@@ -1,4 +1,4 @@
-"""Pictures and arrays through a defense: purify and classify."""
+"""`unfool purify` and `unfool classify` on image files and arrays."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ def images(elsewhere):
     return elsewhere / "in"
 
 
-def test_every_form_comes_back_in_its_own_size(images, capsys):
+def test_purified_files_keep_their_image_size(images, capsys):
     assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
     made = capsys.readouterr().out.split()
     assert made == ["out/gray.png", "out/some.npz", "out/wide.png", "out/sheet.html"]
@@ -43,7 +43,7 @@ def test_every_form_comes_back_in_its_own_size(images, capsys):
         assert 0 <= file["images"].min() <= file["images"].max() <= 1
 
 
-def test_purified_images_do_not_depend_on_the_batch(images):
+def test_purified_images_depend_on_the_seed_and_not_the_batch_size(images):
     for rows in (1, 64):
         out = f"out{rows}"
         assert (
@@ -56,7 +56,7 @@ def test_purified_images_do_not_depend_on_the_batch(images):
     assert not np.allclose(one, np.load(images.parent / "seed" / "some.npz")["images"], atol=1e-3)
 
 
-def test_classes_are_voted_for(images, capsys):
+def test_classify_prints_the_winner_of_the_votes(images, capsys):
     assert run(["classify", str(images / "some.npz"), *TOY, "--votes", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
@@ -65,7 +65,7 @@ def test_classes_are_voted_for(images, capsys):
 
 
 @pytest.mark.parametrize("verb", ["purify", "classify"])
-def test_files_that_are_no_images_are_told(images, mistake, verb):
+def test_files_without_valid_images_are_refused(images, mistake, verb):
     (images / "broken.png").write_bytes(b"\x89PNG nothing")
     np.savez(images / "nan.npz", images=np.full((2, 4, 4, 1), np.nan, np.float32))
     np.savez(images / "flat.npz", images=np.zeros(7))
@@ -78,13 +78,13 @@ def test_files_that_are_no_images_are_told(images, mistake, verb):
     assert "is not an image file" in mistake(verb, __file__, *TOY)
 
 
-def test_a_picture_is_never_written_over(images, mistake):
+def test_input_image_is_never_overwritten(images, mistake):
     before = (images / "gray.png").read_bytes()
     assert "name another folder" in mistake("purify", images / "gray.png", *TOY, "--out", images)
     assert (images / "gray.png").read_bytes() == before
 
 
-def test_folders_keep_their_shape_and_nothing_is_lost(images, capsys, mistake):
+def test_folder_structure_is_kept_and_name_clashes_are_refused(images, capsys, mistake):
     for sub in ("a", "b"):
         image_files.write(images.parent / "tree" / sub / "0.png", torch.zeros(1, 4, 4))
     assert run(["purify", "tree", *TOY, "--out", "tree/out"]) == 0
@@ -96,7 +96,7 @@ def test_folders_keep_their_shape_and_nothing_is_lost(images, capsys, mistake):
 
 
 @pytest.mark.parametrize("content", ["text", "none", "empty"])
-def test_arrays_that_are_no_images(images, mistake, content):
+def test_arrays_that_are_not_images_are_refused(images, mistake, content):
     file = images / "odd.npz"
     if content == "empty":
         file.write_bytes(b"")
@@ -106,22 +106,22 @@ def test_arrays_that_are_no_images(images, mistake, content):
     assert "odd.npz" in mistake("purify", file, *TOY)
 
 
-def test_undefended_specs_convert_pictures_too(images, capsys):
+def test_classify_converts_images_without_a_purifier(images, capsys):
     wide = ["classify", str(images / "wide.jpg"), *TOY, "--set", "purifier=null"]
     assert run(wide) == 0
     assert capsys.readouterr().out.split("\t")[1] in ("dark", "bright")
 
 
-def test_without_a_purifier_there_is_nothing_to_purify_with(images, mistake):
+def test_purify_without_a_purifier_is_refused(images, mistake):
     said = mistake("purify", images / "gray.png", "--spec", "blobs", "--set", "purifier=null")
     assert "has no purifier" in said
 
 
-def test_pictures_stand_as_their_camera_says(tmp_path):
-    """A telephone stores them sideways, with a note."""
+def test_exif_orientation_is_applied(tmp_path):
+    """A phone stores photos sideways, with their orientation in EXIF."""
     upright = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     noted = Image.Exif()
-    noted[0x0112] = 6  # to be turned by a quarter, clockwise
+    noted[0x0112] = 6  # to be rotated by 90 degrees clockwise
     Image.fromarray(upright).rotate(90, expand=True).save(tmp_path / "phone.png", exif=noted)
     Image.fromarray(upright).save(tmp_path / "upright.png")
     assert torch.equal(
@@ -129,14 +129,14 @@ def test_pictures_stand_as_their_camera_says(tmp_path):
     )
 
 
-def test_colors_that_are_lost_are_told(images, capsys):
+def test_loss_of_colors_is_reported(images, capsys):
     assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
     said = capsys.readouterr().err
     assert "wide.jpg loses its colors" in said
     assert "gray.png" not in said
 
 
-def test_what_size_pictures_are_classified_in_is_told(images, capsys, mistake):
+def test_stretching_and_unknown_image_size_are_reported(images, capsys, mistake):
     alone = ["--spec", "blobs", "--set", "purifier=null", "--votes", "1"]
     assert run(["classify", str(images / "gray.png"), *alone]) == 0
     assert "not known" not in capsys.readouterr().err
@@ -150,12 +150,12 @@ def test_what_size_pictures_are_classified_in_is_told(images, capsys, mistake):
     assert "/nowhere" in said
 
 
-def test_classify_sees_pictures_as_the_data_set_gives_them(elsewhere, capsys):
-    """A folder with a size covers it and cuts the center out; so does `classify`."""
+def test_classify_resizes_images_as_the_data_set_does(elsewhere, capsys):
+    """With a size, the data set resizes images to cover it and crops the center; so does `classify`."""
     for label, level in (("dark", 0), ("light", 255)):
         for number in range(3):
             pixels = np.full((16, 32), 255 - level, np.uint8)
-            pixels[:, 8:24] = level  # the center decides; a stretched picture would be gray
+            pixels[:, 8:24] = level  # the center decides; a stretched image would be gray
             pixels[:, 8 + number] = 128
             (elsewhere / "pics" / label).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(elsewhere / "pics" / label / f"{number}.png")
@@ -168,12 +168,12 @@ def test_classify_sees_pictures_as_the_data_set_gives_them(elsewhere, capsys):
     assert "stretched" not in told.err
 
 
-def test_stretching_is_told(images, capsys):
+def test_stretching_is_reported(images, capsys):
     assert run(["classify", str(images / "wide.jpg"), *TOY]) == 0
     assert "stretched" in capsys.readouterr().err
 
 
-def test_a_photograph_is_not_made_a_thumbnail_without_a_word(elsewhere, mistake):
+def test_purify_refuses_large_photo_without_force(elsewhere, mistake):
     Image.new("RGB", (400, 300), (10, 20, 30)).save(elsewhere / "photo.jpg")
     said = mistake("purify", "photo.jpg", *TOY)
     assert "400 x 300" in said
@@ -183,7 +183,7 @@ def test_a_photograph_is_not_made_a_thumbnail_without_a_word(elsewhere, mistake)
     assert image_files.read(elsewhere / "purified" / "photo.png").shape == (3, 300, 400)
 
 
-def test_what_is_no_file_of_the_user_is_left_out_of_a_folder(images, capsys):
+def test_hidden_files_pipes_and_broken_links_are_skipped(images, capsys):
     for name in (".thumbnails/a.png", "__MACOSX/a.png", "._a.png", "d.png/inner.txt"):
         (images / name).parent.mkdir(parents=True, exist_ok=True)
         (images / name).write_bytes(b"nothing")
@@ -200,14 +200,14 @@ def test_what_is_no_file_of_the_user_is_left_out_of_a_folder(images, capsys):
 
 
 def sheet(path) -> tuple[list[str], list[tuple[int, int]], str]:
-    """The headings of a sheet, the sizes of its images, and its text."""
+    """Return the headings of a sheet, the sizes of its images, and its text."""
     page = path.read_text("utf-8")
     heads = re.findall(r'<th scope="col">([^<]+)</th>', page)
     files = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", page)]
     return heads, [Image.open(io.BytesIO(file)).size for file in files], page
 
 
-def test_a_sheet_shows_what_purification_does(images):
+def test_sheet_of_purify_shows_each_stage(images):
     assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
     heads, sizes, page = sheet(images.parent / "out" / "sheet.html")
     assert heads[:4] == ["image", "before", "noised", "purified"]
@@ -218,7 +218,7 @@ def test_a_sheet_shows_what_purification_does(images):
     assert "unfool purify" in page
 
 
-def test_a_sheet_shows_what_was_classified_and_names_classes(images, capsys):
+def test_sheet_of_classify_shows_images_and_classes(images, capsys):
     some = str(images / "some.npz")
     assert run(["classify", some, *TOY, "--out", "out"]) == 0
     told = capsys.readouterr()
@@ -232,7 +232,7 @@ def test_a_sheet_shows_what_was_classified_and_names_classes(images, capsys):
     assert sheet(images.parent / "bare" / "sheet.html")[0][:2] == ["image", "before"]
 
 
-def test_a_photograph_is_not_classified_as_a_thumbnail_without_a_word(elsewhere, mistake):
+def test_classify_refuses_large_photo_without_force(elsewhere, mistake):
     Image.new("RGB", (400, 300), (10, 20, 30)).save(elsewhere / "photo.jpg")
     np.savez(elsewhere / "photo.npz", images=np.zeros((1, 300, 400, 3), np.uint8))
     for name in ("photo.jpg", "photo.npz"):

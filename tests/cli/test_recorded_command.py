@@ -1,4 +1,4 @@
-"""Every command that makes a result records how it was called, as a line that a reader can paste."""
+"""Every command that makes a result records its own command line, ready to be pasted."""
 
 import json
 import shlex
@@ -86,7 +86,7 @@ CASES = {
         ["demo", "--images", "24", "--steps", "2", "--sets", "2", "--quiet"],
     ),
 }
-# A merged run has the commands of its shards, and the others make no result of a model.
+# A merged run keeps the commands of its shards; the others make no result about a model.
 OTHERS = {"merge", "export", "selftest"}
 
 
@@ -117,7 +117,7 @@ def commands_in(value: Any) -> Iterator[str]:
             yield from commands_in(inner)
 
 
-def test_the_cases_are_all_commands_with_an_output_folder():
+def test_cases_cover_all_commands_with_an_output_folder():
     with_out = {
         name
         for name, command in leaves(typer.main.get_command(app))
@@ -127,7 +127,7 @@ def test_the_cases_are_all_commands_with_an_output_folder():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_result_has_the_command_that_made_it(elsewhere, name):
+def test_result_records_the_command_that_made_it(elsewhere, name):
     for file, content in (("spec", SPEC), ("tiny", TINY), ("certified", CERTIFIED)):
         (elsewhere / f"{file}.yaml").write_text(yaml.safe_dump(content))
     np.savez(elsewhere / "x.npz", images=np.full((2, 1, 4, 4), 0.5, np.float32))
@@ -142,7 +142,7 @@ def test_a_result_has_the_command_that_made_it(elsewhere, name):
     assert shlex.split(command) == ["unfool", *typed]
 
 
-def test_the_card_of_a_training_names_no_folder_of_the_user():
+def test_portable_command_line_omits_the_user_s_folders():
     words = ["train", "a b.yaml", "--data", "my data", "--set", "training.steps=1", "--quiet"]
     with started_by([*words, "--out=runs/x", "--download"]):
         assert command_line(portable=True) == "unfool train 'a b.yaml' --set training.steps=1"

@@ -17,7 +17,7 @@ BYTES = (np.arange(2 * 5 * 4 * 3) % 256).astype(np.uint8).reshape(2, 5, 4, 3)
 LABELS = np.array([1, 0])
 
 
-def test_bytes_and_floats_are_the_same_images():
+def test_uint8_and_float_images_are_equal():
     images = torch.from_numpy(BYTES).permute(0, 3, 1, 2)
     y = torch.tensor([1, 0])
     by_byte, by_float = Arrays(images, y, "ab"), Arrays(images.float() / 255, y, "ab")
@@ -57,7 +57,7 @@ def test_wrong_arrays_are_refused(images: Tensor, labels: Tensor, message: str):
     [BYTES, BYTES.transpose(0, 3, 1, 2), BYTES / 255, (BYTES / 255).astype(np.float32)],
     ids=["NHWC", "NCHW", "float64", "float32"],
 )
-def test_npz_takes_every_layout(tmp_path: Path, images: np.ndarray):
+def test_npz_accepts_every_layout(tmp_path: Path, images: np.ndarray):
     np.savez(tmp_path / "a.npz", images=images, labels=LABELS.astype(np.uint8))
     data = npz(tmp_path / "a.npz")
     expected = torch.from_numpy(BYTES[0]).permute(2, 0, 1).float() / 255
@@ -66,7 +66,7 @@ def test_npz_takes_every_layout(tmp_path: Path, images: np.ndarray):
     assert list(data.classes) == ["0", "1"]
 
 
-def test_npz_takes_images_without_channels_other_names_and_names_of_classes(tmp_path: Path):
+def test_npz_accepts_gray_images_array_names_and_class_names(tmp_path: Path):
     file = tmp_path / "a.npz"
     np.savez_compressed(file, x=BYTES[..., 0], y=LABELS, classes=["cat", "dog", "owl"])
     data = npz(file, images="x", labels="y")
@@ -97,7 +97,7 @@ def test_wrong_npz_is_refused(tmp_path: Path, content: dict[str, Any], message: 
     assert str(file) in str(told.value)
 
 
-def test_missing_and_damaged_npz_are_told(tmp_path: Path):
+def test_missing_and_damaged_npz_are_refused(tmp_path: Path):
     file = tmp_path / "a.npz"
     with pytest.raises(FileNotFoundError, match="there is no file"):
         npz(file)
@@ -113,20 +113,20 @@ def test_missing_and_damaged_npz_are_told(tmp_path: Path):
 
 
 @pytest.mark.parametrize("label", [2**20, 2**40, 2**62])
-def test_a_label_that_is_no_class_does_not_ask_for_all_memory(tmp_path: Path, label: int):
+def test_huge_label_is_refused(tmp_path: Path, label: int):
     np.savez(tmp_path / "far.npz", images=BYTES, labels=np.array([0, label]))
     with pytest.raises(ValueError, match=rf"far\.npz: the highest label is {label}"):
         npz(tmp_path / "far.npz")
 
 
-def test_classes_have_names_of_their_own(tmp_path: Path):
+def test_duplicate_class_names_are_refused(tmp_path: Path):
     np.savez(tmp_path / "a.npz", images=BYTES, labels=LABELS, classes=np.array(["x", "y", "x"]))
     with pytest.raises(ValueError, match=r"a\.npz: two classes are called 'x'"):
         npz(tmp_path / "a.npz")
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
-def test_images_with_their_channels_last_are_held_once(tmp_path: Path):
+def test_channels_last_images_are_held_in_memory_once(tmp_path: Path):
     size = (400, 224, 224, 3)
     np.savez(tmp_path / "a.npz", images=np.ones(size, np.uint8), labels=np.arange(400) % 10)
     code = (

@@ -1,4 +1,4 @@
-"""CelebA-HQ: pictures and a list of attributes."""
+"""CelebA-HQ: images and a list of attributes."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def faces(tmp_path) -> Path:
     return tmp_path
 
 
-def test_an_attribute_is_a_problem_of_two_classes(faces):
+def test_attribute_defines_two_classes(faces):
     data = celeba_hq(faces, "Eyeglasses", size=4)
     assert [file.name for file in data.files] == ["0.jpg", "2.jpg", "10.jpg"]
     assert data.labels == [0, 1, 1]
@@ -33,7 +33,7 @@ def test_an_attribute_is_a_problem_of_two_classes(faces):
     assert celeba_hq(faces, "Smiling").labels == [1, 1, 0]
 
 
-def test_a_part_of_the_pictures_and_another_list(faces, tmp_path):
+def test_subset_of_images_and_other_attribute_file_are_accepted(faces, tmp_path):
     (faces / "CelebA-HQ-img" / "2.jpg").unlink()
     assert celeba_hq(faces, "Eyeglasses").labels == [0, 1]
     (tmp_path / "some.txt").write_text("10.jpg\n")
@@ -55,13 +55,13 @@ def test_a_part_of_the_pictures_and_another_list(faces, tmp_path):
         ("Eyeglasses\n1\n", "must begin with the number"),
     ],
 )
-def test_a_wrong_list_is_told(faces, content, said):
+def test_invalid_attribute_file_is_refused(faces, content, said):
     (faces / "CelebAMask-HQ-attribute-anno.txt").write_text(content)
     with pytest.raises(ValueError, match=said):
         celeba_hq(faces, "Eyeglasses")
 
 
-def test_missing_pictures_are_told(faces):
+def test_missing_images_are_refused(faces):
     for file in (faces / "CelebA-HQ-img").iterdir():
         file.unlink()
     with pytest.raises(FileNotFoundError, match=r"CelebA-HQ is not in .*--data"):

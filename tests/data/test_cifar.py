@@ -1,4 +1,4 @@
-"""CIFAR-10 in both official layouts, small, and the real one where there is one."""
+"""CIFAR-10 in both official layouts: small files, and the real ones if they are available."""
 
 import io
 import os
@@ -27,7 +27,7 @@ PurePickler: Any = pickle._Pickler  # pyright: ignore[reportAttributeAccessIssue
 
 
 class Python2(PurePickler):
-    """Writes bytes as Python 2 wrote its strings, as in the official files."""
+    """A pickler that writes bytes as Python 2 wrote strings, as in the official files."""
 
     dispatch: ClassVar[dict[type, Any]] = dict(PurePickler.dispatch)
 
@@ -86,13 +86,13 @@ def test_both_layouts_give_the_same_images(
 
 
 @pytest.mark.parametrize("protocol", [3, 4])
-def test_files_pickled_again_by_python_3_are_read(tmp_path: Path, protocol: int):
+def test_files_pickled_by_python_3_are_read(tmp_path: Path, protocol: int):
     table = {"labels": LABELS.tolist(), "data": PIXELS}
     (tmp_path / "test_batch").write_bytes(pickle.dumps(table, protocol))
     assert cifar10(tmp_path).labels.tolist() == LABELS.tolist()
 
 
-def test_what_is_missing_is_told(tmp_path: Path):
+def test_missing_files_and_unknown_split_are_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"CIFAR-10 .*UNFOOL_DATA"):
         cifar10(tmp_path)
     binary(tmp_path)
@@ -105,20 +105,20 @@ def test_what_is_missing_is_told(tmp_path: Path):
 
 
 @pytest.mark.parametrize("size", [0, 1000, N * 3073 - 1, N * 3073 + 1])
-def test_truncated_binary_file_is_told(tmp_path: Path, size: int):
+def test_binary_file_of_wrong_size_is_refused(tmp_path: Path, size: int):
     file = tmp_path / "test_batch.bin"
     file.write_bytes(bytes(size))
     with pytest.raises(ValueError, match=rf"test_batch\.bin .*{size} .*{N * 3073}"):
         cifar10(tmp_path)
 
 
-def test_labels_that_are_none_are_told(tmp_path: Path):
+def test_labels_out_of_range_are_refused(tmp_path: Path):
     (tmp_path / "test_batch.bin").write_bytes(bytes([10]) * N * 3073)
     with pytest.raises(ValueError, match=r"test_batch\.bin .* 6 .* 9"):
         cifar10(tmp_path)
 
 
-def test_truncated_pickle_is_told(tmp_path: Path):
+def test_truncated_pickle_is_refused(tmp_path: Path):
     python(tmp_path)
     file = tmp_path / "test_batch"
     whole = file.read_bytes()
@@ -141,7 +141,7 @@ def test_truncated_pickle_is_told(tmp_path: Path):
         {"labels": [10] * N, "data": PIXELS},
     ],
 )
-def test_wrong_pickle_is_told(tmp_path: Path, table: Any):
+def test_pickle_with_wrong_contents_is_refused(tmp_path: Path, table: Any):
     (tmp_path / "test_batch").write_bytes(pickle.dumps(table, 4))
     with pytest.raises(ValueError, match=r"test_batch .*fetch it again"):
         cifar10(tmp_path)
@@ -156,7 +156,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_pickle_runs_no_code(tmp_path: Path, protocol: int):
+def test_pickle_with_code_is_refused_without_running_it(tmp_path: Path, protocol: int):
     table = {"data": PIXELS, "labels": LABELS.tolist(), "more": Evil(tmp_path / "ran")}
     (tmp_path / "test_batch").write_bytes(pickle.dumps(table, protocol))
     with pytest.raises(ValueError, match="which is code"):
@@ -172,7 +172,7 @@ def archive(tmp_path: Path) -> Path:
     return file
 
 
-def test_download_only_when_asked_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_download_happens_only_on_request_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file, folder = archive(tmp_path), tmp_path / "data"
     monkeypatch.setattr(cifar, "URL", file.as_uri())
     monkeypatch.setattr(cifar, "MD5", md5(file.read_bytes()).hexdigest())
@@ -185,7 +185,7 @@ def test_download_only_when_asked_and_only_once(tmp_path: Path, monkeypatch: pyt
     assert len(cifar10(folder, download=True)) == N
 
 
-def test_failed_downloads_are_told_and_leave_nothing(
+def test_failed_downloads_raise_errors_and_leave_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     file, folder = archive(tmp_path), tmp_path / "data"
@@ -198,8 +198,8 @@ def test_failed_downloads_are_told_and_leave_nothing(
     assert list(folder.iterdir()) == []
 
 
-def test_real_files(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.undo()  # files of their true length
+def test_real_files_have_expected_sizes_labels_and_mean(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()  # the real files have their full length
     folder = os.environ.get("UNFOOL_DATA")
     if not folder:
         pytest.skip("set UNFOOL_DATA to a folder with CIFAR-10 to test on the real files")

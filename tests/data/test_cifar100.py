@@ -1,4 +1,4 @@
-"""CIFAR-100 in both official layouts, small."""
+"""CIFAR-100 in both official layouts, in small files."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def python(folder: Path) -> None:
 
 @pytest.mark.parametrize("inside", [".", "cifar100", "official"])
 @pytest.mark.parametrize(("write", "official"), [(binary, "binary"), (python, "python")])
-def test_fine_labels_and_pixels_of_both_layouts(tmp_path, inside, write, official):
+def test_both_layouts_give_fine_labels_and_pixels(tmp_path, inside, write, official):
     place = tmp_path / "data"
     write(place / (f"cifar-100-{official}" if inside == "official" else inside))
     data = cifar100(place)
@@ -51,7 +51,7 @@ def test_fine_labels_and_pixels_of_both_layouts(tmp_path, inside, write, officia
     assert len(cifar100(place, "train")) == 2 * N
 
 
-def test_wrong_files_are_told(tmp_path):
+def test_missing_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"CIFAR-100 .*test\.bin.*download: true"):
         cifar100(tmp_path)
     binary(tmp_path / "cifar100")

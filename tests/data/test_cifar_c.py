@@ -1,4 +1,4 @@
-"""CIFAR-10-C, from files of its layout."""
+"""CIFAR-10-C, from files in its layout."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from unfool.data.cifar_c import cifar10_c
 
 
 def write(folder, kind="fog", shape=(50_000, 32, 32, 3), dtype=np.uint8):
-    """Files as large as the official ones, of holes but for a pixel per severity."""
+    """Write sparse files of the official size, with one nonzero pixel per severity."""
     folder.mkdir(parents=True, exist_ok=True)
     images = np.lib.format.open_memmap(folder / f"{kind}.npy", "w+", dtype, shape)
     images[::10_000, 1, 2, 0] = np.arange(1, 6)[: len(images[::10_000])]
@@ -16,7 +16,7 @@ def write(folder, kind="fog", shape=(50_000, 32, 32, 3), dtype=np.uint8):
 
 
 @pytest.mark.parametrize("inside", ["", "CIFAR-10-C"])
-def test_a_severity_is_ten_thousand_images_in_a_row(tmp_path, inside):
+def test_severity_selects_ten_thousand_consecutive_images(tmp_path, inside):
     write(tmp_path / inside)
     for severity in (1, 5):
         data = cifar10_c(tmp_path, "fog", severity)
@@ -28,7 +28,7 @@ def test_a_severity_is_ten_thousand_images_in_a_row(tmp_path, inside):
         assert data[13][1] == 3
 
 
-def test_mistakes_are_told(tmp_path):
+def test_invalid_options_and_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="kind must be one of gaussian_noise"):
         cifar10_c(tmp_path, "rain")  # pyright: ignore
     with pytest.raises(ValueError, match="severity must be from 1 to 5, not"):

@@ -1,4 +1,4 @@
-"""The digits that need no file."""
+"""The data set `digits`, which needs no file."""
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ def test_split_is_fixed_and_complete():
     assert test.shape == (1, 8, 8)
     assert set(test.labels.tolist()) == set(range(10))
     both = torch.cat([train.images, test.images]).flatten(1)
-    assert len(both.unique(dim=0)) == 1797  # every picture is in one of the two, once
+    assert len(both.unique(dim=0)) == 1797  # every image is in exactly one split
     assert torch.equal(digits().images, test.images)
     assert (test.images * 16 == (test.images * 16).round()).all()
     assert (test.images.min(), test.images.max()) == (0, 1)
 
 
-def test_split_does_not_move():
+def test_split_starts_with_known_labels():
     assert digits("test").labels[:8].tolist() == [6, 6, 1, 4, 2, 0, 0, 9]
     assert digits("train").labels[:8].tolist() == [1, 1, 3, 3, 6, 3, 2, 9]
 
@@ -30,7 +30,7 @@ def test_unknown_split_is_refused():
         digits("val")  # pyright: ignore[reportArgumentType]
 
 
-def test_they_are_scikit_learn_s():
+def test_images_and_labels_equal_those_of_scikit_learn():
     pixels, labels = load_digits(return_X_y=True)
     order = permutation(1797, seed=0)
     both = [digits("train"), digits("test")]

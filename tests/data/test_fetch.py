@@ -9,7 +9,7 @@ from unfool.data.arrays import Arrays
 
 
 class Given:
-    """A stranger's data set, which may break its promises."""
+    """A user's data set, which may violate the interface."""
 
     classes = ("a", "b")
 
@@ -23,7 +23,7 @@ class Given:
         return self.images[index], index % 2
 
 
-def test_batch_holds_what_was_asked_in_that_order():
+def test_batch_holds_requested_images_in_order():
     images = torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2)
     x, y = fetch(Arrays(images, torch.tensor([0, 1, 2]), "abc"), [2, 0])
     assert x.dtype == torch.float32
@@ -43,7 +43,7 @@ def test_batch_holds_what_was_asked_in_that_order():
         ((), "at least one"),
     ],
 )
-def test_a_broken_promise_is_told(images: tuple[Tensor, ...], message: str):
+def test_data_set_with_invalid_images_is_refused(images: tuple[Tensor, ...], message: str):
     data = Given(*images)
     with pytest.raises(ValueError, match=message):
         fetch(data, range(len(data)))  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Pictures in folders."""
+"""Images in folders."""
 
 import os
 from pathlib import Path
@@ -47,7 +47,7 @@ def three_classes(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("change", ["empty", "tif", "links", "deeper"])
-def test_a_class_without_pictures_is_told_and_does_not_vanish(tmp_path: Path, change: str):
+def test_class_folder_without_images_is_refused(tmp_path: Path, change: str):
     three_classes(tmp_path)
     for file in list((tmp_path / "1").iterdir()):
         if change == "tif":
@@ -65,7 +65,7 @@ def test_a_class_without_pictures_is_told_and_does_not_vanish(tmp_path: Path, ch
 
 
 @pytest.mark.parametrize("name", [".thumbnails", ".ipynb_checkpoints", "__MACOSX", ".git"])
-def test_hidden_folders_are_no_classes(tmp_path: Path, name: str, capsys: pytest.CaptureFixture):
+def test_hidden_folders_are_ignored(tmp_path: Path, name: str, capsys: pytest.CaptureFixture):
     three_classes(tmp_path)
     paint(tmp_path / name / "a.png")
     paint(tmp_path / "0" / "._a.png")
@@ -75,7 +75,7 @@ def test_hidden_folders_are_no_classes(tmp_path: Path, name: str, capsys: pytest
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_skipped_files_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture):
     three_classes(tmp_path)
     for name in ("0/c.tif", "0/d.TIF", "1/e.ppm", "notes.txt"):
         (tmp_path / name).write_text("x")
@@ -96,7 +96,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_transparent_pictures_are_told(tmp_path: Path, mode: str):
+def test_transparent_image_in_folder_is_refused(tmp_path: Path, mode: str):
     image = Image.new("RGBA", (4, 4), (255, 255, 255, 255))
     image.convert(mode if mode != "PA" else "P").save(tmp_path / "a.png")
     assert Folder(tmp_path)[0][0].min() == 1
@@ -109,7 +109,7 @@ def test_transparent_pictures_are_told(tmp_path: Path, mode: str):
         Folder(tmp_path)[0]
 
 
-def test_pixels_are_those_of_the_file(tmp_path: Path):
+def test_pixels_equal_those_of_the_file(tmp_path: Path):
     pixels = (np.arange(4 * 6 * 3) * 3).astype(np.uint8).reshape(4, 6, 3)
     (tmp_path / "a").mkdir()
     Image.fromarray(pixels).save(tmp_path / "a" / "a.png")
@@ -120,7 +120,7 @@ def test_pixels_are_those_of_the_file(tmp_path: Path):
     assert Folder(tmp_path).shape == (3, 4, 6)
 
 
-def test_gray_and_other_modes_get_the_channels_asked_for(tmp_path: Path):
+def test_all_image_modes_are_converted_to_requested_channels(tmp_path: Path):
     for mode in ("1", "L", "LA", "P", "RGBA", "CMYK"):
         ending = "jpg" if mode == "CMYK" else "png"
         image = Image.new("L", (5, 5)).convert("RGBA")  # opaque
@@ -131,7 +131,7 @@ def test_gray_and_other_modes_get_the_channels_asked_for(tmp_path: Path):
     assert x.shape == (6, 1, 5, 5)
 
 
-def test_a_flat_folder_has_one_class_or_those_of_its_names(
+def test_flat_folder_has_one_class_or_classes_from_file_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name in ("n01_tench.png", "n02_brown_bear.png", "n03_tench.png", "plain.png"):
@@ -146,7 +146,7 @@ def test_a_flat_folder_has_one_class_or_those_of_its_names(
 
 @pytest.mark.parametrize("size", [3, 4, 9, (2, 5), (8, 3), (1, 1)])
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (300, 2), (1, 1)])
-def test_size_is_exact_for_any_picture(
+def test_size_is_exact_for_any_image(
     tmp_path: Path, size: int | tuple[int, int], shape: tuple[int, int]
 ):
     paint(tmp_path / "a.png", *shape)
@@ -163,7 +163,7 @@ def test_size_keeps_the_center(tmp_path: Path):
     assert torch.equal(Folder(tmp_path, size=4)[0][0], torch.full((3, 4, 4), 200 / 255))
 
 
-def test_pictures_of_different_sizes_need_a_size(tmp_path: Path):
+def test_images_of_different_sizes_require_a_size(tmp_path: Path):
     paint(tmp_path / "a.png", 6, 4)
     paint(tmp_path / "b.png", 4, 6)
     with pytest.raises(ValueError, match=r"image 1 is 3x6x4.* 3x4x6.* `size`"):
@@ -172,14 +172,14 @@ def test_pictures_of_different_sizes_need_a_size(tmp_path: Path):
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "L", "RGB"])
-def test_a_picture_that_is_transparent_in_places_is_refused(tmp_path: Path, mode: str):
-    """A white digit drawn by its alpha is no digit on white, nor without alpha."""
+def test_partly_transparent_image_is_refused(tmp_path: Path, mode: str):
+    """A white digit drawn in the alpha channel vanishes on white, and without that channel."""
     place = tmp_path / "digit.png"
     if mode in ("LA", "RGBA"):
         picture = Image.new(mode, (5, 5), (255,) * len(mode))
         picture.putpixel((2, 2), (255,) * (len(mode) - 1) + (254,))
         picture.save(place)
-    else:  # one color stands for what is transparent
+    else:  # one color is declared transparent
         blank = Image.new(mode, (5, 5), 0)
         blank.save(place, transparency=(0, 0, 0) if mode == "RGB" else 0)
     with pytest.raises(ValueError, match=r"digit\.png.*transparent"):
@@ -190,7 +190,7 @@ def test_a_picture_that_is_transparent_in_places_is_refused(tmp_path: Path, mode
     assert image_files.read(place).shape == (3, 5, 5)
 
 
-def test_broken_pictures_are_told_when_they_are_read(tmp_path: Path):
+def test_damaged_images_are_refused_when_read(tmp_path: Path):
     paint(tmp_path / "a.png", 60, 40)
     paint(tmp_path / "b.jpg", 60, 40)
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "c.png")
@@ -206,13 +206,13 @@ def test_broken_pictures_are_told_when_they_are_read(tmp_path: Path):
         data = Folder(tmp_path)
         for i, name in enumerate(("a.png", "b.jpg", "c.png")):
             if a is jpg and i < 2:
-                assert data[i][0].shape == (3, 40, 60)  # a wrong ending does not matter
+                assert data[i][0].shape == (3, 40, 60)  # a wrong extension does not matter
                 continue
             with pytest.raises(ValueError, match=f"image .*{name} cannot be read"):
                 data[i]
 
 
-def test_wrong_folders_and_options_are_told(tmp_path: Path):
+def test_invalid_folders_and_options_are_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*UNFOOL_DATA"):
         Folder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="there are no images"):
@@ -225,7 +225,7 @@ def test_wrong_folders_and_options_are_told(tmp_path: Path):
         Folder(tmp_path, label="class")  # pyright: ignore[reportArgumentType]
 
 
-def test_real_photos():
+def test_real_photos_are_read_with_their_classes():
     root = os.environ.get("UNFOOL_DATA")
     if not root or not (Path(root) / "photos").is_dir():
         pytest.skip("set UNFOOL_DATA to a folder with `photos` to test on real pictures")
@@ -237,9 +237,7 @@ def test_real_photos():
 
 
 @pytest.mark.parametrize(("names", "told"), [(range(11), True), (range(10), False), ("ab", False)])
-def test_labels_that_are_not_the_numbers_in_their_names_are_told(
-    tmp_path: Path, capsys, names, told
-):
+def test_numeric_class_names_sorted_as_text_print_a_message(tmp_path: Path, capsys, names, told):
     for name in names:
         paint(tmp_path / str(name) / "x.png")
     Folder(tmp_path)
@@ -247,7 +245,7 @@ def test_labels_that_are_not_the_numbers_in_their_names_are_told(
 
 
 @pytest.mark.parametrize("ending", ["png", "webp"])
-def test_an_animated_picture_is_refused(tmp_path: Path, ending: str):
+def test_animated_image_is_refused(tmp_path: Path, ending: str):
     first, second = Image.new("RGB", (4, 4), "black"), Image.new("RGB", (4, 4), "white")
     first.save(tmp_path / f"a.{ending}", save_all=True, append_images=[second])
     with pytest.raises(ValueError, match=rf"a\.{ending} .*2 frames"):

@@ -1,4 +1,4 @@
-"""Data sets of the hub, through the library `datasets` where it is installed."""
+"""Data sets of the Hugging Face hub, by the library `datasets` if it is installed."""
 
 import socket
 import sys
@@ -17,17 +17,17 @@ from unfool.results.run_folder import Run
 
 
 class Image:
-    """The type of a column of pictures, by its name in `datasets`."""
+    """Stub for the type of an image column, with the name that it has in `datasets`."""
 
 
 class ClassLabel:
-    """The type of a column of labels, likewise."""
+    """Stub for the type of a label column, likewise."""
 
     names = ("cat", "dog")
 
 
 class Table:
-    """What is used of a `datasets.Dataset`: columns with types, rows, and a length."""
+    """Stub for `datasets.Dataset`: columns with types, rows, and a length."""
 
     def __init__(self, labels=(0, 1), **features):
         self.features = features or {"img": Image(), "label": ClassLabel(), "id": object()}
@@ -71,18 +71,18 @@ def test_columns_that_are_not_unique_must_be_named():
         HubImages(plain)
 
 
-def test_rows_without_a_label_are_told():
+def test_row_without_label_is_refused():
     with pytest.raises(ValueError, match="row 1 has no label"):
         HubImages(Table(labels=(0, -1)))[1]
 
 
-def test_the_missing_library_is_told(monkeypatch):
+def test_missing_library_is_refused_with_install_advice(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"datasets.*pip install 'unfool\[hub\]'"):
         huggingface("owner/name")
 
 
-def test_a_folder_written_by_the_library(tmp_path):
+def test_folder_saved_by_datasets_is_read(tmp_path):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
@@ -98,7 +98,7 @@ def test_a_folder_written_by_the_library(tmp_path):
         huggingface(str(tmp_path / "set"), split="tset")
 
 
-def test_the_network_is_not_asked_without_download(monkeypatch):
+def test_network_is_not_used_without_download(monkeypatch):
     pytest.importorskip("datasets")
     asked = []
 
@@ -112,7 +112,7 @@ def test_the_network_is_not_asked_without_download(monkeypatch):
     assert not asked
 
 
-def test_folders_with_the_files_of_a_data_set(tmp_path):
+def test_folders_of_parquet_or_image_files_are_read(tmp_path):
     datasets = pytest.importorskip("datasets")
     red, gray = Picture.new("RGB", (6, 4), (255, 0, 0)), Picture.new("RGB", (6, 4), (51, 51, 51))
     features = datasets.Features(
@@ -136,10 +136,10 @@ def test_folders_with_the_files_of_a_data_set(tmp_path):
             specs.build("data", specs.check_data({**part, "split": "train"}, None))
 
 
-def test_a_copied_folder_is_the_same_run_and_other_images_are_refused(
+def test_copied_folder_continues_the_run_and_other_images_are_refused(
     elsewhere, mistake, monkeypatch
 ):
-    """`datasets` is replaced by a reader of the pictures in a folder; the rest is a whole run."""
+    """A stub for `datasets` reads the images of a folder; everything else is a complete run."""
 
     def load_from_disk(path):
         table = Table(labels=(0, 1))

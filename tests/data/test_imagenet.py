@@ -1,4 +1,4 @@
-"""ImageNet, its subsets, and Tiny-ImageNet, in folders of tiny pictures."""
+"""ImageNet, its subsets, and Tiny-ImageNet, in folders of tiny images."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def paint(file: Path, value: int = 100, width: int = 12, height: int = 10) -> No
 
 @pytest.fixture
 def three(tmp_path):
-    """Three classes of two pictures each, and the index of all."""
+    """Write three classes of two images each, and the index of all 1000 classes."""
     for number in (5, 0, 999):
         for i in (2, 10):
             paint(tmp_path / "val" / WNIDS[number] / f"{WNIDS[number]}_{i}.png", number % 256)
@@ -34,7 +34,7 @@ def three(tmp_path):
 OPTIONS: dict[str, Any] = {"size": 4, "shorter": 6}
 
 
-def test_classes_have_their_numbers_in_imagenet_however_many_there_are(three):
+def test_labels_are_imagenet_numbers_even_if_classes_are_missing(three):
     data = imagenet(three, **OPTIONS)
     assert data.labels == [0, 0, 5, 5, 999, 999]
     assert (len(data.classes), data.classes[5]) == (1000, "name 5")
@@ -45,7 +45,7 @@ def test_classes_have_their_numbers_in_imagenet_however_many_there_are(three):
 
 
 @pytest.mark.parametrize("name", ["LOC_synset_mapping.txt", "synset_words.txt"])
-def test_other_index_files(three, name):
+def test_other_index_files_are_read(three, name):
     (three / "imagenet_class_index.json").unlink()
     (three / name).write_text(
         "".join(f"{wnid} first {i}, second\n" for i, wnid in enumerate(WNIDS))
@@ -55,7 +55,7 @@ def test_other_index_files(three, name):
     assert data.classes[999] == "first 999"
 
 
-def test_without_an_index_all_classes_must_be_there(three, monkeypatch):
+def test_all_class_folders_are_required_without_an_index(three, monkeypatch):
     (three / "imagenet_class_index.json").unlink()
     with pytest.raises(ValueError, match=r"3 of .*1000.*imagenet_class_index\.json"):
         imagenet(three, **OPTIONS)
@@ -64,7 +64,7 @@ def test_without_an_index_all_classes_must_be_there(three, monkeypatch):
     assert imagenet(three, **OPTIONS).labels == [0, 0, 5, 5, 999, 999]
 
 
-def test_a_subset_keeps_the_numbers_or_gets_its_own(three, tmp_path):
+def test_subset_keeps_imagenet_labels_or_gets_its_own(three, tmp_path):
     chosen = tmp_path / "chosen.txt"
     chosen.write_text(f"{WNIDS[999]}\n{WNIDS[0]}\n")
     data = imagenet(three, subset=str(chosen), **OPTIONS)
@@ -80,7 +80,7 @@ def test_a_subset_keeps_the_numbers_or_gets_its_own(three, tmp_path):
 
 
 @pytest.mark.parametrize(("subset", "count"), [("imagenet-30", 30), ("imagenet-100", 100)])
-def test_the_known_subsets(tmp_path, subset, count):
+def test_known_subsets_require_all_their_classes(tmp_path, subset, count):
     with pytest.raises(FileNotFoundError, match="ImageNet is not in"):
         imagenet(tmp_path, subset=subset)
     paint(tmp_path / "n02701002" / "a.png")
@@ -88,7 +88,7 @@ def test_the_known_subsets(tmp_path, subset, count):
         imagenet(tmp_path, subset=subset)
 
 
-def test_a_list_of_pictures_in_its_order(three, tmp_path):
+def test_listed_images_are_read_in_order(three, tmp_path):
     chosen = tmp_path / "pictures.txt"
     chosen.write_text(f"{WNIDS[999]}_2.png\n{WNIDS[0]}/{WNIDS[0]}_10.png\n")
     data = imagenet(three, pictures=chosen, **OPTIONS)
@@ -105,7 +105,7 @@ def test_a_list_of_pictures_in_its_order(three, tmp_path):
         imagenet(three, pictures=chosen, **OPTIONS)
 
 
-def test_pictures_are_resized_by_their_shorter_side_and_cut(tmp_path):
+def test_images_are_resized_by_shorter_side_and_cropped(tmp_path):
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[10:30, 30:50] = 255
     (tmp_path / WNIDS[0]).mkdir()
@@ -120,7 +120,7 @@ def test_pictures_are_resized_by_their_shorter_side_and_cut(tmp_path):
         imagenet(tmp_path, size=50, shorter=40, **given)
 
 
-def test_bad_options_and_indices_are_told(three, tmp_path):
+def test_invalid_options_and_indices_are_refused(three, tmp_path):
     with pytest.raises(ValueError, match=r"labels: subset .* `subset`"):
         imagenet(three, labels="subset")
     with pytest.raises(ValueError, match=r"split .*val, train.* 'test'"):
@@ -153,7 +153,7 @@ def tiny(tmp_path):
     return tmp_path
 
 
-def test_tiny_imagenet_as_published_and_sorted_by_class(tiny):
+def test_tiny_imagenet_is_read_as_published_and_sorted_by_class(tiny):
     data = tiny_imagenet(tiny)
     assert data.labels == [1, 0]
     assert data.classes == ["cat", "dog"]
@@ -169,7 +169,7 @@ def test_tiny_imagenet_as_published_and_sorted_by_class(tiny):
     assert data.labels == [0, 1]
 
 
-def test_a_tiny_imagenet_that_is_not_whole_is_told(tiny, tmp_path):
+def test_incomplete_tiny_imagenet_is_refused(tiny, tmp_path):
     home = tiny / "tiny-imagenet-200"
     (home / "val" / "images" / "val_1.JPEG").unlink()
     with pytest.raises(ValueError, match=r"val_annotations\.txt.*'val_1\.JPEG"):

@@ -1,4 +1,4 @@
-"""MNIST's idx files, small, and the real ones where there are some."""
+"""MNIST's idx files: small ones, and the real ones if they are available."""
 
 import gzip
 import os
@@ -39,7 +39,7 @@ def test_every_layout_is_read(tmp_path: Path, ending: str, inside: str):
         assert list(data.classes) == list("0123456789")
 
 
-def test_what_is_missing_is_told(tmp_path: Path):
+def test_missing_files_and_unknown_split_are_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"MNIST .*UNFOOL_DATA"):
         mnist(tmp_path)
     write(tmp_path)
@@ -63,19 +63,19 @@ def test_what_is_missing_is_told(tmp_path: Path):
         (struct.pack(">4I", 2051, *[2**32 - 1] * 3), "16 bytes"),
     ],
 )
-def test_wrong_images_are_told(tmp_path: Path, images: bytes, message: str):
+def test_invalid_image_files_are_refused(tmp_path: Path, images: bytes, message: str):
     write(tmp_path, images=images)
     with pytest.raises(ValueError, match=f"t10k-images-idx3-ubyte.*{message}"):
         mnist(tmp_path)
 
 
-def test_wrong_labels_are_told(tmp_path: Path):
+def test_labels_out_of_range_are_refused(tmp_path: Path):
     write(tmp_path, labels=NUMBERS[:-1] + bytes([10]))
     with pytest.raises(ValueError, match="labels of 10 classes"):
         mnist(tmp_path)
 
 
-def test_truncated_gz_is_told(tmp_path: Path):
+def test_damaged_gz_is_refused(tmp_path: Path):
     write(tmp_path, ".gz")
     file = tmp_path / "t10k-images-idx3-ubyte.gz"
     whole = file.read_bytes()
@@ -85,7 +85,9 @@ def test_truncated_gz_is_told(tmp_path: Path):
             mnist(tmp_path)
 
 
-def test_download_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_download_happens_only_on_request_and_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     write(tmp_path / "source", ".gz")
     folder = tmp_path / "data"
     monkeypatch.setattr(module, "URL", (tmp_path / "source").as_uri() + "/")
@@ -103,7 +105,7 @@ def test_download_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         mnist(folder, "train", download=True)
 
 
-def test_real_files():
+def test_real_files_have_expected_sizes_and_first_labels():
     folder = os.environ.get("UNFOOL_DATA")
     if not folder:
         pytest.skip("set UNFOOL_DATA to a folder with MNIST to test on the real files")

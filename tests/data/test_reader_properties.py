@@ -1,4 +1,4 @@
-"""Files of any bytes: readers return what is in them, or raise one clear error that names the file."""
+"""Readers on arbitrary bytes: they return the contents, or raise one clear error that names the file."""
 
 import gzip
 import io
@@ -55,7 +55,7 @@ WEIGHTS = {"w.safetensors": save({"a.weight": np.ones((2, 3), np.float32)}), "w.
 
 
 def damaged(content: bytes, changes, keep: float) -> bytes:
-    """Some bytes changed, and only the first part kept."""
+    """Change some bytes, and keep only the first part."""
     made = bytearray(content)
     for place, change in changes:
         made[int(place * len(made))] ^= change
@@ -63,7 +63,7 @@ def damaged(content: bytes, changes, keep: float) -> bytes:
 
 
 def read_or_refused(call, path):
-    """What a reader returns; None if it refuses the file, which its error names."""
+    """Return what a reader returns, or None if it refuses the file in an error that names it."""
     try:
         return call(path)
     except ValueError as error:
@@ -78,7 +78,7 @@ KEEP = st.sampled_from([1.0, 1.0, 1.0, 0.9, 0.3])
 
 @FILES
 @given(st.binary(max_size=80), st.sampled_from(sorted(PICTURES)))
-def test_any_bytes_are_a_picture_or_refused(tmp_path, tail, form):
+def test_arbitrary_bytes_are_an_image_or_refused(tmp_path, tail, form):
     path = tmp_path / "any.png"
     for content in (tail, PICTURES[form][:16] + tail):
         path.write_bytes(content)
@@ -88,7 +88,7 @@ def test_any_bytes_are_a_picture_or_refused(tmp_path, tail, form):
 
 @FILES
 @given(st.sampled_from(sorted(PICTURES)), DAMAGE, KEEP)
-def test_a_damaged_picture_is_read_or_refused(tmp_path, form, changes, keep):
+def test_damaged_image_is_read_or_refused(tmp_path, form, changes, keep):
     path = tmp_path / "damaged.png"
     path.write_bytes(damaged(PICTURES[form], changes, keep))
     found = read_or_refused(image_files.read, path)
@@ -99,7 +99,7 @@ def test_a_damaged_picture_is_read_or_refused(tmp_path, form, changes, keep):
 
 @FILES
 @given(st.one_of(st.binary(max_size=80), st.binary(max_size=80).map(lambda b: b"PK\3\4" + b)))
-def test_any_bytes_are_arrays_or_refused(tmp_path, content):
+def test_arbitrary_bytes_are_refused_as_npz(tmp_path, content):
     path = tmp_path / "any.npz"
     path.write_bytes(content)
     assert read_or_refused(npz, path) is None
@@ -107,11 +107,11 @@ def test_any_bytes_are_arrays_or_refused(tmp_path, content):
 
 @FILES
 @given(DAMAGE, KEEP)
-def test_damaged_arrays_are_what_was_saved_or_refused(tmp_path, changes, keep):
+def test_damaged_npz_holds_the_saved_arrays_or_is_refused(tmp_path, changes, keep):
     path = tmp_path / "damaged.npz"
     path.write_bytes(damaged(ARRAYS, changes, keep))
     found = read_or_refused(npz, path)
-    if found is not None:  # what changed is a date, say: the contents have a checksum
+    if found is not None:  # the damage hit a date, say: a checksum protects the contents
         assert not found.images.any()
         assert found.labels.tolist() == [0, 1, 1]
 
@@ -124,7 +124,9 @@ def test_damaged_arrays_are_what_was_saved_or_refused(tmp_path, changes, keep):
     st.lists(st.integers(0, 4), max_size=2),
     st.sampled_from([0, 1, -1, 300, 2**62]),
 )
-def test_any_arrays_are_a_data_set_or_refused(tmp_path, kind, shape, label_kind, labels, value):
+def test_arbitrary_arrays_are_a_data_set_or_refused(
+    tmp_path, kind, shape, label_kind, labels, value
+):
     path = tmp_path / "arrays.npz"
     with np.errstate(all="ignore"):
         y = np.full(labels, value % 256 if label_kind == "u1" else value).astype(label_kind)
@@ -139,7 +141,7 @@ def test_any_arrays_are_a_data_set_or_refused(tmp_path, kind, shape, label_kind,
 
 @FILES
 @given(st.binary(max_size=40), st.booleans(), DAMAGE)
-def test_any_bytes_are_mnist_or_refused(tmp_path, tail, packed, changes):
+def test_arbitrary_bytes_are_mnist_or_refused(tmp_path, tail, packed, changes):
     pack = gzip.compress if packed else bytes
     end = ".gz" if packed else ""
     labels = tmp_path / f"t10k-labels-idx1-ubyte{end}"
@@ -157,7 +159,7 @@ def test_any_bytes_are_mnist_or_refused(tmp_path, tail, packed, changes):
 
 @FILES
 @given(st.one_of(st.binary(max_size=80), st.binary(max_size=60).map(lambda b: b"\x80\x02" + b)))
-def test_any_bytes_are_no_cifar(tmp_path, content):
+def test_arbitrary_bytes_are_refused_as_cifar(tmp_path, content):
     path = tmp_path / "test_batch"
     path.write_bytes(content)
     assert read_or_refused(lambda path: cifar10(path.parent), path) is None
@@ -165,7 +167,7 @@ def test_any_bytes_are_no_cifar(tmp_path, content):
 
 @FILES
 @given(st.binary(max_size=80), st.sampled_from(sorted(WEIGHTS)), st.integers(0, 60))
-def test_any_bytes_are_weights_or_refused(tmp_path, tail, name, keep):
+def test_arbitrary_bytes_are_refused_as_weights(tmp_path, tail, name, keep):
     path = tmp_path / name
     path.write_bytes(WEIGHTS[name][:keep] + tail)
     assert read_or_refused(read_state, path) is None
@@ -180,7 +182,7 @@ def test_damaged_weights_are_tensors_or_refused(tmp_path, name, changes, keep):
     assert found is None or all(isinstance(value, torch.Tensor) for value in found.values())
 
 
-def test_the_files_of_these_tests_are_sound(tmp_path):
+def test_undamaged_files_of_these_tests_are_read(tmp_path):
     for form, content in PICTURES.items():
         (tmp_path / f"a.{form}").write_bytes(content)
         assert image_files.read(tmp_path / f"a.{form}").shape == (3, 6, 5)
@@ -192,7 +194,7 @@ def test_the_files_of_these_tests_are_sound(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["test_batch", "w.pt"])
-def test_a_part_larger_than_all_memory_is_damage(tmp_path, name):
+def test_pickle_item_larger_than_memory_is_refused(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"abc.")
     read = read_state if name == "w.pt" else lambda path: cifar10(path.parent)

@@ -1,4 +1,4 @@
-"""Files in the layouts of published checkpoints, made from a rule, and what the originals answer."""
+"""Files in the layouts of published checkpoints, with weights from a rule, and original outputs."""
 
 import json
 import math
@@ -20,7 +20,7 @@ HOME = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A weight of that name: tables of unit gain, scales around 1, shifts around 0."""
+    """Return the weight of this name: matrices of unit gain, scales around 1, shifts around 0."""
     values = numbers(name, shape)
     if len(shape) >= 2:
         values = values * math.sqrt(3 / math.prod(shape[1:]))
@@ -32,18 +32,18 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def fixture(name: str) -> dict[str, Any]:
-    """What is known of a published layout."""
+    """Load what is known of a published layout, such as the shapes of its weights."""
     return json.loads((HOME / f"{name}.json").read_text("utf-8"))
 
 
 def state_of(known: dict[str, Any], seed: str | None = None) -> dict[str, Tensor]:
-    """The weights of a layout by their published names; of another `seed`, other ones."""
+    """Return the weights of a layout under their published names; they depend on `seed`."""
     prefix = known.get("seed_prefix", "") if seed is None else seed
     return {n: weight(prefix + n, tuple(shape)) for n, shape in known["weights"].items()}
 
 
 def lively(network: Any) -> Any:
-    """A network whose weights follow from the rule, so that each of them counts."""
+    """Set the weights of a network by the rule, so that each of them affects the output."""
     with torch.no_grad():
         for name, value in network.named_parameters():
             value.copy_(weight(name, tuple(value.shape)))
@@ -51,9 +51,9 @@ def lively(network: Any) -> Any:
 
 
 def edm_pickle(known: dict[str, Any], path: Path) -> Path:
-    """As EDM writes it: objects of classes that the reader does not have, with the source of one.
+    """Write a pickle as EDM does: objects of classes that the reader lacks, with source code.
 
-    The source would end the process if it ran. The raw weights lie beside the averaged ones.
+    The source would end the process if it ran. The file has raw weights beside the averaged ones.
     """
     easy = type("EasyDict", (dict,), {"__module__": "dnnlib.util"})
     _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
@@ -79,7 +79,7 @@ def _reconstruct_persistent_obj(_: Any) -> None:
 
 
 class _Persistent:
-    """A module of theirs: it is pickled as its class's name and source, and its attributes."""
+    """A module of EDM, which is pickled as the name and source of its class, and its attributes."""
 
     def __init__(self, name: str, **state: Any):
         self.name, self.state = name, state
@@ -91,7 +91,7 @@ class _Persistent:
 
 
 def _root(known: dict[str, Any], seed: str) -> _Persistent:
-    """The tree of modules that the names of the weights describe."""
+    """Build the tree of modules that the names of the weights describe."""
     root = _tree(known["class_name"])
     weights = state_of(known, seed) | {
         n: torch.ones(shape) for n, shape in known.get("constant", {}).items()
@@ -123,7 +123,7 @@ OPENAI = {
 
 
 def openai_state(network: ScoreUNet, order: str) -> dict[str, Tensor]:
-    """The weights of our network by the names of guided-diffusion."""
+    """Return the weights of our network under the names of guided-diffusion."""
     state = {}
 
     def put(block: Any, place: str, layer: int) -> None:
@@ -169,7 +169,7 @@ def openai_state(network: ScoreUNet, order: str) -> dict[str, Tensor]:
 
 
 def score_sde_state(network: ScoreUNet) -> dict[str, Tensor]:
-    """The weights of our network by the names of score_sde."""
+    """Return the weights of our network under the names of score_sde."""
     parts: list[dict[str, Tensor]] = []
     if network.style.fourier:
         parts.append({"W": network.frequencies})

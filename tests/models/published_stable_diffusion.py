@@ -1,4 +1,4 @@
-"""A small Stable Diffusion twice: as a folder of diffusers, and as the single file of its authors."""
+"""A small Stable Diffusion in two layouts: a folder of diffusers, and the authors' single file."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ State = dict[str, Tensor]
 
 
 def save_folder(folder: Path, version: int, prediction: str = "epsilon") -> Path:
-    """A folder of Stable Diffusion 1 or 2, of the fewest channels that its norms and heads allow."""
+    """Save a folder of Stable Diffusion 1 or 2 with as few channels as its norms and heads allow."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -56,7 +56,7 @@ def save_folder(folder: Path, version: int, prediction: str = "epsilon") -> Path
 
 
 def single_state(folder: Path, version: int) -> State:
-    """The weights of a folder by the names of the original code."""
+    """Return the weights of a folder under the names of the original code."""
     from safetensors.torch import load_file
 
     unet, vae, text = (
@@ -74,7 +74,7 @@ def single_state(folder: Path, version: int) -> State:
 
 
 def with_averages(state: State) -> State:
-    """A training checkpoint: other raw weights beside the averaged ones, whose names have no dots."""
+    """Return a training checkpoint: `state` as averages, whose names lack dots, and other raw weights."""
     home = "model.diffusion_model."
     averaged = {n: v for n, v in state.items() if n.startswith(home)}
     names = {
@@ -86,7 +86,7 @@ def with_averages(state: State) -> State:
 
 
 def _unet(state: State) -> State:
-    """Blocks of two levels with two layers: 0, 1, 2, down 3, 4, 5; and 0, 1, 2 with up, 3, 4, 5."""
+    """Rename a U-Net of two levels: input block 3 downsamples, and output block 2 upsamples."""
     ends = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -94,7 +94,7 @@ def _unet(state: State) -> State:
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
         "down_blocks.0.downsamplers.0.conv": "input_blocks.3.0.op",
-        "up_blocks.0.upsamplers.0.conv": "output_blocks.2.1.conv",  # no attention in the deepest level
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.2.1.conv",  # no attention at the deepest level
     }
     ends |= {f"mid_block.{part}": f"middle_block.{i}"
              for i, part in enumerate(("resnets.0", "attentions.0", "resnets.1"))}  # fmt: skip
@@ -144,7 +144,7 @@ def _vae(state: State) -> State:
 
 
 def _open_clip(state: State) -> State:
-    """With one block more, which Stable Diffusion leaves out."""
+    """Rename the text encoder, and add a last block, which Stable Diffusion leaves out."""
     state = dict(state)
     for name in list(state):
         if name.startswith("encoder.layers.1."):

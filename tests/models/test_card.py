@@ -1,4 +1,4 @@
-"""Cards of weights: data, which run no code that the user does not trust."""
+"""Cards of weights are data: loading one runs no code unless the user trusts it."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def write(folder, part, kind="classifier"):
         {"name": "diffusion", "denoiser": INSIDE},
     ],
 )
-def test_a_card_runs_no_code(elsewhere, part, kind, mistake):
+def test_card_that_names_code_is_refused_without_running_it(elsewhere, part, kind, mistake):
     write(elsewhere / "inner", INSIDE, kind)
     write(elsewhere / "m", part, kind)
     load = card.trained_classifier if kind == "classifier" else card.trained_denoiser
@@ -59,8 +59,8 @@ def test_a_card_runs_no_code(elsewhere, part, kind, mistake):
     assert not (elsewhere / "PWN").exists()
 
 
-def test_weights_to_begin_with_run_no_code(elsewhere):
-    """Of their card, only what the weights mean is read."""
+def test_initial_weights_run_no_code(elsewhere):
+    """Only the options on which the weights depend, such as `mean`, are read from their card."""
     write(elsewhere / "m", INSIDE)
     spec = {
         "data": "digits",
@@ -77,7 +77,7 @@ def test_weights_to_begin_with_run_no_code(elsewhere):
 
 @pytest.mark.parametrize("cards", [{"a": "a"}, {"a": "b", "b": "a"}])
 @pytest.mark.parametrize("trust", [True, False])
-def test_cards_that_lead_back_to_themselves_are_told(elsewhere, cards, trust):
+def test_cyclic_cards_are_refused(elsewhere, cards, trust):
     for name, inner in cards.items():
         write(elsewhere / name, {"name": "trained", "weights": inner})
     with pytest.raises(ValueError, match="refers to itself"):
@@ -86,7 +86,7 @@ def test_cards_that_lead_back_to_themselves_are_told(elsewhere, cards, trust):
         card.resolve_part({"name": "trained", "weights": "a"})
 
 
-def test_a_trusted_card_may_name_a_network_of_one_s_own(elsewhere, monkeypatch):
+def test_trusted_card_may_name_a_user_defined_network(elsewhere, monkeypatch):
     monkeypatch.syspath_prepend(elsewhere)
     (elsewhere / "net_of_card.py").write_text(NET)
     part = specs.check("classifier", {"name": "network", "network": "net_of_card:Net"})
@@ -105,7 +105,7 @@ SCRIPT = "import sys; sys.path.pop(0); from unfool.cli.main import main; main()"
 @pytest.mark.parametrize(
     ("start", "purifier"), [(["-c", SCRIPT], "'mine:shade'"), (["-m", "unfool"], "null")]
 )
-def test_files_in_the_current_folder_take_the_place_of_no_library(elsewhere, start, purifier):
+def test_files_in_current_folder_do_not_shadow_libraries(elsewhere, start, purifier):
     for name in ("matplotlib", "jinja2", "sklearn", "scipy", "yaml"):
         (elsewhere / f"{name}.py").write_text(f"open('PWN-{name}', 'w')\n")
     (elsewhere / "mine.py").write_text("def shade(x, noise):\n    return x * 0.9\n")
@@ -119,12 +119,12 @@ def test_files_in_the_current_folder_take_the_place_of_no_library(elsewhere, sta
 
 @pytest.mark.parametrize("name", ["math:pi", "os:environ", "string:digits"])
 @pytest.mark.parametrize("kind", ["attack", "view", "purifier", "classifier"])
-def test_what_cannot_be_called_is_told(kind, name):
+def test_part_that_is_not_callable_is_refused(kind, name):
     with pytest.raises(specs.SpecError, match=f"{name}.*"):
         specs.check(kind, name)
 
 
-def test_a_card_of_another_format_is_refused(elsewhere):
+def test_card_of_unknown_format_is_refused(elsewhere):
     write(elsewhere / "m", card.read_card("digits-classifier")[1]["part"])
     path = elsewhere / "m" / "card.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))

@@ -1,4 +1,4 @@
-"""Weights from files."""
+"""Reading weights from files, and loading them into a network."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("table", ["", "state_dict", "model_state_dict", "model", "net"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_every_wrapping_is_taken_off(
+def test_wrappers_and_prefixes_are_removed(
     tmp_path: Path, network: nn.Sequential, table: str, prefix: str, zipped: bool
 ):
     state = {prefix + name: value for name, value in network.state_dict().items()}
@@ -51,7 +51,7 @@ def test_safetensors_are_read(tmp_path: Path, network: nn.Sequential):
     assert same(read_state(tmp_path / "a.safetensors"), dict(network.state_dict()))
 
 
-def test_a_prefix_that_only_some_names_have_stays(tmp_path: Path):
+def test_prefix_of_only_some_names_is_kept(tmp_path: Path):
     state = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
     torch.save(state, tmp_path / "a.pt")
     assert read_state(tmp_path / "a.pt").keys() == state.keys()
@@ -67,7 +67,9 @@ class Evil:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_runs_no_code(tmp_path: Path, network: nn.Sequential, zipped: bool):
+def test_file_with_code_is_refused_without_running_it(
+    tmp_path: Path, network: nn.Sequential, zipped: bool
+):
     file = tmp_path / "a.pt"
     content = {"state_dict": network.state_dict(), "more": Evil(tmp_path / "ran")}
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
@@ -80,7 +82,7 @@ def test_a_file_runs_no_code(tmp_path: Path, network: nn.Sequential, zipped: boo
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_program_of_torch_is_refused(tmp_path: Path, network: nn.Sequential):
+def test_torchscript_file_is_refused(tmp_path: Path, network: nn.Sequential):
     with warnings.catch_warnings(action="ignore"):
         torch.jit.save(torch.jit.trace(network.eval(), torch.zeros(2, 3)), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"was refused, .*torch\.jit"):
@@ -88,7 +90,7 @@ def test_a_program_of_torch_is_refused(tmp_path: Path, network: nn.Sequential):
 
 
 class Unknown:
-    """A class that whoever reads the file does not have."""
+    """A class that the reader of the file must neither import nor run."""
 
     def __init__(self) -> None:
         self.lr = 0.1
@@ -100,7 +102,7 @@ class Unknown:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_what_lies_beside_weights_does_no_harm(
+def test_other_objects_beside_weights_are_ignored(
     tmp_path: Path, network: nn.Sequential, zipped: bool, protocol: int
 ):
     unknown = Unknown()
@@ -128,7 +130,7 @@ def test_what_lies_beside_weights_does_no_harm(
 
 
 def averages(network: nn.Sequential) -> list[Any]:
-    """Files with raw and averaged weights, in the forms that training codes write."""
+    """Return checkpoints with raw and averaged (EMA) weights, in the layouts of training codes."""
     average = {name: value + 1 for name, value in network.state_dict().items()}
     raw = network.state_dict()
     averaged = {"n_averaged": torch.tensor(3)} | {f"module.{n}": v for n, v in average.items()}
@@ -145,7 +147,7 @@ def averages(network: nn.Sequential) -> list[Any]:
 
 
 @pytest.mark.parametrize("form", range(7))
-def test_the_average_is_taken_and_this_is_said(
+def test_ema_weights_are_loaded_with_a_message(
     tmp_path: Path, network: nn.Sequential, form: int, capsys: pytest.CaptureFixture[str]
 ):
     torch.save(averages(network)[form], tmp_path / "a.pt")
@@ -159,7 +161,7 @@ def test_the_average_is_taken_and_this_is_said(
     load_state(network, found, "a.pt")
 
 
-def test_an_average_in_an_unknown_form_is_refused(tmp_path: Path, network: nn.Sequential):
+def test_averaged_weights_in_unknown_layout_are_refused(tmp_path: Path, network: nn.Sequential):
     raw = network.state_dict()
     for unknown in ([torch.zeros(3)], {"shadow_params": [torch.zeros(3)]}, {"a": {"b": raw}}):
         torch.save({"model": raw, "ema": unknown}, tmp_path / "a.pt")
@@ -171,8 +173,8 @@ def test_an_average_in_an_unknown_form_is_refused(tmp_path: Path, network: nn.Se
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["zipped", "zipped network", "old", "old network", "pickle",
                                   "safetensors"])  # fmt: skip
-def test_a_large_file_is_not_held_twice(tmp_path: Path, kind: str):
-    """`pickle` is the form of EDM and StyleGAN, whose tensors are files of torch in a plain pickle."""
+def test_large_file_is_not_held_in_memory_twice(tmp_path: Path, kind: str):
+    """The kind `pickle` is the layout of EDM and StyleGAN: a plain pickle that embeds torch files."""
     size, count = 128 << 20, 8
     with torch.device("meta"):
         network = nn.Sequential(*(nn.Linear(1024, size // count // 4096) for _ in range(count)))
@@ -216,7 +218,7 @@ def test_a_large_file_is_not_held_twice(tmp_path: Path, kind: str):
         (b"\n<html><head>Quota exceeded</head></html>", "a.pt is a web page"),
     ],
 )
-def test_what_a_failed_download_leaves_is_named(tmp_path: Path, content: bytes, said: str):
+def test_file_without_weights_is_described_in_the_error(tmp_path: Path, content: bytes, said: str):
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(said)):
         read_state(tmp_path / "a.pt")
@@ -225,7 +227,7 @@ def test_what_a_failed_download_leaves_is_named(tmp_path: Path, content: bytes, 
 @pytest.mark.parametrize(
     "dtype", ["float32", "float16", "bfloat16", "float64", "int64", "uint8", "bool"]
 )
-def test_the_tensors_of_a_plain_pickle_are_those_that_were_saved(tmp_path: Path, dtype: str):
+def test_tensors_of_plain_pickle_equal_saved_tensors(tmp_path: Path, dtype: str):
     whole = torch.arange(20).reshape(4, 5).to(getattr(torch, dtype))
     state = {"whole": whole, "part": whole.T[1:3], "none": whole[:0], "one": whole[1, 1]}
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(state))
@@ -236,7 +238,7 @@ def test_the_tensors_of_a_plain_pickle_are_those_that_were_saved(tmp_path: Path,
 
 
 @pytest.mark.parametrize("content", [[1], {}, {"a": 1}, {"model": {"a": "b"}}, {3: torch.zeros(1)}])
-def test_a_file_without_weights_is_told(tmp_path: Path, content: object):
+def test_file_without_state_dict_is_refused(tmp_path: Path, content: object):
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="holds no state dict"):
         read_state(tmp_path / "a.pt")
@@ -244,7 +246,7 @@ def test_a_file_without_weights_is_told(tmp_path: Path, content: object):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["zipped", "old", "safetensors"])
-def test_truncated_and_missing_files_are_told(tmp_path: Path, network: nn.Sequential, kind: str):
+def test_truncated_and_missing_files_are_refused(tmp_path: Path, network: nn.Sequential, kind: str):
     file = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pt")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_state(file)
@@ -267,18 +269,18 @@ def test_truncated_and_missing_files_are_told(tmp_path: Path, network: nn.Sequen
         read_state(file)
 
 
-def test_weights_arrive(network: nn.Sequential):
+def test_load_state_copies_all_weights(network: nn.Sequential):
     state = {name: torch.ones_like(value) for name, value in network.state_dict().items()}
     load_state(network, state, "it")
     assert same(dict(network.state_dict()), state)
 
 
-def test_files_older_than_the_counter_of_batches_fit(network: nn.Sequential):
+def test_state_without_batch_counters_is_accepted(network: nn.Sequential):
     state = {n: v for n, v in network.state_dict().items() if "num_batches" not in n}
     load_state(network, state, "it")
 
 
-def test_a_misfit_is_told_in_one_sentence(network: nn.Sequential):
+def test_mismatched_state_is_refused_in_one_sentence(network: nn.Sequential):
     state = dict(network.state_dict())
     del state["0.bias"]
     with pytest.raises(ValueError, match=r"^w\.pt .*lacks.*0\.bias"):
@@ -292,12 +294,12 @@ def test_a_misfit_is_told_in_one_sentence(network: nn.Sequential):
         load_state(network, wrong, "w.pt")
 
 
-def test_sha256(tmp_path: Path):
+def test_sha256_equals_hashlib(tmp_path: Path):
     (tmp_path / "a").write_bytes(b"content")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()
 
 
-def test_real_files():
+def test_real_files_are_read_and_match_the_hash_in_their_name():
     folder = os.environ.get("UNFOOL_WEIGHTS")
     if not folder:
         pytest.skip("set UNFOOL_WEIGHTS to a folder with weights to test on real files")
@@ -320,9 +322,7 @@ def test_real_files():
         (lambda weight: weight.to("meta"), "meta"),
     ],
 )
-def test_weights_that_would_not_arrive_as_they_are_are_refused(
-    network: nn.Sequential, change, named
-):
+def test_weights_of_unsupported_type_are_refused(network: nn.Sequential, change, named):
     state = dict(network.state_dict())
     state["2.weight"] = change(state["2.weight"])
     with pytest.raises(ValueError, match=rf"^w\.pt .*2\.weight.*{named}"):

@@ -1,4 +1,4 @@
-"""Published CIFAR classifiers by file: the answers of the original code, for weights by a rule."""
+"""CIFAR classifiers in published layouts: with weights from a rule, logits equal the original code's."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from unfool.models.build import cifar_network, cifar_resnet, wide_resnet
 from unfool.models.robustbench_zoo import ACCURACY, robustbench
 from unfool.networks.wide_resnet import WideResNet
 
-DATA = os.environ.get("UNFOOL_DATA")  # before a test takes it away
+DATA = os.environ.get("UNFOOL_DATA")  # read before the fixture `elsewhere` unsets it
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "classifiers"
 NAMES = {
@@ -62,7 +62,7 @@ def saved(folder: Path, content: object) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_published_network_is_read_off_its_file(tmp_path, name):
+def test_architecture_is_inferred_from_the_file(tmp_path, name):
     told, state = published(name)
     file = saved(tmp_path, state)
     given: dict[str, Any] = UNNORMALIZED if name.startswith("robustbench") else {}
@@ -82,7 +82,7 @@ def test_a_published_network_is_read_off_its_file(tmp_path, name):
         lambda state: {f"_orig_mod.module.{k}": v for k, v in state.items()},
     ],
 )  # fmt: skip
-def test_wrappings_and_prefixes_do_not_matter(tmp_path, wrap):
+def test_wrappers_and_prefixes_do_not_change_logits(tmp_path, wrap):
     told, state = published("chenyaofo_resnet20")
     assert answers_as_published(cifar_network(weights=saved(tmp_path, wrap(state))), told)
 
@@ -97,7 +97,7 @@ def test_wrappings_and_prefixes_do_not_matter(tmp_path, wrap):
         ("0.mean", "0.std", "1."),
     ],
 )
-def test_a_normalization_inside_the_file_is_used(tmp_path, mean, std, prefix):
+def test_normalization_in_the_file_is_used_unless_overridden(tmp_path, mean, std, prefix):
     told, state = published("chenyaofo_resnet20")
     inside = {mean: torch.tensor(told["mean"]), std: torch.tensor(told["std"]).view(1, 3, 1, 1)}
     table = {prefix + key: value for key, value in state.items()} | inside
@@ -112,7 +112,7 @@ def test_a_normalization_inside_the_file_is_used(tmp_path, mean, std, prefix):
     assert answers_as_published(forced, told)
 
 
-def test_what_a_file_does_not_tell_can_be_said(tmp_path):
+def test_activation_and_max_pool_can_be_overridden(tmp_path):
     told, state = published("wrn_deepmind_swish")
     file = saved(tmp_path, state)
     assert not answers_as_published(cifar_network(weights=file, activation="relu"), told)
@@ -121,7 +121,7 @@ def test_what_a_file_does_not_tell_can_be_said(tmp_path):
     assert not answers_as_published(cifar_network(weights=file, max_pool=False), told)
 
 
-def test_100_classes_are_those_of_cifar_100(tmp_path):
+def test_network_with_100_classes_uses_mean_of_cifar_100(tmp_path):
     _, state = published("chenyaofo_resnet20")
     state |= {"fc.weight": torch.zeros(100, 64), "fc.bias": torch.zeros(100)}
     model = cifar_network(weights=saved(tmp_path, state))
@@ -129,13 +129,13 @@ def test_100_classes_are_those_of_cifar_100(tmp_path):
     assert model.mean.flatten().tolist() == pytest.approx([0.5070, 0.4865, 0.4409])
 
 
-def test_resnets_without_shortcut_weights_are_the_plain_ones(tmp_path):
+def test_resnet_without_shortcut_weights_equals_cifar_resnet(tmp_path):
     plain = cifar_resnet(32).eval()
     file = saved(tmp_path, {f"module.{k}": v for k, v in plain.network.state_dict().items()})
     assert torch.equal(cifar_network(weights=file).eval()(X), plain(X))
 
 
-def test_other_files_are_refused_with_what_to_do(tmp_path):
+def test_unrecognized_files_are_refused_with_advice(tmp_path):
     file = saved(tmp_path, {"conv.weight": torch.zeros(4, 3, 3, 3), "head.bias": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"weights\.pt .*conv\.weight.*`timm`"):
         cifar_network(weights=file)
@@ -167,7 +167,7 @@ def test_other_files_are_refused_with_what_to_do(tmp_path):
         ("wrn-28-10", 36.48),
     ],
 )
-def test_a_network_without_a_file_has_its_published_size(name, millions):
+def test_network_without_weights_has_published_size(name, millions):
     with torch.device("meta"):
         network = cifar_network(model=name).network
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.02)
@@ -182,7 +182,7 @@ def test_a_network_without_a_file_has_its_published_size(name, millions):
         ("Andriushchenko2020Understanding", "robustbench_preact_resnet18"),
     ],
 )
-def test_robustbench_by_name_knows_input_activation_and_shortcuts(tmp_path, name, fixture):
+def test_robustbench_name_sets_input_activation_and_shortcuts(tmp_path, name, fixture):
     told, state = published(fixture)
     model = robustbench(name, saved(tmp_path, state))
     assert answers_as_published(model, told)
@@ -191,14 +191,14 @@ def test_robustbench_by_name_knows_input_activation_and_shortcuts(tmp_path, name
     assert model.reported.data == "cifar10"
 
 
-def test_robustbench_tells_a_wrong_name(tmp_path):
+def test_robustbench_refuses_unknown_name_and_threat(tmp_path):
     with pytest.raises(ValueError, match=r"'Standrad' of cifar10, L2.*'Standard'"):
         robustbench("Standrad", tmp_path / "f.pt", threat="L2")
     with pytest.raises(ValueError, match=r"threat .*Linf, L2.* 'l2'"):
         robustbench("Standard", tmp_path / "f.pt", threat="l2")  # pyright: ignore[reportArgumentType]
 
 
-def test_a_classifier_is_loaded_by_its_name_in_a_spec(tmp_path):
+def test_load_classifier_accepts_names_of_specs(tmp_path):
     told, state = published("kuangliu_resnet18")
     file = saved(tmp_path, state)
     model = unfool.load_classifier(file, name="cifar-network", device="cpu")
@@ -220,7 +220,7 @@ def test_a_classifier_is_loaded_by_its_name_in_a_spec(tmp_path):
     reason="needs CIFAR-10 in UNFOOL_DATA and resnet20*, resnet56* in UNFOOL_WEIGHTS",
 )
 @pytest.mark.parametrize(("name", "accuracy"), [("resnet20", 0.917), ("resnet56", 0.934)])
-def test_real_weights_are_as_right_as_published(name, accuracy):
+def test_real_weights_reach_published_accuracy(name, accuracy):
     file = next(Path(os.environ["UNFOOL_WEIGHTS"]).rglob(f"{name}*"))
     model, data = cifar_network(weights=file).eval(), cifar10(Path(os.environ["UNFOOL_DATA"]))
     x, y = fetch(data, range(1000))
@@ -234,7 +234,7 @@ def test_real_weights_are_as_right_as_published(name, accuracy):
     reason="needs CIFAR-10 in UNFOOL_DATA and resnet20-12fca82f.th in UNFOOL_WEIGHTS",
 )
 @pytest.mark.parametrize(("mean", "std"), [([0.0], [1.0]), ([0.5], [0.5])])
-def test_real_weights_with_a_wrong_mean_and_std_raise_a_doubt(elsewhere, capsys, mean, std):
+def test_real_weights_with_wrong_mean_and_std_raise_a_doubt(elsewhere, capsys, mean, std):
     home = Path(os.environ["UNFOOL_WEIGHTS"])
     file = next(home.rglob("resnet20-12fca82f.th"))
     (elsewhere / "a.yaml").write_text(
@@ -249,7 +249,7 @@ def test_real_weights_with_a_wrong_mean_and_std_raise_a_doubt(elsewhere, capsys,
     assert "far from those of such weights (mean 0.485 0.456 0.406" in told.err
 
 
-def test_a_mean_and_std_far_from_those_of_the_file_are_told(tmp_path, capsys):
+def test_mean_and_std_far_from_usual_values_print_a_warning(tmp_path, capsys):
     torch.save(WideResNet(1, 1, 10, 0.0).state_dict(), tmp_path / "a.pt")
     cifar_network(weights=tmp_path / "a.pt")
     cifar_network(weights=tmp_path / "a.pt", mean=[0.1], std=[0.9])
@@ -259,7 +259,7 @@ def test_a_mean_and_std_far_from_those_of_the_file_are_told(tmp_path, capsys):
     assert "a.pt: the given mean 0 and std 0.25 are far from" in told
 
 
-def test_a_large_file_is_not_held_twice(tmp_path):
+def test_large_file_is_not_held_in_memory_twice(tmp_path):
     network = WideResNet(blocks=1, width=24, classes=10, dropout=0.0)
     path = tmp_path / "a.pt"
     torch.save(network.state_dict(), path)

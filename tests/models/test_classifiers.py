@@ -1,4 +1,4 @@
-"""Networks as classifiers."""
+"""`NormalizedClassifier`: networks as classifiers of images in [0, 1]."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from unfool.noise import Noise, seed_torch
 
 
 class Says(nn.Module):
-    """A network that answers with `answer`."""
+    """A network that returns `answer` for any input."""
 
     def __init__(self, answer: object) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ X = torch.linspace(0, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
 NOISE = Noise.of(0, range(2))
 
 
-def test_input_is_normalized_by_channel_or_as_a_whole():
+def test_input_is_normalized_per_channel_or_by_one_value():
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 4.0])
     expected = (X - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     assert torch.equal(
@@ -47,7 +47,7 @@ def test_input_is_normalized_by_channel_or_as_a_whole():
         lambda values: torch.tensor(values, dtype=torch.float64)[None, :, None, None],
     ],
 )
-def test_constants_come_as_everybody_has_them(make):
+def test_mean_and_std_accept_all_numeric_types(make):
     given = NormalizedClassifier(nn.Flatten(), make([0.1, 0.2, 0.3]), make([1.0, 2.0, 4.0]))
     assert torch.equal(
         given(X, NOISE),
@@ -64,7 +64,7 @@ def test_constants_come_as_everybody_has_them(make):
         NormalizedClassifier(nn.Flatten(), mean=np.array([torch.nan]))
 
 
-def test_the_default_type_of_torch_changes_no_constant():
+def test_default_dtype_of_torch_does_not_change_constants():
     seed_torch(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     expected = NormalizedClassifier(network, 0.5, 0.5)(X, NOISE)
@@ -77,11 +77,11 @@ def test_the_default_type_of_torch_changes_no_constant():
     assert torch.equal(model(X, NOISE), expected)
 
 
-def test_nothing_is_normalized_unless_asked():
+def test_input_is_not_normalized_by_default():
     assert torch.equal(NormalizedClassifier(nn.Flatten())(X, NOISE), X.flatten(1))
 
 
-def test_gradient_reaches_the_pixels():
+def test_pixel_gradient_includes_normalization():
     x = X.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(
         NormalizedClassifier(nn.Flatten(), std=(0.25,))(x, NOISE).sum(), x
@@ -89,7 +89,7 @@ def test_gradient_reaches_the_pixels():
     assert torch.equal(gradient, torch.full_like(x, 4))
 
 
-def test_normalization_moves_with_the_model_and_is_no_weight():
+def test_mean_and_std_move_with_model_and_are_not_in_state_dict():
     seed_torch(0)
     model = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), (0.5,), (0.5,))
     assert set(model.state_dict()) == {"network.1.weight", "network.1.bias"}
@@ -106,21 +106,21 @@ def test_normalization_moves_with_the_model_and_is_no_weight():
         ({"logits": torch.zeros(2, 3)}, "dict"),
     ],
 )
-def test_what_is_no_logits_is_refused(answer: object, found: str):
+def test_output_that_is_not_logits_is_refused(answer: object, found: str):
     with pytest.raises(
         ValueError, match=rf"must return logits of shape \(2, K\), and returned {found}"
     ):
         NormalizedClassifier(Says(answer))(X, NOISE)
 
 
-def test_one_number_is_for_all_channels():
+def test_single_mean_and_std_apply_to_all_channels():
     for mean, std in ((0.5, 0.25), ([0.5], [0.25]), ([0.5] * 3, [0.25] * 3)):
         assert torch.equal(
             NormalizedClassifier(nn.Flatten(), mean, std)(X, NOISE), ((X - 0.5) / 0.25).flatten(1)
         )
 
 
-def test_wrong_normalization_is_refused():
+def test_invalid_mean_and_std_are_refused():
     with pytest.raises(ValueError, match=r"mean must .* 1 channels, not 3"):
         NormalizedClassifier(nn.Flatten(), mean=(0.1, 0.2, 0.3))(X[:, :1], NOISE)
     with pytest.raises(ValueError, match=r"std must .* 3 channels, not 2"):
@@ -129,7 +129,7 @@ def test_wrong_normalization_is_refused():
         NormalizedClassifier(nn.Flatten(), std=(0.1, 0.0, 0.1))
 
 
-def test_images_of_another_size_are_resized_inside_and_gradients_keep_their_size():
+def test_images_are_resized_and_gradients_keep_input_size():
     x = X.clone().requires_grad_()
     model = NormalizedClassifier(nn.Flatten(), size=6)
     logits = model(x, NOISE)
@@ -145,7 +145,7 @@ def test_images_of_another_size_are_resized_inside_and_gradients_keep_their_size
         NormalizedClassifier(nn.Flatten(), size=(0, 4))
 
 
-def test_labels_choose_and_order_the_logits():
+def test_labels_select_and_reorder_logits():
     model = NormalizedClassifier(nn.Flatten(), labels=[5, 0])
     assert torch.equal(model(X, NOISE), X.flatten(1)[:, [5, 0]])
     with pytest.raises(ValueError, match=r"labels go up to 48, .* 48 classes"):

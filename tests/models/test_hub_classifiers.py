@@ -1,4 +1,4 @@
-"""Classifiers of timm, transformers, and torchvision, where these libraries are installed."""
+"""Classifiers from timm, transformers, and torchvision, if these libraries are installed."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ PREPROCESSOR = {
 
 @pytest.fixture
 def vit(tmp_path):
-    """The folder of a small vision transformer, and its network."""
+    """Save a small vision transformer. Return its folder and its network."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     seed_torch(0)
     config = transformers.ViTConfig(
@@ -47,7 +47,7 @@ def vit(tmp_path):
     return tmp_path / "vit", network
 
 
-def test_a_folder_of_transformers_is_a_classifier_with_its_own_input(vit):
+def test_transformers_folder_is_loaded_with_its_own_normalization(vit):
     folder, network = vit
     model = unfool.load_classifier(folder, name="transformers", device="cpu")
     x = X[:, :, :16, :16]
@@ -60,7 +60,7 @@ def test_a_folder_of_transformers_is_a_classifier_with_its_own_input(vit):
     assert torch.autograd.grad(model(x).sum(), x)[0].abs().sum() > 0
 
 
-def test_a_folder_counts_by_its_contents(vit):
+def test_identity_of_folder_depends_on_contents_not_path(vit):
     folder, _ = vit
     spec = {"classifier": {"name": "transformers", "weights": str(folder)}}
     before = identity(spec)
@@ -71,7 +71,7 @@ def test_a_folder_counts_by_its_contents(vit):
     assert identity(spec) != before
 
 
-def test_classes_in_another_order_are_told_and_labels_mend_it(vit):
+def test_reordered_classes_are_refused_and_labels_correct_them(vit):
     folder, _ = vit
     data = unfool.data.Arrays(X, torch.tensor([0, 1]), ("dog", "Frog", "cat"))
     model = transformers_classifier(folder).eval()
@@ -83,7 +83,7 @@ def test_classes_in_another_order_are_told_and_labels_mend_it(vit):
         assert torch.equal(mended(X), model(X)[:, [1, 2, 0]])
 
 
-def test_what_a_folder_lacks_is_told(vit, tmp_path):
+def test_incomplete_transformers_folder_is_refused(vit, tmp_path):
     folder, network = vit
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json"):
@@ -96,7 +96,7 @@ def test_what_a_folder_lacks_is_told(vit, tmp_path):
         transformers_classifier(folder, mean=[0.5], std=[0.5])
 
 
-def test_a_model_of_timm_takes_its_input_from_timm_and_its_classes_from_the_file(tmp_path):
+def test_timm_model_takes_input_from_timm_and_classes_from_file(tmp_path):
     timm = pytest.importorskip("timm")
     network = timm.create_model("resnet18", num_classes=7).eval()
     torch.save({"state_dict": network.state_dict()}, tmp_path / "f.pt")
@@ -111,7 +111,7 @@ def test_a_model_of_timm_takes_its_input_from_timm_and_its_classes_from_the_file
         timm_classifier("resnet180")
 
 
-def test_a_model_of_torchvision_takes_its_input_from_torchvision(tmp_path):
+def test_torchvision_model_takes_size_from_torchvision(tmp_path):
     models = pytest.importorskip("torchvision.models")
     network = models.resnet18(num_classes=7).eval()
     torch.save(network.state_dict(), tmp_path / "f.pt")
@@ -129,7 +129,7 @@ def test_a_model_of_torchvision_takes_its_input_from_torchvision(tmp_path):
         (torchvision_classifier, "torchvision", "built for your torch"),
     ],
 )
-def test_a_missing_library_is_told_with_how_to_get_it(make, library, advice, monkeypatch):
+def test_missing_library_is_refused_with_install_advice(make, library, advice, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, library, None)
     with pytest.raises(ValueError, match=f"{library}.*{advice}"):
         make("resnet18", str(Path("anything.pt")))

@@ -1,4 +1,4 @@
-"""What the doctor says of files of weights, and whether it sees that a denoiser does not denoise."""
+"""`unfool doctor` on files of weights: it identifies them, and detects denoisers that do not denoise."""
 
 import json
 import re
@@ -26,7 +26,7 @@ from unfool.networks.wide_resnet import WideResNet
 from unfool.toy.blobs import Blobs, mixture
 
 CLASSIFIERS = Path(__file__).parents[1] / "fixtures" / "classifiers"
-FILES = {  # a published layout, the name its file has, and the name of the line that loads it
+FILES = {  # published layout: its file name, and the part that loads it
     "score_sde_vp_ddpmpp": ("checkpoint_8.pth", "score-sde"),
     "guided_diffusion_uncond": ("uncond.pt", "guided-diffusion"),
     "improved_diffusion": ("cifar10.pt", "improved-diffusion"),
@@ -54,7 +54,7 @@ def said(capsys, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_line_of_a_published_file_is_told(elsewhere, capsys, name):
+def test_doctor_prints_spec_line_for_published_file(elsewhere, capsys, name):
     path = file_of(name, elsewhere)
     _, told = said(capsys, str(path), "--set", "denoiser.size=16")
     line = re.search(r"load it by this line of a spec: denoiser: (.*)", told)
@@ -63,7 +63,7 @@ def test_the_line_of_a_published_file_is_told(elsewhere, capsys, name):
     assert (part["name"], part["weights"]) == (FILES[name][1], str(path))
 
 
-def test_a_file_is_told_with_its_parameters_size_and_average(elsewhere, capsys):
+def test_doctor_prints_parameters_size_and_averaging(elsewhere, capsys):
     path = file_of("edm_cifar10_uncond_vp", elsewhere)
     code, told = said(capsys, str(path))
     model = unfool.load_denoiser(name="edm", weights=str(path))
@@ -74,7 +74,7 @@ def test_a_file_is_told_with_its_parameters_size_and_average(elsewhere, capsys):
     assert code in (0, 1)
 
 
-def test_what_a_file_does_not_tell_is_asked_for_and_taken(elsewhere, capsys):
+def test_doctor_asks_for_missing_options_and_uses_them(elsewhere, capsys):
     path = file_of("guided_diffusion_uncond", elsewhere)
     code, told = said(capsys, str(path))
     assert code == 1
@@ -86,7 +86,7 @@ def test_what_a_file_does_not_tell_is_asked_for_and_taken(elsewhere, capsys):
 
 
 @pytest.mark.parametrize("name", ["kuangliu_resnet18", "wrn_trades", "chenyaofo_resnet20"])
-def test_a_classifier_is_told_and_tried(elsewhere, capsys, name):
+def test_doctor_identifies_and_examines_classifier(elsewhere, capsys, name):
     known = json.loads((CLASSIFIERS / f"{name}.json").read_text())
     prefix = known.get("seed_prefix", "")
     torch.save({n: weight(prefix + n, s) for n, s in known["weights"].items()}, "c.pth")
@@ -97,14 +97,14 @@ def test_a_classifier_is_told_and_tried(elsewhere, capsys, name):
     assert code in (0, 1)
 
 
-def test_a_resnet_of_imagenet_is_told_by_its_name(elsewhere, capsys):
+def test_doctor_identifies_imagenet_resnet_by_its_timm_name(elsewhere, capsys):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     torch.save(timm.create_model("resnet50", num_classes=10).state_dict(), "r.pth")
     _, told = said(capsys, "r.pth")
     assert "{name: timm, weights: r.pth, model: resnet50}" in told
 
 
-def test_another_network_is_told_with_the_names_of_its_weights(elsewhere, capsys):
+def test_doctor_lists_weight_names_of_unknown_network(elsewhere, capsys):
     save_file({"secret.weight": torch.zeros(3)}, "n.safetensors")
     code, told = said(capsys, "n.safetensors")
     assert code == 1
@@ -120,7 +120,9 @@ def test_another_network_is_told_with_the_names_of_its_weights(elsewhere, capsys
         ("empty.pth", b"", "empty.pth"),
     ],
 )
-def test_what_is_no_file_of_weights_is_told_in_a_sentence(elsewhere, capsys, given, content, word):
+def test_missing_or_damaged_file_is_refused_without_traceback(
+    elsewhere, capsys, given, content, word
+):
     if content is not None:
         Path(given).write_bytes(content)
     code, told = said(capsys, given)
@@ -129,14 +131,14 @@ def test_what_is_no_file_of_weights_is_told_in_a_sentence(elsewhere, capsys, giv
     assert "Traceback" not in told
 
 
-def test_a_folder_of_nothing_is_told(elsewhere, capsys):
+def test_empty_folder_is_refused(elsewhere, capsys):
     Path("nothing").mkdir()
     code, told = said(capsys, "nothing")
     assert code == 2
     assert "nothing is not a folder of weights" in told
 
 
-def test_a_trained_denoiser_denoises(capsys):
+def test_trained_denoiser_passes_denoising_check(capsys):
     code, told = said(capsys, "cifar10-denoiser-small")
     assert code == 0
     errors = [float(e) for e in re.findall(r"error is ([\d., ]+) of", told)[0].split(", ")]
@@ -158,7 +160,7 @@ def digits_denoiser() -> tuple[NetworkDenoiser, torch.Tensor, torch.Tensor]:
         ({"predicts": "edm", "time": "edm"}, "predicts: noise, time: "),
     ],
 )
-def test_a_wrong_setting_is_found_and_the_right_one_named(wrong, told):
+def test_wrong_setting_is_found_and_right_one_is_named(wrong, told):
     denoiser, x, y = digits_denoiser()
     for name, value in wrong.items():
         setattr(denoiser, name, value)
@@ -169,7 +171,7 @@ def test_a_wrong_setting_is_found_and_the_right_one_named(wrong, told):
         assert getattr(denoiser, name) == value, "the doctor leaves the denoiser as it was"
 
 
-def test_a_wrong_schedule_is_found():
+def test_wrong_schedule_is_found_and_right_one_is_named():
     denoiser = unfool.load_denoiser("cifar10-denoiser-small")
     assert isinstance(denoiser, NetworkDenoiser)
     x, _ = fetch(cifar10_sample(), range(0, 100, 3))
@@ -183,7 +185,7 @@ def test_a_wrong_schedule_is_found():
     assert found[1] == pytest.approx(good, rel=0.2)
 
 
-def test_random_weights_are_told_and_no_setting_is_named():
+def test_random_weights_fail_without_a_suggested_setting():
     denoiser, x, y = digits_denoiser()
     with torch.no_grad():
         for number, p in enumerate(denoiser.parameters()):
@@ -193,7 +195,7 @@ def test_random_weights_are_told_and_no_setting_is_named():
     assert "check that these weights are trained" in finding.what
 
 
-def test_the_exact_denoiser_is_at_least_as_good_as_the_linear_estimate():
+def test_exact_denoiser_is_at_least_as_good_as_linear_estimate():
     data = Blobs(size=256)
     x = torch.stack([data[index][0] for index in range(len(data))])
     clean = clean_images(mixture(), x, 256)
@@ -201,7 +203,7 @@ def test_the_exact_denoiser_is_at_least_as_good_as_the_linear_estimate():
     assert all(e.x_hat < 1.02 * e.linear < 1.02 * e.nothing for e in errors)
 
 
-def test_images_of_another_size_are_no_reason_to_fail():
+def test_images_of_another_size_give_a_note():
     denoiser, _, y = digits_denoiser()
     (finding,) = check_denoiser(denoiser, torch.rand(4, 3, 32, 32), y[:4], 10)  # noqa: TID251
     assert finding.mark == "note"
@@ -216,7 +218,7 @@ def test_images_of_another_size_are_no_reason_to_fail():
         ("Wu2020Adversarial.pt", 100, {"model": "Wu2020Adversarial", "dataset": "cifar100"}),
     ],
 )
-def test_a_file_with_a_name_of_robustbench_is_told_with_its_line(tmp_path, place, classes, said):
+def test_file_with_robustbench_name_is_identified(tmp_path, place, classes, said):
     path = tmp_path / place
     path.parent.mkdir(exist_ok=True)
     torch.save(WideResNet(1, 1, classes, 0.0).state_dict(), path)

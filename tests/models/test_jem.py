@@ -1,4 +1,4 @@
-"""Joint energy-based models, from files as the release writes them."""
+"""Joint energy-based models (JEM), from files in the layout of the authors' release."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from unfool.evaluation.spec import check_model
 from unfool.models.jem import JEM
 from unfool.noise import Noise, seed_torch
 
-# the smallest network, in the names of the release
+# layers of the smallest network, under the names of the release
 BLOCK = ["conv1", "conv2", "shortcut.0"]
 LAYERS = [
     "f.conv1",
@@ -30,7 +30,7 @@ NOISE = Noise.of(4, range(2))
 
 @pytest.fixture
 def state():
-    """The weights of a WRN-10-2, made without our network."""
+    """Return the weights of a WRN-10-2, created independently of our network."""
     shapes = {"f.conv1": (16, 3, 3, 3)}
     before = 16
     for stage, after in ((1, 32), (2, 64), (3, 128)):
@@ -50,7 +50,7 @@ def state():
 
 @pytest.fixture
 def file(tmp_path, state):
-    """As the release's `checkpoint` writes it."""
+    """Write a file as the function `checkpoint` of the release does."""
     torch.save(
         {"model_state_dict": state, "replay_buffer": torch.zeros(4, 3, 32, 32)},
         tmp_path / "CIFAR10_MODEL.pt",
@@ -67,7 +67,7 @@ def build(file, **options):
 
 
 def written_out(state, x):
-    """The release's forward, layer by layer."""
+    """Compute the forward pass of the release, layer by layer."""
 
     def conv(name, z, stride=1, padding=1):
         return F.conv2d(z, state[f"{name}.weight"], state[f"{name}.bias"], stride, padding)
@@ -82,14 +82,14 @@ def written_out(state, x):
     return F.linear(z, state["class_output.weight"], state["class_output.bias"])
 
 
-def test_a_published_file_is_the_network_of_the_release(file, state):
+def test_published_file_reproduces_logits_and_density_of_release(file, state):
     model, wanted = build(file), written_out(state, X)
     torch.testing.assert_close(model(X, NOISE), wanted, rtol=1e-4, atol=1e-4)
     assert isinstance(model, JEM)
     torch.testing.assert_close(model.density(X), wanted.logsumexp(1), rtol=1e-4, atol=1e-4)
 
 
-def test_names_and_size_are_those_of_the_release():
+def test_weight_names_and_sizes_match_release():
     seed_torch(0)
     names = JEM(10, 2).state_dict()
     assert list(dict.fromkeys(name.rpartition(".")[0] for name in names)) == LAYERS
@@ -101,14 +101,14 @@ def test_names_and_size_are_those_of_the_release():
     assert JEM(10, 1, classes=100).f.linear.out_features == 10, "as train_wrn_ebm.py builds it"
 
 
-def test_an_old_file_is_a_table_of_weights(tmp_path, state):
+def test_bare_state_dict_is_accepted(tmp_path, state):
     torch.save(state, tmp_path / "old.pt")
     torch.testing.assert_close(
         build(tmp_path / "old.pt")(X, NOISE), written_out(state, X), rtol=1e-4, atol=1e-4
     )
 
 
-def test_refined_logits_are_the_mean_over_chains(file, state):
+def test_logits_are_averaged_over_noisy_chains(file, state):
     model = build(file, chains=2, sigma=0.015)
     each = []
     for i in range(2):
@@ -117,11 +117,11 @@ def test_refined_logits_are_the_mean_over_chains(file, state):
     torch.testing.assert_close(model(X, NOISE), sum(each) / 2, rtol=1e-3, atol=1e-3)
 
 
-def test_a_step_climbs_the_density_and_its_gradient_is_exact(state):
+def test_refinement_step_raises_density_and_has_exact_gradient(state):
     model = JEM(10, 2, refine=1).double()
     model.load_state_dict(state)
     model.requires_grad_(False)
-    with torch.no_grad():  # a slope that the step does not overshoot
+    with torch.no_grad():  # smaller gradients, so that the step does not overshoot
         model.class_output.weight *= 0.2
     plain = JEM(10, 2).double()
     plain.load_state_dict(model.state_dict())
@@ -147,7 +147,7 @@ def test_a_step_climbs_the_density_and_its_gradient_is_exact(state):
     assert float((2 * as_identity * way).sum()) != pytest.approx(found, rel=4e-3)
 
 
-def test_mistakes_are_told(file, tmp_path):
+def test_invalid_options_and_files_are_refused(file, tmp_path):
     with pytest.raises(SpecError, match=r"f\.layer1.*depth, width"):
         build(file, width=1)
     with pytest.raises(SpecError, match="there is no file"):
@@ -159,11 +159,11 @@ def test_mistakes_are_told(file, tmp_path):
         specs.check("classifier", part(file, refin=1))
 
 
-def test_its_calls_are_counted(file):
+def test_calls_of_all_chains_and_steps_are_counted(file):
     model = specs.build("classifier", part(file, chains=2, refine=1, sigma=0.01)).eval()
     ledger, x = CallCounter(), X.clone().requires_grad_()
     with ledger.watching(model.requires_grad_(False)):
         model(x, NOISE).sum().backward()
     made = ledger.take()
-    assert made["classifier_forward"] == 2 * 2 * len(x)  # chains, and a step of each
+    assert made["classifier_forward"] == 2 * 2 * len(x)  # 2 chains, each with a step and the logits
     assert made["classifier_vjp"] >= 2 * 2 * len(x)

@@ -1,4 +1,4 @@
-"""Latent models: what they compute, by hand and by diffusers; exact gradients; folders and prompts."""
+"""Latent models: outputs against diffusers and formulas, exact gradients, folders, and prompts."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def table(tmp_path):
-    """Write a table of prompts."""
+    """Return a function that writes a table of prompts."""
 
     def write(rows, head=("prompt", "classname", "classidx")):
         with (tmp_path / "prompts.csv").open("w", newline="") as file:
@@ -69,10 +69,10 @@ def losses_of(logits):
     return F.cross_entropy(logits, y) + (logits[:, 0] * logits[:, 1]).sum()
 
 
-# ---- what it computes
+# ---- outputs
 
 
-def test_the_errors_are_those_of_the_parts_that_diffusers_loads(folders, table):
+def test_logits_equal_those_computed_with_diffusers(folders, table):
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -87,7 +87,7 @@ def test_the_errors_are_those_of_the_parts_that_diffusers_loads(folders, table):
     vae: Any = AutoencoderKL.from_pretrained(home / "vae")
     chain: Any = DDPMScheduler.from_pretrained(home / "scheduler")
     letters = {c: i + 1 for i, c in enumerate("abcdefghijklmnopqrstuvwxyz")}
-    start, end = 53, 54  # a word ends in its last letter's other form; "!" is 0 and fills up
+    start, end = 53, 54  # the last letter of a word has its own ID; "!" (ID 0) is the padding
     ids = []
     for text, _, _ in THREE:
         told = [start]
@@ -109,7 +109,7 @@ def test_the_errors_are_those_of_the_parts_that_diffusers_loads(folders, table):
     assert float(found.std(1).min()) > 1e-3, "the classes differ"
 
 
-def test_dit_is_told_the_number_and_asked_for_the_noise_alone(folders):
+def test_dit_maps_labels_to_class_numbers_and_drops_variance(folders):
     model = dit(folders["dit"], labels=[4, 1])
     assert (model.classes, model.shape) == (2, (3, 8, 8))
     z, t = keys(2).normal(torch.empty(2, 4, 4, 4)), torch.tensor(0.301).double()
@@ -121,14 +121,14 @@ def test_dit_is_told_the_number_and_asked_for_the_noise_alone(folders):
         torch.testing.assert_close(found, told[:, :4])
 
 
-def test_in_training_no_label_is_dropped_but_by_the_objective(folders):
+def test_dit_drops_no_labels_in_training_mode(folders):
     model = dit(folders["dit"]).train()
     z, t = keys(32).normal(torch.empty(32, 4, 4, 4)), torch.tensor(0.5).double()
     label = torch.full((32,), 2)
     torch.testing.assert_close(model(z, t, label), model.eval()(z, t, label))
 
 
-def test_the_chain_is_that_of_the_scheduler():
+def test_discrete_schedule_equals_diffusers_scheduler():
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     theirs = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -136,7 +136,7 @@ def test_the_chain_is_that_of_the_scheduler():
     torch.testing.assert_close(ours, theirs.alphas_cumprod.double(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_network_that_says_the_velocity_is_the_same_classifier(folders, tmp_path):
+def test_velocity_prediction_gives_same_logits_as_noise_prediction(folders, tmp_path):
     class Velocity(nn.Module):
         def __init__(self, inner, schedule):
             super().__init__()
@@ -160,7 +160,7 @@ def test_a_network_that_says_the_velocity_is_the_same_classifier(folders, tmp_pa
     assert stable_diffusion(other, predicts="noise").predicts == "noise"
 
 
-def test_images_are_resized_as_pillow_does_and_cropped_in_the_middle():
+def test_images_are_resized_like_pillow_and_center_cropped():
     for size in (5, 20):
         x = pictures(1, 9)[:, :1]
         theirs = Image.fromarray(x[0, 0].numpy()).resize((size, size), Image.Resampling.BICUBIC)
@@ -173,7 +173,7 @@ def test_images_are_resized_as_pillow_does_and_cropped_in_the_middle():
 # ---- prompts
 
 
-def test_the_error_of_a_class_is_the_mean_over_its_prompts(folders, table):
+def test_class_error_is_the_mean_over_its_prompts(folders, table):
     rows = [*THREE, ("the dog", "dog", 1), ("my dog", "dog", 1), ("one frog", "frog", 2)]
     model = stable_diffusion(folders["sd"], table(rows)).double()
     assert (model.classes, model.wordings) == (3, (1, 3, 2))
@@ -181,7 +181,7 @@ def test_the_error_of_a_class_is_the_mean_over_its_prompts(folders, table):
     singles += [("some frog", 0, 4), ("one frog", 0, 5)]
     alone = stable_diffusion(folders["sd"], table([(p, p, k) for p, _, k in singles])).double()
     x, found, wanted = pictures(2).double(), [], []
-    for rows_ in (4, 1000):  # a class may be told in two chunks
+    for rows_ in (4, 1000):  # a small batch splits the prompts of a class
         x_ = x.clone().requires_grad_()
         logits = DiffusionClassifier(model, draws=3, batch_size=rows_, scale=1.0)(x_, keys(2))
         found.append((logits, *torch.autograd.grad(losses_of(logits), x_)))
@@ -198,7 +198,7 @@ def test_the_error_of_a_class_is_the_mean_over_its_prompts(folders, table):
     assert sum(rows_seen) >= 2 * 6 * 16
 
 
-def test_prompts_are_read_and_refused_in_a_sentence(table):
+def test_prompts_are_read_and_invalid_tables_are_refused(table):
     assert read_prompts("cifar10") == [[f"a blurry photo of a {name}."] for name in cifar.CLASSES]
     told = read_prompts(table(THREE), ["a blurry photo of a {class}.", "one {class}"])
     assert told[2] == ["a blurry photo of a frog.", "one frog"]
@@ -218,8 +218,8 @@ def test_prompts_are_read_and_refused_in_a_sentence(table):
         read_prompts("cifar10", ["a photo"])
 
 
-def test_a_size_that_is_not_its_own(folders):
-    """Larger images in the model: they are resized to it, and the network is asked about more latents."""
+def test_size_option_resizes_images_and_enlarges_latents(folders):
+    """A larger `size` than the model's own: images are resized to it, and the latents grow with it."""
     model = stable_diffusion(folders["sd"], size=16)
     x, noise = pictures(2).requires_grad_(), keys(2)
     z = model.encode(x)
@@ -244,9 +244,9 @@ def test_a_size_that_is_not_its_own(folders):
 
 
 @pytest.mark.parametrize("kind", ["sd", "dit"])
-def test_the_gradient_is_that_of_finite_differences(folders, kind):
+def test_gradient_equals_finite_differences(folders, kind):
     model = {"sd": stable_diffusion, "dit": dit}[kind](folders[kind]).double()
-    x, noise = pictures(5).double(), keys(5)  # more than the autoencoder takes at a time
+    x, noise = pictures(5).double(), keys(5)  # more than the autoencoder encodes at once
     classifier = DiffusionClassifier(model, draws=4, batch_size=30, scale=1.0)
     x_ = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(losses_of(classifier(x_, noise)), x_)
@@ -257,7 +257,7 @@ def test_the_gradient_is_that_of_finite_differences(folders, kind):
     assert float((gradient * way).sum()) == pytest.approx(float((above - below) / 2e-5), rel=1e-6)
 
 
-def test_the_one_product_through_the_encoder_is_that_of_plain_autograd(folders, table):
+def test_gradient_through_encoder_equals_plain_autograd(folders, table):
     model = stable_diffusion(folders["sd"], table(THREE)).double()
     x, noise = pictures(2).double().requires_grad_(), keys(2)
     classifier = DiffusionClassifier(model, draws=3, batch_size=7, scale=1.0)
@@ -270,7 +270,7 @@ def test_the_one_product_through_the_encoder_is_that_of_plain_autograd(folders, 
     assert bool((plain.flatten(1).abs().amax(1) > 0).all())
 
 
-def test_an_image_is_encoded_once_and_a_text_never_again(folders, table):
+def test_image_is_encoded_once_and_text_encoder_is_not_kept(folders, table):
     model = stable_diffusion(folders["sd"], table(THREE))
     encoded, told = [], []
     model.vae.encoder.register_forward_hook(lambda m, i, out: encoded.append(len(out)))
@@ -293,7 +293,7 @@ def test_an_image_is_encoded_once_and_a_text_never_again(folders, table):
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_half_precision_is_for_the_network_alone(folders, precision):
+def test_half_precision_applies_to_network_only(folders, precision):
     whole = stable_diffusion(folders["sd"])
     half = stable_diffusion(folders["sd"], precision=precision)
     assert {p.dtype for p in half.network.parameters()} == {getattr(torch, precision)}
@@ -303,7 +303,7 @@ def test_half_precision_is_for_the_network_alone(folders, precision):
         x_ = x.clone().requires_grad_()
         logits = DiffusionClassifier(model, draws=5, scale=1.0)(x_, keys(2))
         assert logits.dtype == torch.float32
-        # of a loss far below the least of float16, as one of many draws and pixels is
+        # scaled far below the range of float16, as a mean over many draws and pixels is
         (gradient,) = torch.autograd.grad(1e-9 * losses_of(logits), x_)
         found.append((logits.detach(), 1e9 * gradient.flatten(1)))
     (logits, gradient), (near, close) = found
@@ -312,7 +312,7 @@ def test_half_precision_is_for_the_network_alone(folders, precision):
     torch.testing.assert_close(close.norm(dim=1), gradient.norm(dim=1), rtol=0.1, atol=0)
 
 
-def test_weights_in_training_see_no_scale(folders):
+def test_weight_gradients_are_not_scaled_in_bfloat16(folders):
     model = stable_diffusion(folders["sd"], precision="bfloat16")
     unet_of(model).conv_out.requires_grad_(True)
     whole = stable_diffusion(folders["sd"])
@@ -328,7 +328,7 @@ def test_weights_in_training_see_no_scale(folders):
 # ---- as a purifier
 
 
-def test_purified_images_have_the_size_they_came_in(folders):
+def test_purified_images_keep_input_size(folders):
     model = stable_diffusion(folders["sd"])
     purifier = DiffPure(model, t=0.01, steps=2)
     x = pictures(2, 8)
@@ -363,7 +363,7 @@ def spec(elsewhere, folders):
 
 
 @pytest.mark.parametrize("kind", ["dit", "sd"])
-def test_a_spec_is_evaluated_and_examined(spec, folders, table, kind, capsys):
+def test_spec_of_latent_model_is_examined_and_evaluated(spec, folders, table, kind, capsys):
     if kind == "sd":
         prompts = table([*THREE, ("a ship", "ship", 3)])
         told = {"name": "stable-diffusion", "weights": str(folders["sd"]), "prompts": prompts}
@@ -379,7 +379,7 @@ def test_a_spec_is_evaluated_and_examined(spec, folders, table, kind, capsys):
     assert report["cost"]["nfe_vjp"] > 0
 
 
-def test_the_run_is_of_the_weights_not_of_their_place(spec, folders, tmp_path):
+def test_run_identity_depends_on_weights_not_path(spec, folders, tmp_path):
     def identity(home):
         spec["classifier"]["denoiser"] |= {"weights": str(home)}
         return specs.identity(spec)
@@ -392,7 +392,7 @@ def test_the_run_is_of_the_weights_not_of_their_place(spec, folders, tmp_path):
     assert identity(other) != identity(folders["dit"])
 
 
-def test_the_run_is_of_the_adapter_s_content_not_of_its_place(elsewhere, folders):
+def test_run_identity_depends_on_adapter_content_not_path(elsewhere, folders):
     spec = {"denoiser": {"name": "dit", "weights": str(folders["dit"]), "adapter": "one"}}
     for name, content in (("one", b"1"), ("other", b"1")):
         Path(name).write_bytes(content)
@@ -406,7 +406,7 @@ def test_the_run_is_of_the_adapter_s_content_not_of_its_place(elsewhere, folders
 # ---- files
 
 
-def test_a_missing_file_is_named(folders, tmp_path, spec, mistake):
+def test_missing_and_truncated_files_are_named(folders, tmp_path, spec, mistake):
     with pytest.raises(ValueError, match=r"lacks unet/config\.json.* vae"):
         stable_diffusion(tmp_path / "none")
     other = tmp_path / "copy"
@@ -426,7 +426,7 @@ def test_a_missing_file_is_named(folders, tmp_path, spec, mistake):
         dit(folders["dit"], size=9)
 
 
-def test_a_missing_package_is_named(folders, monkeypatch):
+def test_missing_package_is_refused_with_install_advice(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"pip install 'unfool\[latent\]'"):
         stable_diffusion(folders["sd"])
@@ -442,7 +442,7 @@ def test_purifying_images_of_another_size_is_refused(folders, spec, mistake):
     assert "the images are 3 x 6 x 6 and the denoiser was made for 3 x 8 x 8" in said
 
 
-def test_weights_that_lack_something_are_refused(folders, tmp_path):
+def test_incomplete_weights_are_refused(folders, tmp_path):
     from safetensors.torch import load_file, save_file
 
     other = tmp_path / "copy"
@@ -455,7 +455,7 @@ def test_weights_that_lack_something_are_refused(folders, tmp_path):
         dit(other)
 
 
-def test_files_of_the_first_releases_are_read(folders, tmp_path):
+def test_files_of_early_releases_are_read(folders, tmp_path):
     from safetensors.torch import load_file, save_file
 
     other = tmp_path / "old"
@@ -482,7 +482,7 @@ def test_files_of_the_first_releases_are_read(folders, tmp_path):
     torch.testing.assert_close(model.network.texts, same.network.texts)
 
 
-def test_weights_of_torch_are_read_where_there_are_no_others_and_run_no_code(folders, tmp_path):
+def test_torch_weights_are_read_if_only_they_exist_and_run_no_code(folders, tmp_path):
     from safetensors.torch import load_file
 
     other = tmp_path / "bin"
@@ -512,7 +512,7 @@ class Trap:
         return Path.touch, (self.mark,)
 
 
-def test_repositories_are_tried_in_turn(folders, tmp_path, monkeypatch):
+def test_download_repositories_are_tried_in_order(folders, tmp_path, monkeypatch):
     import huggingface_hub
 
     asked = []

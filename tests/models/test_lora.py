@@ -1,4 +1,4 @@
-"""LoRA: it begins as nothing, learns beside frozen weights, and is kept in the layout of diffusers."""
+"""LoRA adapters: they start at zero, train beside frozen weights, and use the layout of diffusers."""
 
 import json
 import sys
@@ -55,7 +55,7 @@ def made(attention=(1,), seed=0):
 
 
 def learned(model, seed=1):
-    """As if it had been trained: nothing of the adapter is 0."""
+    """Set all weights of the adapter to random nonzero values, as if it had been trained."""
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         if weight.requires_grad:
@@ -70,13 +70,13 @@ def logits(denoiser, x=X):
 
 @pytest.fixture
 def base(elsewhere):
-    """A folder `base` with a trained denoiser."""
+    """Save a denoiser with its card in the folder `base`."""
     card.save(Path("base"), "denoiser", specs.check("denoiser", BASE), made())
     return Path("base")
 
 
 @pytest.mark.parametrize("layers", [None, "convolutions"])
-def test_it_begins_exactly_as_the_model(layers):
+def test_new_adapter_does_not_change_logits(layers):
     plain, model = made(), made()
     lora.add(model, layers=layers)
     assert torch.equal(logits(model), logits(plain))
@@ -87,7 +87,7 @@ def test_it_begins_exactly_as_the_model(layers):
     }
 
 
-def test_beside_stable_diffusion_it_begins_as_nothing(elsewhere):
+def test_new_adapter_does_not_change_logits_of_stable_diffusion(elsewhere):
     stable_diffusion(Path("sd"))
     plain, model = (
         specs.build("denoiser", {"name": "stable-diffusion", "weights": "sd"}) for _ in "ab"
@@ -97,7 +97,7 @@ def test_beside_stable_diffusion_it_begins_as_nothing(elsewhere):
     assert not torch.equal(logits(learned(model), RGB), logits(plain, RGB))
 
 
-def test_the_layers_are_those_that_are_asked():
+def test_adapter_is_added_to_requested_layers():
     names = lora.add(made())
     assert {name.rsplit(".", 1)[1] for name in names} == {"to_q", "to_k", "to_v", "to_out"}
     assert len(names) == 16, "a way down, the middle, two on the way up"
@@ -119,7 +119,7 @@ def test_the_layers_are_those_that_are_asked():
         lora.add(model)
 
 
-def test_dropout_is_the_adapter_s_alone_and_of_training_alone(base):
+def test_dropout_applies_only_to_adapter_in_training_mode(base):
     model = made()
     lora.add(model, dropout=0.5)
     learned(model)
@@ -138,15 +138,15 @@ def test_dropout_is_the_adapter_s_alone_and_of_training_alone(base):
         lora.add(made(), dropout=-0.1)
 
 
-def test_no_dropout_is_the_default(base):
+def test_dropout_is_zero_by_default(base):
     asked, none = (
         started(lora=said)["training"]["lora"] for said in ("{rank: 2}", "{rank: 2, dropout: 0}")
     )
     assert asked == none == {"rank": 2, "alpha": None, "layers": None, "dropout": 0}
 
 
-def test_names_are_whole_names():
-    """`proj` at the root is not `block.proj`, whatever ends alike."""
+def test_layer_names_are_matched_in_full():
+    """The name `block.proj` does not select `proj` at the root, although both end alike."""
     inner = nn.Sequential()
     inner.add_module("proj", nn.Linear(2, 2))
     model = nn.Sequential()
@@ -157,8 +157,8 @@ def test_names_are_whole_names():
     assert not isinstance(inner.proj, nn.Linear)
 
 
-def test_stable_diffusion_2_has_as_many_weights_as_published():
-    """829,952 at rank 4, on queries, keys, values and outputs (methods of the release)."""
+def test_adapter_of_stable_diffusion_2_has_published_size():
+    """The release has 829,952 weights at rank 4, on queries, keys, values, and outputs."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -173,7 +173,7 @@ def test_stable_diffusion_2_has_as_many_weights_as_published():
 
 
 @pytest.mark.parametrize("layers", [None, "convolutions"])
-def test_saved_and_loaded_it_says_the_same(elsewhere, layers):
+def test_loaded_adapter_gives_logits_of_saved_adapter(elsewhere, layers):
     model = made()
     lora.add(model, rank=2, alpha=3.0, layers=layers)
     before = logits(learned(model))
@@ -186,7 +186,7 @@ def test_saved_and_loaded_it_says_the_same(elsewhere, layers):
     assert torch.equal(logits(lora.merged(model)), logits(loaded))
 
 
-def test_diffusers_reads_it_and_it_reads_diffusers(elsewhere):
+def test_adapter_files_are_exchanged_with_diffusers(elsewhere):
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     def network():
@@ -222,8 +222,8 @@ def test_diffusers_reads_it_and_it_reads_diffusers(elsewhere):
     assert torch.allclose(said(read), said(ours), atol=1e-6)
 
 
-def test_an_adapter_of_a_transformer_is_named_as_one(elsewhere):
-    """As diffusers names the part of a pipeline; and it comes back with its strength."""
+def test_transformer_adapter_is_saved_with_its_prefix_and_alpha(elsewhere):
+    """The prefix is that of diffusers for this part of a pipeline; loading restores `alpha`."""
 
     def model():
         return specs.build("denoiser", {"name": "dit", "weights": "dit"})
@@ -242,7 +242,7 @@ def test_an_adapter_of_a_transformer_is_named_as_one(elsewhere):
     assert not torch.allclose(found, begun, rtol=1e-2)
 
 
-def test_an_adapter_for_another_model_is_refused(elsewhere):
+def test_adapter_for_another_model_is_refused(elsewhere):
     model = made()
     names = lora.add(model)
     told = lora.base_weights_hash(model)
@@ -275,7 +275,7 @@ def started(**changes):
 
 
 @pytest.mark.parametrize("merged", [True, False])
-def test_training_changes_the_adapter_alone(base, monkeypatch, merged):
+def test_training_changes_only_adapted_layers(base, monkeypatch, merged):
     if not merged:
         monkeypatch.setattr(card, "MERGED", 0)
     folder = training.run(started(save_steps=[4]), Path("run"), quiet=True)
@@ -300,7 +300,7 @@ def test_training_changes_the_adapter_alone(base, monkeypatch, merged):
     assert specs.identity({"weights": "run"}) != asked
 
 
-def test_an_adapter_whose_base_has_changed_is_told(base, monkeypatch):
+def test_adapter_is_refused_when_its_base_has_changed(base, monkeypatch):
     monkeypatch.setattr(card, "MERGED", 0)
     training.run(started(steps=1), Path("run"), quiet=True)
     card.save(base, "denoiser", specs.check("denoiser", BASE), made(seed=9))
@@ -311,7 +311,7 @@ def test_an_adapter_whose_base_has_changed_is_told(base, monkeypatch):
         card.trained_denoiser("run")
 
 
-def test_what_it_began_as_may_be_an_adapter(base):
+def test_training_can_start_from_an_adapted_model(base):
     training.run(started(steps=1), Path("one"), quiet=True)
     again = specs.load(SPEC, ["denoiser.weights=one", "training.steps=1"])
     training.run(check(again), Path("two"), quiet=True)
@@ -321,8 +321,8 @@ def test_what_it_began_as_may_be_an_adapter(base):
     assert torch.isfinite(logits(card.trained_denoiser("two"))).all()
 
 
-def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monkeypatch):
-    """Stable Diffusion in small: attacked, adapted, kept as an adapter, and loaded with its base."""
+def test_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monkeypatch):
+    """A tiny Stable Diffusion is attacked, adapted, saved as an adapter, and loaded with its base."""
     stable_diffusion(Path("sd"))
     np.savez("rgb.npz", images=np.full((4, 8, 8, 3), 99, np.uint8), labels=np.array([0, 1, 2, 9]))
     spec = {
@@ -369,8 +369,8 @@ def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monk
     assert all(".to_" in name for name in changed), "neither the autoencoder nor anything else"
 
 
-def test_an_adapter_beside_half_precision_is_added_before_it_is_rounded(elsewhere):
-    """What it adds, far below the last digit of bfloat16, is not lost: it is there in the mean."""
+def test_adapter_is_merged_before_rounding_to_bfloat16(elsewhere):
+    """The change is far below the resolution of bfloat16, but it is kept on average over weights."""
     stable_diffusion(Path("sd"))
     asked = {"name": "stable-diffusion", "weights": "sd", "precision": "bfloat16"}
     part = specs.check("denoiser", asked)
@@ -404,7 +404,7 @@ def test_an_adapter_beside_half_precision_is_added_before_it_is_rounded(elsewher
 
 
 @pytest.mark.parametrize("kind", [stable_diffusion, dit])
-def test_a_latent_model_takes_an_adapter_s_file_without_a_card(elsewhere, kind):
+def test_latent_model_accepts_adapter_file_without_card(elsewhere, kind):
     part = {"name": kind.__name__.replace("_", "-"), "weights": str(kind(Path("model")))}
 
     def model(**options):
@@ -423,7 +423,7 @@ def test_a_latent_model_takes_an_adapter_s_file_without_a_card(elsewhere, kind):
     torch.testing.assert_close(half.network.state_dict(), rounded, rtol=0, atol=0)
 
 
-def test_a_file_that_is_no_adapter_of_this_model_is_told_in_a_sentence(elsewhere, monkeypatch):
+def test_invalid_adapter_file_is_refused(elsewhere, monkeypatch):
     stable_diffusion(Path("sd"))
     other = made()
     lora.add(other)
@@ -451,7 +451,7 @@ def test_a_file_that_is_no_adapter_of_this_model_is_told_in_a_sentence(elsewhere
         specs.build("denoiser", {**wrong, "adapter": "right.safetensors"})
 
 
-def test_weights_below_float32_are_not_trained(elsewhere):
+def test_training_half_precision_weights_is_refused(elsewhere):
     stable_diffusion(Path("sd"))
     half = {"name": "stable-diffusion", "weights": "sd", "precision": "float16"}
     changes = [f"denoiser={json.dumps(half)}", "training.lora=null"]
@@ -467,7 +467,7 @@ def test_weights_below_float32_are_not_trained(elsewhere):
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
-def test_a_class_without_a_prompt_is_told_before_it_is_taken_for_the_null_text(elsewhere, lora):
+def test_class_without_prompt_is_refused(elsewhere, lora):
     stable_diffusion(Path("sd"))
     rows = [f"a {name},{name},{k}" for k, name in enumerate("abcdefghi")]
     Path("nine.csv").write_text("\n".join(["prompt,classname,classidx", *rows]))
@@ -491,14 +491,14 @@ def test_a_class_without_a_prompt_is_told_before_it_is_taken_for_the_null_text(e
         prepare(evaluation.check(specs.load(judged)))
 
 
-def test_a_denoiser_of_pixels_knows_all_classes_or_none(base):
+def test_pixel_denoiser_with_too_few_classes_is_refused(base):
     small = [f"denoiser={json.dumps(BASE | {'classes': 1})}"]
     spec = specs.load(SPEC, [*small, "training.lora=null", "training.steps=1"])
     with pytest.raises(SpecError, match=r"2 classes.*'bright'.* 1"):
         training.run(check(spec), Path("run"), quiet=True)
 
 
-def test_a_killed_training_ends_with_the_same_bits(base):
+def test_resumed_training_ends_with_the_same_bits(base):
     whole = training.run(started(), Path("whole"), quiet=True)
     folder = stopped(started(), Path("killed"), 6)  # after the checkpoint of step 3
     resumed = training.run(started(), folder, quiet=True)
@@ -515,6 +515,6 @@ def test_a_killed_training_ends_with_the_same_bits(base):
         (["training.lora.dropout=1"], "lora.dropout must be from 0 to below 1, not 1"),
     ],
 )
-def test_a_spec_that_does_not_fit_is_told(base, changes, said):
+def test_invalid_lora_specs_are_refused(base, changes, said):
     with pytest.raises(SpecError, match=said):
         check(specs.load(SPEC, changes))

@@ -1,7 +1,7 @@
-"""The papers' settings, from command to report, on the files that they name.
+"""The papers' specs, from the command to the report, on files with the names that they expect.
 
-The files have the published layout and random weights of a tiny width; two images, two steps. What the
-published widths tell by themselves (the size of the images, the heads) has to be said of such files.
+The files have the published layouts, random weights, and tiny widths; a run takes two images and two
+steps. Options that follow from a published width, such as the image size, are given explicitly.
 """
 
 import json
@@ -33,7 +33,7 @@ TRAINED = ["training.steps=2", "training.batch_size=2"]
 
 
 def classifier(name: str, path: str, classes: int = 10) -> None:
-    """A classifier in a published layout, of other numbers of classes, too."""
+    """Write a classifier in a published layout, with any number of classes."""
     known = json.loads((CLASSIFIERS / f"{name}.json").read_text())
     *_, last = (n for n, shape in known["weights"].items() if n.endswith("weight"))
     head = last.rpartition(".")[0]
@@ -51,7 +51,7 @@ def denoiser(name: str, path: str) -> None:
 
 
 def score_sde(path: str = "checkpoint_8.pth") -> None:
-    """As its authors wrote it: raw weights of DataParallel, and a list of averaged parameters."""
+    """Write a file as the authors do: raw weights of DataParallel, and a list of averaged parameters."""
     known = fixture("score_sde_vp_ddpmpp")
     model = {f"module.{n}": v for n, v in state_of(known, "raw.").items()}
     ema = {"decay": 0.9999, "shadow_params": list(state_of(known).values())}
@@ -59,7 +59,7 @@ def score_sde(path: str = "checkpoint_8.pth") -> None:
 
 
 def cifar(folder: str, classes: int) -> None:
-    """Files of the binary layout, of black images with a little of everything."""
+    """Write files in the binary layout: one pattern for all images, and labels of all classes."""
     home, head = Path(folder), 2 if classes == 100 else 1
     home.mkdir()
     names = {"test": 10_000, "train": 50_000} if classes == 100 else dict.fromkeys(
@@ -115,7 +115,7 @@ def faces() -> None:
 
 
 def in_two_steps(*attacks: str) -> list[str]:
-    """What makes an evaluation of two images and two steps of a spec with these attacks' options."""
+    """Return changes that reduce an evaluation to two images, with the given options of each attack."""
     rows = (f"attacks.{i}.{option}" for i, said in enumerate(attacks) for option in said.split())
     return [*FEW, *rows]
 
@@ -133,7 +133,7 @@ def diffpure_cifar10_bpda() -> list[str]:
 
 
 def with_timm(file: str, classes: int) -> list[str]:
-    """The network of timm that the spec names; without timm, one of another collection in its place."""
+    """Write the spec's timm network, or another one without timm. Return the changes to the spec."""
     if find_spec("timm"):
         timm = import_module("timm")
         name = file.partition("-")[0].removesuffix(".pth")
@@ -214,7 +214,7 @@ def command(kind: str, name: str, changes: list[str]) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVALUATIONS)
-def test_an_evaluation_runs_from_the_command_to_the_report(elsewhere, name):
+def test_evaluation_of_paper_spec_writes_report(elsewhere, name):
     assert command("evaluate", name, EVALUATIONS[name]()) == 0
     report = json.loads((elsewhere / "run" / "report.json").read_text())
     assert report["n"] == 2
@@ -226,7 +226,7 @@ def test_an_evaluation_runs_from_the_command_to_the_report(elsewhere, name):
 
 
 def few_test_images(size: int, classes: int) -> list[str]:
-    """Four images to measure on, in place of the 2000 that take minutes."""
+    """Write four test images, because the usual 2000 take minutes. Return the change to the spec."""
     images = np.arange(4 * size * size * 3).reshape(4, size, size, 3) % 241
     labels = np.array([0, 1, 0, classes - 1])
     np.savez("few.npz", images=images.astype(np.uint8), labels=labels)
@@ -266,14 +266,14 @@ TRAININGS: dict[str, Callable[[], list[str]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_training_runs_from_the_command_to_the_card(elsewhere, name):
+def test_training_of_paper_spec_writes_card(elsewhere, name):
     assert command("train", name, [*TRAININGS[name](), *TRAINED]) == 0
     made = json.loads((elsewhere / "run" / "card.json").read_text())
     assert made["kind"] == "denoiser"
     assert made["training"]["steps"] == 2
 
 
-def test_every_setting_of_the_papers_is_walked_through():
+def test_all_paper_specs_are_covered():
     walked = {*EVALUATIONS, *TRAININGS}
     prefixes = ("diffpure-", "coup-", "addt-cifar100", "addt-tiny", "distribution-", "tmdc-")
     shipped = Path(build.__file__).parents[1] / "specs"

@@ -1,4 +1,4 @@
-"""Published checkpoints, named by a spec: they load, and give the numbers of the original code."""
+"""Checkpoints in published layouts load from a spec, and reproduce outputs of the original code."""
 
 import json
 import math
@@ -30,7 +30,7 @@ from unfool.diffusion.schedule import VP, Discrete, time_of_noise
 from unfool.networks.score_unet import ADM, DDPMPP, ScoreUNet
 from unfool.noise import Noise
 
-SMALL = {"size": 16}  # of the images of the fixtures
+SMALL = {"size": 16}  # the image size of the fixtures
 
 
 def load(name: str, weights: Path, **options: Any) -> Denoiser:
@@ -45,11 +45,11 @@ def saved(folder: Path, content: object, name: str = "a.pt") -> Path:
 
 
 def answer(model: Denoiser, case: dict[str, Any], at_noise: bool = False) -> tuple[Tensor, Tensor]:
-    """What a denoiser says of a case, and what the original said."""
+    """Return the output of a denoiser for a case, and that of the original code."""
     shape = tuple(case["x_shape"])
     x_t = torch.from_numpy(1.5 * numbers("x_t", shape)).float()
     t, alpha = torch.tensor(case["t"], dtype=torch.float64), 1.0
-    if at_noise:  # x_t is x_0 + sigma noise, for images of [-1, 1]
+    if at_noise:  # x_t is x_0 + sigma noise, for images in [-1, 1]
         t = torch.tensor(time_of_noise(VP(), case["t"] / 2), dtype=torch.float64)
         alpha = float(VP()(t).alpha)
     label = None if case["labels"] is None else torch.tensor(case["labels"])
@@ -86,7 +86,7 @@ def check(
 
 
 def score_sde_file(folder: Path, known: dict[str, Any]) -> Path:
-    """As score_sde writes it: the raw weights of DataParallel, and a list of averaged parameters."""
+    """Write a file as score_sde does: raw weights of DataParallel, and a list of averaged parameters."""
     average, raw = state_of(known), state_of(known, "raw.")
     trained = [v for n, v in average.items() if n != "all_modules.0.W"]
     raw = {n: v if n != "all_modules.0.W" else average[n] for n, v in raw.items()}
@@ -97,7 +97,7 @@ def score_sde_file(folder: Path, known: dict[str, Any]) -> Path:
     return saved(folder, {"optimizer": {"state": {}}, "model": model, "ema": ema, "step": 7})
 
 
-def test_score_sde_vp(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_score_sde_vp_reproduces_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     known = fixture("score_sde_vp_ddpmpp")
     assert list(known["weights"]) == known["order"]
     model = load("score-sde", score_sde_file(tmp_path, known), **SMALL)
@@ -105,10 +105,10 @@ def test_score_sde_vp(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     check(model, known)
 
 
-def test_score_sde_ve(tmp_path: Path):
+def test_score_sde_ve_reproduces_original(tmp_path: Path):
     known = fixture("score_sde_ve_ncsnpp")
     model = load("score-sde", score_sde_file(tmp_path, known), **SMALL)
-    for case in known["cases"]:  # of images of [0, 1], at noise for them
+    for case in known["cases"]:  # the original takes images in [0, 1], and sigma on their scale
         u = torch.from_numpy(1.5 * numbers("x_t", tuple(case["x_shape"]))).float() / 3 + 0.5
         t = torch.tensor(time_of_noise(VP(), case["t"]), dtype=torch.float64)
         with torch.no_grad():
@@ -117,7 +117,7 @@ def test_score_sde_ve(tmp_path: Path):
         assert (found - told).abs().max() < 1e-5 * told.abs().max()
 
 
-def test_score_sde_of_another_sde_is_told(tmp_path: Path):
+def test_score_sde_file_of_another_sde_is_refused(tmp_path: Path):
     file = score_sde_file(tmp_path, fixture("score_sde_ve_ncsnpp"))
     with pytest.raises(specs.SpecError, match="set sde: ve, not vp"):
         load("score-sde", file, sde="vp")
@@ -141,7 +141,7 @@ NCSNPP = replace(DDPMPP, fourier=True, pyramid=True, resample_filter=(1, 3, 3, 1
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_other_networks_of_score_sde(tmp_path: Path, options: dict[str, Any], prefix: str):
+def test_score_sde_architectures_are_inferred(tmp_path: Path, options: dict[str, Any], prefix: str):
     network = lively(ScoreUNet(**{"style": DDPMPP, "heads": 1, **options}))
     if network.style.fourier:
         network.frequencies.copy_(weight("frequencies", (32,)))
@@ -158,13 +158,13 @@ def test_other_networks_of_score_sde(tmp_path: Path, options: dict[str, Any], pr
 # ---- guided-diffusion, improved-diffusion, consistency models
 
 
-def test_guided_diffusion(tmp_path: Path):
+def test_guided_diffusion_reproduces_original(tmp_path: Path):
     known = fixture("guided_diffusion_uncond")
     file = saved(tmp_path, state_of(known))
     check(load("guided-diffusion", file, **SMALL, head_width=32), known)
 
 
-def test_guided_diffusion_with_labels_and_the_new_attention_order(tmp_path: Path):
+def test_conditional_guided_diffusion_reproduces_original(tmp_path: Path):
     known = fixture("guided_diffusion_cond")
     file = saved(tmp_path, state_of(known))
     cosine = {"name": "discrete", "kind": "cosine"}
@@ -176,7 +176,7 @@ def test_guided_diffusion_with_labels_and_the_new_attention_order(tmp_path: Path
     check(model, known)
 
 
-def test_improved_diffusion(tmp_path: Path):
+def test_improved_diffusion_reproduces_original(tmp_path: Path):
     known = fixture("improved_diffusion")
     file = saved(tmp_path, state_of(known))
     check(load("improved-diffusion", file, **SMALL, heads=4), known)
@@ -186,7 +186,7 @@ def test_improved_diffusion(tmp_path: Path):
     ("layout", "file"),
     [("consistency_edm_teacher", "edm_a.pt"), ("consistency_model", "cd_a.pt")],
 )
-def test_consistency(tmp_path: Path, layout: str, file: str):
+def test_consistency_models_reproduce_original(tmp_path: Path, layout: str, file: str):
     known = fixture(layout)
     path = saved(tmp_path, state_of(known), file)
     check(load("consistency", path, **SMALL, head_width=32), known, at_noise=True, within=5e-5)
@@ -195,7 +195,7 @@ def test_consistency(tmp_path: Path, layout: str, file: str):
         load("consistency", other, **SMALL, head_width=32)
 
 
-def test_what_a_file_of_guided_diffusion_does_not_tell_is_asked_for(tmp_path: Path):
+def test_options_missing_from_guided_diffusion_file_are_requested(tmp_path: Path):
     file = saved(tmp_path, state_of(fixture("guided_diffusion_uncond")))
     with pytest.raises(specs.SpecError, match=r"width 32, levels 1,2, 1 blocks, .*size: 64"):
         load("guided-diffusion", file)
@@ -208,7 +208,7 @@ def test_what_a_file_of_guided_diffusion_does_not_tell_is_asked_for(tmp_path: Pa
 
 
 PLAIN = replace(ADM, blocks_resample=False, scale_shift=False)
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # our network, and what a spec says
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # our network, and options of a spec
     "deep": ({"widths": (32, 64, 96), "layers": 2, "attention": (1, 2), "heads": 2}, {"heads": 2}),
     "wide heads": ({"widths": (32, 64), "attention": (0, 1), "head_width": 16}, {"head_width": 16}),
     "no attention below": ({"widths": (64, 32), "layers": 3, "heads": 1}, {"heads": 1}),
@@ -222,7 +222,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # our network, a
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("order", ["legacy", "new"])
-def test_other_networks_of_guided_diffusion(tmp_path: Path, name: str, order: str):
+def test_guided_diffusion_architectures_are_inferred(tmp_path: Path, name: str, order: str):
     options, told = VARIANTS[name]
     network = lively(ScoreUNet(**options))
     file = saved(tmp_path, {f"module.{n}": v for n, v in openai_state(network, order).items()})
@@ -237,7 +237,7 @@ def test_other_networks_of_guided_diffusion(tmp_path: Path, name: str, order: st
         assert torch.allclose(model.network(x, time, label), network(x, time, label), atol=1e-5)
 
 
-# As published: our network, millions of weights, size of the images, and the chain.
+# Published file: loader, our network, millions of weights, image size, schedule, and time.
 ATTENTION = {"outputs": 6, "head_width": 64}
 WHOLE: dict[str, tuple[str, dict[str, Any], float, int, Discrete, str]] = {
     "256x256_diffusion_uncond.pt": (
@@ -331,12 +331,12 @@ WHOLE: dict[str, tuple[str, dict[str, Any], float, int, Discrete, str]] = {
 
 
 @pytest.mark.parametrize("file", WHOLE)
-def test_the_published_files_of_openai_are_known_by_their_shapes(tmp_path: Path, file: str):
+def test_published_openai_files_are_recognized_by_their_shapes(tmp_path: Path, file: str):
     name, options, millions, size, schedule, time = WHOLE[file]
     with torch.device("meta"):
         network = ScoreUNet(**options)
     state = {n: torch.zeros(1).expand(v.shape) for n, v in openai_state(network, "legacy").items()}
-    # A file of a few kB, for its tables repeat one number.
+    # The file has only a few kB, because each tensor repeats one number.
     model = load(name, saved(tmp_path, state))
     assert isinstance(model, NetworkDenoiser)
     assert sum(p.numel() for p in model.network.parameters()) / 1e6 == pytest.approx(
@@ -347,21 +347,23 @@ def test_the_published_files_of_openai_are_known_by_their_shapes(tmp_path: Path,
 
 
 def attention_of(network: Any) -> dict[str, int]:
-    """The width of the heads of each attention."""
+    """Return the head width of each attention layer."""
     return {n: m.head for n, m in network.named_modules() if hasattr(m, "to_q")}
 
 
 # ---- DDPM and diffusers
 
 
-def test_ddpm(tmp_path: Path):
+def test_ddpm_reproduces_original(tmp_path: Path):
     known = fixture("ho_ddpm")
     check(load("ddpm", saved(tmp_path, state_of(known), "model.ckpt"), **SMALL), known)
     with pytest.raises(specs.SpecError, match=r"not one of the published .*1,2.*size: 64"):
         load("ddpm", tmp_path / "model.ckpt")
 
 
-def test_a_training_checkpoint_of_ddim(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_ddim_training_checkpoint_uses_averaged_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     known = fixture("ho_ddpm")
     raw, average = ({f"module.{n}": v for n, v in state_of(known, s).items()} for s in ("raw.", ""))
     file = saved(tmp_path, [raw, {"state": {}, "param_groups": []}, 3, 400, average], "ckpt.pth")
@@ -414,7 +416,7 @@ UNETS: dict[str, dict[str, Any]] = {  # settings of diffusers' UNet2DModel
 
 
 def diffusers_folder(home: Path, settings: dict[str, Any], at_root: bool, **options: Any) -> Any:
-    """A folder as diffusers saves a pipeline, or as google/ddpm-* lie, and the network in it."""
+    """Save a folder like a diffusers pipeline, or like google/ddpm-*. Return network and scheduler."""
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -427,7 +429,7 @@ def diffusers_folder(home: Path, settings: dict[str, Any], at_root: bool, **opti
 
 @pytest.mark.parametrize("name", UNETS)
 @pytest.mark.parametrize("at_root", [True, False])
-def test_a_folder_of_diffusers(tmp_path: Path, name: str, at_root: bool):
+def test_diffusers_folder_reproduces_diffusers(tmp_path: Path, name: str, at_root: bool):
     network, scheduler = diffusers_folder(
         tmp_path, UNETS[name], at_root, safe_serialization=at_root
     )
@@ -445,7 +447,7 @@ def test_a_folder_of_diffusers(tmp_path: Path, name: str, at_root: bool):
         assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_attention_as_diffusers_named_it_in_2022(tmp_path: Path):
+def test_attention_names_of_early_diffusers_are_read(tmp_path: Path):
     settings = UNETS["as google/ddpm-cifar10-32"]
     network, _ = diffusers_folder(tmp_path, settings, True, safe_serialization=False)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -459,7 +461,7 @@ def test_attention_as_diffusers_named_it_in_2022(tmp_path: Path):
     assert torch.allclose(before(x, t), load("diffusers", tmp_path)(x, t), atol=1e-5)
 
 
-def test_a_folder_that_is_not_computed_here_is_told(tmp_path: Path):
+def test_unsupported_diffusers_folder_is_refused(tmp_path: Path):
     with pytest.raises(specs.SpecError, match=r"needs config\.json, scheduler_config\.json"):
         load("diffusers", tmp_path)
     diffusers_folder(tmp_path, UNETS["other sines"], True)
@@ -475,7 +477,7 @@ def test_a_folder_that_is_not_computed_here_is_told(tmp_path: Path):
 # ---- EDM
 
 
-EDM = {  # layout: how close, since the original rounds the time of one to float32
+EDM = {  # layout: tolerance; one is larger, because the original rounds time to float32
     "edm_cifar10_uncond_vp": 1e-5,
     "edm_cifar10_uncond_ve": 1e-5,
     "edm_imagenet64_adm": 1e-5,
@@ -485,7 +487,7 @@ EDM = {  # layout: how close, since the original rounds the time of one to float
 
 
 @pytest.mark.parametrize("layout", EDM)
-def test_edm(tmp_path: Path, layout: str):
+def test_edm_reproduces_original(tmp_path: Path, layout: str):
     known = fixture(layout)
     model = load("edm", edm_pickle(known, tmp_path / "a.pkl"))
     assert model.shape == (3, 16, 16)
@@ -493,7 +495,7 @@ def test_edm(tmp_path: Path, layout: str):
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module.model."])
-def test_a_bare_table_of_edm(tmp_path: Path, prefix: str):
+def test_bare_state_dict_of_edm_is_read_in_any_order(tmp_path: Path, prefix: str):
     known = fixture("edm_cifar10_uncond_vp")
     state = {prefix + n.removeprefix("model."): v for n, v in state_of(known).items()}
     names = sorted(state, reverse=True)  # in any order
@@ -501,7 +503,7 @@ def test_a_bare_table_of_edm(tmp_path: Path, prefix: str):
     check(model, known, at_noise=True)
 
 
-def test_labels_of_edm_shift_what_the_first_layer_is_told(tmp_path: Path):
+def test_edm_labels_shift_input_of_first_layer(tmp_path: Path):
     known = fixture("edm_cifar10_uncond_vp")
     state = state_of(known)
     told = state["model.map_layer0.weight"].shape[1]
@@ -521,8 +523,8 @@ def test_labels_of_edm_shift_what_the_first_layer_is_told(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["VEPrecond", "iDDPMPrecond"])
-def test_the_other_preconditionings_of_edm(tmp_path: Path, name: str):
-    levels = torch.linspace(40, 0, 101, dtype=torch.float64) ** 2 / 40  # of 100 steps, falling
+def test_other_edm_preconditionings_equal_their_formulas(tmp_path: Path, name: str):
+    levels = torch.linspace(40, 0, 101, dtype=torch.float64) ** 2 / 40  # 100 steps, decreasing
     known = fixture("edm_cifar10_uncond_vp") | {"class_name": name}
     known |= {"tables": {"u": levels}} if name == "iDDPMPrecond" else {}
     model = load("edm", edm_pickle(known, tmp_path / "a.pkl"))
@@ -542,7 +544,7 @@ def test_the_other_preconditionings_of_edm(tmp_path: Path, name: str):
         assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_an_unknown_class_of_edm_is_told(tmp_path: Path):
+def test_unknown_edm_class_is_refused(tmp_path: Path):
     known = fixture("edm_cifar10_uncond_vp") | {"class_name": "MinePrecond"}
     with pytest.raises(specs.SpecError, match=r"a\.pkl holds a MinePrecond"):
         load("edm", edm_pickle(known, tmp_path / "a.pkl"))
@@ -566,10 +568,10 @@ def vae(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_dit(tmp_path: Path, vae: Path, nested: bool):
+def test_dit_reproduces_original(tmp_path: Path, vae: Path, nested: bool):
     known = fixture("dit")
     content: Any = dit_state(known)
-    if nested:  # as its train.py saves
+    if nested:  # as DiT's train.py saves it
         args = Namespace(model="DiT-XL/2", num_classes=10)
         content = {"model": dit_state(known, "raw."), "ema": content, "opt": {}, "args": args}
     file = saved(tmp_path, content)
@@ -578,7 +580,7 @@ def test_dit(tmp_path: Path, vae: Path, nested: bool):
     check(model, known)
 
 
-def test_a_folder_of_dit_is_told_the_time_as_its_weights_were(tmp_path: Path, vae: Path):
+def test_dit_folder_uses_time_frequencies_of_its_training(tmp_path: Path, vae: Path):
     known = fixture("dit")
     original = load("dit", saved(tmp_path, dit_state(known)), vae=str(vae), heads=2)
     network: Any = original.network
@@ -591,7 +593,7 @@ def test_a_folder_of_dit_is_told_the_time_as_its_weights_were(tmp_path: Path, va
     assert (found - told).abs().max() > 0.01 * told.abs().max()
 
 
-def test_what_a_file_of_dit_does_not_tell_is_asked_for(tmp_path: Path, vae: Path):
+def test_options_missing_from_dit_file_are_requested(tmp_path: Path, vae: Path):
     file = saved(tmp_path, dit_state(fixture("dit")))
     with pytest.raises(specs.SpecError, match=r"a\.pt .* vae: FOLDER"):
         load("dit", file)
@@ -599,10 +601,10 @@ def test_what_a_file_of_dit_does_not_tell_is_asked_for(tmp_path: Path, vae: Path
         load("dit", file, vae=str(vae))
 
 
-# ---- what all have in common
+# ---- all families
 
 
-FILES: dict[str, tuple[str, dict[str, Any]]] = {  # a layout, and what else is said of it
+FILES: dict[str, tuple[str, dict[str, Any]]] = {  # loader: layout, and further options
     "consistency": ("consistency_edm_teacher", {"kind": "teacher", **SMALL, "head_width": 32}),
     "ddpm": ("ho_ddpm", SMALL),
     "dit": ("dit", {"heads": 2}),
@@ -624,7 +626,7 @@ def published(name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_another_family_is_told(tmp_path: Path, vae: Path, name: str):
+def test_file_of_another_family_is_refused(tmp_path: Path, vae: Path, name: str):
     for other in FILES:
         if other == name or {other, name} <= SAME_NAMES:
             continue
@@ -638,7 +640,7 @@ def test_a_file_of_another_family_is_told(tmp_path: Path, vae: Path, name: str):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_no_whole_network_is_told(tmp_path: Path, vae: Path, name: str):
+def test_incomplete_or_mismatched_file_is_refused(tmp_path: Path, vae: Path, name: str):
     state, options = published(name), options_of(name, vae)
     names = list(state)
     for kept in (len(names) // 3, len(names) // 2, len(names) - 8, len(names) - 1):
@@ -660,7 +662,7 @@ def test_a_file_that_is_no_whole_network_is_told(tmp_path: Path, vae: Path, name
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_weights_of_half_precision_are_computed_in_float32(tmp_path: Path, vae: Path, name: str):
+def test_half_precision_weights_are_computed_in_float32(tmp_path: Path, vae: Path, name: str):
     state = published(name)
     torso = {n: v.half() if v.ndim > 1 else v for n, v in state.items()}
     half = load(name, saved(tmp_path, torso), **options_of(name, vae))
@@ -672,7 +674,7 @@ def test_weights_of_half_precision_are_computed_in_float32(tmp_path: Path, vae: 
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_published_file_is_named_from_python(tmp_path: Path, vae: Path, name: str):
+def test_load_denoiser_accepts_published_files(tmp_path: Path, vae: Path, name: str):
     file = saved(tmp_path, published(name))
     model = unfool.load_denoiser(name=name, weights=file, **options_of(name, vae))
     case = fixture(FILES[name][0])["cases"][0]
@@ -683,7 +685,7 @@ def test_a_published_file_is_named_from_python(tmp_path: Path, vae: Path, name: 
         unfool.load_denoiser(name=name, weights=file, sizes=3)
 
 
-def test_the_identity_of_a_spec_changes_with_the_weights(tmp_path: Path):
+def test_identity_of_spec_changes_with_the_weights(tmp_path: Path):
     state = published("ddpm")
     file = saved(tmp_path, state)
     part = {"denoiser": {"name": "ddpm", "weights": str(file)}}
@@ -701,8 +703,8 @@ def test_the_identity_of_a_spec_changes_with_the_weights(tmp_path: Path):
     assert specs.identity(part) != before
 
 
-def test_diffpure_runs_on_a_published_checkpoint(tmp_path: Path):
-    """A shipped spec, with a small network in the published layout in place of its own."""
+def test_diffpure_runs_on_published_checkpoint(tmp_path: Path):
+    """The network is small, but in the published layout; outputs are finite, gradients nonzero."""
     known = fixture("score_sde_vp_ddpmpp")
     model = load("score-sde", score_sde_file(tmp_path, known))
     part = {"name": "diffpure", "t": 0.1, "steps": 2, "sampler": "sde", "forward": "discrete"}

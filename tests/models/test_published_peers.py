@@ -1,7 +1,7 @@
-"""Published checkpoints at full width, beside the code of their authors where it is at hand.
+"""Published checkpoints at full width, against the code of their authors if it is available.
 
 `UNFOOL_PEERS` names a folder with clones of the original repositories, under their own names. Each
-original builds its network in a process of its own, writes the file that it publishes, and answers.
+original runs in a separate process: it builds its network, writes a file, and computes an output.
 """
 
 import os
@@ -178,11 +178,11 @@ class Case(NamedTuple):
     """A published network.
 
     Attributes:
-        repository: Of its authors.
-        script: Builds it there.
-        name: What a spec calls it.
-        file: The name of its file.
-        needs: Packages that the original needs and we do not.
+        repository: Name of the authors' repository.
+        script: Script that builds the network there.
+        name: Name of its loader in a spec.
+        file: Name of its file.
+        needs: Packages that the original needs and `unfool` does not.
     """
 
     repository: str
@@ -256,7 +256,7 @@ STABLE = {
 
 
 @pytest.mark.parametrize("case", STABLE)
-def test_stable_diffusion_at_full_width_answers_as_the_original(tmp_path: Path, case: str):
+def test_stable_diffusion_at_full_width_reproduces_original(tmp_path: Path, case: str):
     repository, settings = STABLE[case]
     path = tmp_path / f"{case}.ckpt"
     script = STABLE_DIFFUSION.format(**settings)
@@ -274,7 +274,7 @@ def test_stable_diffusion_at_full_width_answers_as_the_original(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_network_at_full_width_answers_as_the_original(tmp_path: Path, case: str):
+def test_network_at_full_width_reproduces_original(tmp_path: Path, case: str):
     repository, script, name, file, needs = CASES[case]
     expected, x, *inputs = original(repository, script, tmp_path / file, needs)
     part: dict[str, Any] = {"name": name, "weights": str(tmp_path / file)}
@@ -288,7 +288,7 @@ def test_a_network_at_full_width_answers_as_the_original(tmp_path: Path, case: s
 
 
 def original(repository: str, script: str, file: Path, needs: Sequence[str] = ()) -> list[Any]:
-    """Run a script in a clone of a repository: it writes `file`; returns what it answers, and to what."""
+    """Run a script with a cloned repository, which writes `file`. Return its output and inputs."""
     home = Path(PEERS or "nowhere") / repository
     if not home.is_dir():
         pytest.skip(f"set UNFOOL_PEERS to a folder with a clone of {repository}")

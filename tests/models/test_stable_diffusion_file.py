@@ -1,4 +1,4 @@
-"""Stable Diffusion in the single file of its authors, beside the same weights in a folder."""
+"""Stable Diffusion in the authors' single file, against the same weights in a folder."""
 
 import shutil
 
@@ -27,7 +27,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def place(folders, tmp_path):
-    """Write a file of a version beside a tokenizer."""
+    """Return a function that writes the file of a version, with a tokenizer beside it."""
 
     def write(version, name=None, change=dict):
         state = change(published.single_state(folders[version], version))
@@ -43,7 +43,7 @@ def place(folders, tmp_path):
 
 
 def agree(one, two):
-    """Whether two models give the same x_hat, latents and images, for each class and for none."""
+    """Check that two models give the same latents, images, and predictions, with and without labels."""
     x = Noise.of(0, range(2)).uniform(torch.empty(2, 3, 8, 8))
     with torch.no_grad():
         z = one.encode(x)
@@ -57,7 +57,7 @@ def agree(one, two):
 
 
 def converted_text(state, folder):
-    """What diffusers makes of a file's text encoder, under the names in the folder."""
+    """Convert a file's text encoder with diffusers. Return it under the names in the folder."""
     from diffusers.loaders import single_file_utils as utils
     from transformers import CLIPTextModel
 
@@ -72,7 +72,7 @@ def converted_text(state, folder):
 
 
 @pytest.mark.parametrize("version", NAMES)
-def test_a_file_here_has_the_names_that_diffusers_converts(folders, version):
+def test_generated_files_have_the_names_that_diffusers_converts(folders, version):
     from diffusers.loaders import single_file_utils
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -90,7 +90,7 @@ def test_a_file_here_has_the_names_that_diffusers_converts(folders, version):
 
 @pytest.mark.parametrize("version", NAMES)
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
-def test_a_file_is_the_model_of_the_folder(folders, place, version, ending):
+def test_single_file_gives_model_of_the_folder(folders, place, version, ending):
     path = place(version, f"{NAMES[version]}.{ending}")
     part: Part = {"name": "stable-diffusion", "weights": str(path), "size": 8}
     model = specs.build("denoiser", part)
@@ -101,7 +101,7 @@ def test_a_file_is_the_model_of_the_folder(folders, place, version, ending):
     assert bool(torch.autograd.grad(x_hat.sum(), x)[0].isfinite().all())
 
 
-def test_averaged_weights_are_taken_and_it_is_said(folders, place, capsys):
+def test_averaged_weights_are_loaded_with_a_message(folders, place, capsys):
     path = place(1, "v1-5-pruned.ckpt", published.with_averages)
     agree(stable_diffusion(path, size=8), stable_diffusion(folders[1]))
     assert "using the averaged weights ('model_ema')" in capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_averaged_weights_are_taken_and_it_is_said(folders, place, capsys):
         stable_diffusion(place(1, "v1-5-pruned.ckpt", without_one), size=8)
 
 
-def test_what_a_network_predicts_is_known_or_asked_for(place):
+def test_prediction_type_is_known_or_requested(place):
     path = place(2, "mine.safetensors")
     with pytest.raises(ValueError, match=r"mine\.safetensors.*: noise.*: velocity"):
         stable_diffusion(path)
@@ -126,7 +126,7 @@ def test_what_a_network_predicts_is_known_or_asked_for(place):
     assert stable_diffusion(place(1, "mine.ckpt")).shape == (3, 512, 512)
 
 
-def test_files_in_half_precision_and_half_precision_of_a_network(folders, place):
+def test_half_precision_file_and_network_stay_close_to_float32(folders, place):
     def halved(state):
         return {n: v.half() if v.is_floating_point() else v for n, v in state.items()}
 
@@ -161,12 +161,12 @@ def test_files_in_half_precision_and_half_precision_of_a_network(folders, place)
         ),
     ],
 )
-def test_incomplete_files_are_told(place, change, told):
+def test_incomplete_files_are_refused(place, change, told):
     with pytest.raises(ValueError, match=told):
         stable_diffusion(place(1, change=change), size=8)
 
 
-def test_a_missing_tokenizer_or_file_is_told(folders, place, tmp_path):
+def test_missing_tokenizer_or_file_is_refused(folders, place, tmp_path):
     path = place(1)
     shutil.rmtree(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match=r"vocab\.json.*tokenizer: FOLDER"):
@@ -178,7 +178,7 @@ def test_a_missing_tokenizer_or_file_is_told(folders, place, tmp_path):
         stable_diffusion(tmp_path / "none.ckpt")
 
 
-def test_the_line_that_loads_a_file_is_told(place):
+def test_identify_returns_the_part_that_loads_a_file(place):
     path = place(2)
     line = {"name": "stable-diffusion", "weights": str(path)}
     assert (identify(path).kind, identify(path).part) == ("denoiser", line)
@@ -187,7 +187,7 @@ def test_the_line_that_loads_a_file_is_told(place):
     assert "tokenizer" in identify(path).advice
 
 
-def test_the_doctor_says_how_to_tell_what_a_network_predicts(place, capsys):
+def test_doctor_asks_for_prediction_type(place, capsys):
     path = place(2, "mine.ckpt")
     assert run(["doctor", str(path)]) == 1
     assert "--set denoiser.predicts=noise" in capsys.readouterr().out

@@ -28,7 +28,7 @@ def images(channels: int = 3, size: int = 8) -> torch.Tensor:
     "options",
     [{}, {"channels": 1}, {"patch": 2}, {"attention": (1,)}, {"layers": 2}, {"widths": (8,)}],
 )
-def test_it_denoises_images_of_its_shape(options):
+def test_output_has_shape_of_images_and_depends_on_each(options):
     model, channels = make(**options), options.get("channels", 3)
     x = images(channels).requires_grad_()
     out = model(x, torch.tensor(0.1))
@@ -38,14 +38,14 @@ def test_it_denoises_images_of_its_shape(options):
     assert (gradient.flatten(1).norm(dim=1) > 0).all()
 
 
-def test_images_do_not_see_each_other():
+def test_images_of_a_batch_are_independent():
     model, x = make(attention=(1,)), images()
     together = model(x, torch.tensor(0.1))
     alone = torch.cat([model(x[i : i + 1], torch.tensor(0.1)) for i in range(2)])
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_time_and_label_matter():
+def test_output_depends_on_time_and_label():
     model, x = make(classes=3), images()
     t = torch.tensor(0.1)
     none, zero, one = (model(x, t, y) for y in (None, torch.zeros(2).long(), torch.ones(2).long()))
@@ -56,7 +56,7 @@ def test_time_and_label_matter():
     assert not torch.allclose(model.predict(x, t), model.predict(x, torch.tensor(0.5)))
 
 
-def test_heads_answer_for_all_labels_in_one_call():
+def test_multi_head_network_predicts_all_labels_in_one_call():
     model, x, t = make(classes=3, multi_head=True), images(), torch.tensor([0.1, 0.4])
     t = t[:, None, None, None]
     labels = torch.tensor([[2, 0, 3], [1, 1, 0]])
@@ -68,7 +68,7 @@ def test_heads_answer_for_all_labels_in_one_call():
     assert not torch.allclose(together[0, 0], together[0, 1])
 
 
-def test_heads_begin_as_the_one_they_come_from(tmp_path):
+def test_multi_head_network_starts_as_copies_of_its_source(tmp_path):
     one, many = make(), make(classes=3, multi_head=True)
     part: Part = {"name": "unet", "size": 8, "widths": (8, 16), "groups": 4}
     card.save(tmp_path, "denoiser", part, one)
@@ -78,12 +78,12 @@ def test_heads_begin_as_the_one_they_come_from(tmp_path):
         assert torch.allclose(many(x, t, label), one(x, t), atol=1e-6)
 
 
-def test_heads_need_classes():
+def test_multi_head_requires_classes():
     with pytest.raises(ValueError, match="multi_head"):
         make(multi_head=True)
 
 
-def test_attention_is_only_where_it_is_asked_for():
+def test_attention_is_only_at_requested_levels():
     def heads(model: nn.Module) -> int:
         return sum("Attention" in type(part).__name__ for part in model.modules())
 
@@ -92,13 +92,13 @@ def test_attention_is_only_where_it_is_asked_for():
     assert heads(make(attention=(0, 1))) > heads(make(attention=(1,)))
 
 
-def test_the_first_weights_are_the_seed_s():
+def test_initial_weights_depend_only_on_the_seed():
     one, other = make(), make()
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_mistakes_are_told():
+def test_invalid_sizes_are_refused():
     with pytest.raises(ValueError, match="multiple of patch x 2"):
         unet(size=10, widths=(8, 16, 32), groups=4)
     with pytest.raises(ValueError, match="multiple of groups = 32"):

@@ -1,4 +1,4 @@
-"""Latent models of a few weights, saved in the diffusers layout."""
+"""Tiny latent models, saved in the layout of diffusers."""
 
 import json
 import string
@@ -11,10 +11,10 @@ from unfool.noise import Noise, seed_torch
 
 
 def autoencoder():
-    """An autoencoder for 8 x 8 images, of latents of 4 channels."""
+    """Return an autoencoder for 8 x 8 images, with latents of 4 channels."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    blocks: dict[str, Any] = {  # a tuple of any length, whatever their types say
+    blocks: dict[str, Any] = {  # tuples of any length work, whatever the type hints say
         "block_out_channels": (8, 8),
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,
@@ -29,7 +29,7 @@ def autoencoder():
 
 
 def lively(network):
-    """A network whose every weight counts: none is left at zero."""
+    """Replace all-zero parameters by random ones, so that every weight affects the output."""
     with torch.no_grad():
         for i, p in enumerate(network.parameters()):
             if not bool(p.any()):
@@ -38,7 +38,7 @@ def lively(network):
 
 
 def scheduler(folder, prediction, kind, low, high):
-    """The settings of a chain of 1000 steps."""
+    """Write the scheduler settings of a diffusion process with 1000 steps."""
     (folder / "scheduler").mkdir(parents=True)
     settings = {"beta_schedule": kind, "beta_start": low, "beta_end": high}
     settings |= {"num_train_timesteps": 1000, "prediction_type": prediction}
@@ -46,9 +46,9 @@ def scheduler(folder, prediction, kind, low, high):
 
 
 def tokenizer(folder: Path, fill: str = "!") -> int:
-    """A tokenizer of letters in a folder; returns how many words it knows.
+    """Write a tokenizer whose tokens are letters. Return the size of its vocabulary.
 
-    As in Stable Diffusion 2, its settings contradict each other, and `fill` counts.
+    As in Stable Diffusion 2, its files disagree about the padding token; `fill` is the one used.
     """
     letters = string.ascii_lowercase
     words = ["!", *letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -63,7 +63,7 @@ def tokenizer(folder: Path, fill: str = "!") -> int:
 
 
 def stable_diffusion(folder: Path, prediction: str = "epsilon") -> Path:
-    """A text encoder with a tokenizer of letters, an autoencoder and a U-Net for 8 x 8 images."""
+    """Save a text encoder with a tokenizer of letters, an autoencoder, and a U-Net for 8 x 8 images."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -98,7 +98,7 @@ def stable_diffusion(folder: Path, prediction: str = "epsilon") -> Path:
 
 
 def dit(folder: Path) -> Path:
-    """A DiT of 6 classes for 8 x 8 images, saved under the name that the public ones have."""
+    """Save a DiT with 6 classes for 8 x 8 images, under the class name that the published ones have."""
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     seed_torch(1, "tiny")

@@ -1,4 +1,4 @@
-"""Which files of the user's own code count in what a run is told by."""
+"""Which files of the user's code count in the identity of a run."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def own(elsewhere, monkeypatch):
         {"classifier": {"name": "network", "network": "mine:Net"}},
     ],
 )
-def test_every_file_that_the_code_imports_counts(own, name, spec):
+def test_change_in_imported_file_changes_the_hash(own, name, spec):
     before = specs.code_hash(spec)
     assert specs.code_hash(spec) == before
     (own / name).write_text(FILES[name] + "# changed\n")
@@ -59,25 +59,25 @@ def test_every_file_that_the_code_imports_counts(own, name, spec):
 
 
 @pytest.mark.parametrize("name", ["unrelated.py", "tools/unused.py"])
-def test_files_that_nobody_imports_do_not_count(own, name):
+def test_change_in_unused_file_keeps_the_hash(own, name):
     before = specs.code_hash({"purifier": {"name": "mine:Shade"}})
     (own / name).write_text("changed = 1\n")
     assert specs.code_hash({"purifier": {"name": "mine:Shade"}}) == before
 
 
-def test_the_packages_around_a_module_count(own):
+def test_change_in_enclosing_package_changes_the_hash(own):
     before = specs.code_hash({"purifier": "tools.kernels:Thing"})
     (own / "tools" / "__init__.py").write_text("changed = 1\n")
     assert specs.code_hash({"purifier": "tools.kernels:Thing"}) != before
 
 
-def test_nothing_is_imported_to_find_the_files(own):
+def test_imported_files_are_found_without_importing_them(own):
     (own / "helper.py").write_text("raise SystemExit('imported')\n")
     (own / "tools" / "__init__.py").write_text("raise SystemExit('imported')\n")
     assert specs.code_hash({"purifier": "mine:Shade"})
 
 
-def test_the_code_that_a_card_names_counts(own):
+def test_change_in_code_named_by_a_card_changes_the_hash(own):
     (own / "trained").mkdir()
     card = '{"part": {"name": "network", "network": {"name": "mine:Net"}}}'
     (own / "trained" / "card.json").write_text(card)
@@ -113,7 +113,7 @@ def command(*changes, out="run"):
     return ["evaluate", "blobs", *words, "--out", out, "--quiet"]
 
 
-def test_a_run_is_not_mixed_from_two_versions_of_a_helper(elsewhere, mistake):
+def test_run_with_a_changed_helper_is_not_continued_or_merged(elsewhere, mistake):
     (elsewhere / "shade.py").write_text(SHADE)
     (elsewhere / "helper_of_shade.py").write_text("STRENGTH = 0.0\n")
     shade = command("purifier=shade:Shade")
@@ -125,7 +125,7 @@ def test_a_run_is_not_mixed_from_two_versions_of_a_helper(elsewhere, mistake):
     assert "with other code" in mistake("merge", "run", "other", "--out", "whole")
 
 
-def test_a_run_is_not_mixed_from_two_sets_of_weights(elsewhere, mistake):
+def test_run_with_changed_weights_is_not_continued(elsewhere, mistake):
     import torch
 
     (elsewhere / "own_net.py").write_text(NET)

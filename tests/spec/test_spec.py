@@ -1,4 +1,4 @@
-"""Specs: what is read, what is refused and how, and what a run is identified by."""
+"""Specs: how they are read, which ones are refused, and what identifies a run."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def checked(**changes):
     return evaluation.check(specs.load(TOY | changes))
 
 
-def test_fractions_and_exponents_are_numbers():
+def test_fractions_and_exponents_are_read_as_numbers():
     threat = specs.load(TOY).get("threat", {})
     assert threat["eps"] == pytest.approx(8 / 255, abs=1e-12)
     assert specs.load({"a": [{"b": "1e-4"}]}) == {"a": [{"b": 1e-4}]}
@@ -31,7 +31,7 @@ def test_fractions_and_exponents_are_numbers():
         specs.load({"a": "8/0"})
 
 
-def test_changes_reach_into_tables_lists_and_bare_names():
+def test_changes_apply_inside_tables_lists_and_bare_names():
     spec: Any = specs.load(TOY, ["attacks.0.steps=7", "classifier.side=3", "threat.eps=1/2"])
     assert spec["attacks"][0]["steps"] == 7
     assert spec["classifier"] == {"name": "bayes", "side": 3}
@@ -48,7 +48,7 @@ def test_changes_reach_into_tables_lists_and_bare_names():
         ("threat.eps=[", "--set"),
     ],
 )
-def test_bad_changes(change, said):
+def test_invalid_changes_are_refused(change, said):
     with pytest.raises(SpecError, match=said):
         specs.load(TOY, [change])
 
@@ -60,7 +60,7 @@ def test_defaults_are_filled_in():
     assert spec["evaluation"]["draws"] == 8
 
 
-def test_identity_is_of_what_is_asked_alone(tmp_path):
+def test_identity_ignores_machine_defaults_images_and_paths(tmp_path):
     same = specs.identity(checked())
     assert specs.identity(checked(machine={"batch_size": 3, "device": "cpu"})) == same
     assert specs.identity(checked(evaluation={"draws": 8})) == same, "a default said aloud"
@@ -79,7 +79,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
 @pytest.mark.parametrize(
     "part", [{"data": {"name": "huggingface", "path": ""}}, {"denoiser": {"tokenizer": ""}}]
 )
-def test_a_folder_is_told_by_what_is_in_it_and_not_by_its_place(tmp_path, part):
+def test_identity_of_folder_depends_on_contents_not_path(tmp_path, part):
     ((kind, table),) = part.items()
 
     def identity(home):
@@ -145,18 +145,18 @@ def test_a_folder_is_told_by_what_is_in_it_and_not_by_its_place(tmp_path, part):
         ({"machine": {"execution": "fast"}}, "machine.execution must be one of auto, plain"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_built(changes, said):
+def test_invalid_specs_are_refused_in_one_line(changes, said):
     with pytest.raises(SpecError, match=said) as refused:
         checked(**changes)
     assert "\n" not in str(refused.value)
 
 
-def test_a_missing_part_is_named():
+def test_missing_section_is_named():
     with pytest.raises(SpecError, match="'threat'"):
         evaluation.check({key: v for key, v in TOY.items() if key != "threat"})
 
 
-def test_a_spec_that_is_no_table(tmp_path):
+def test_file_that_is_not_a_spec_is_refused(tmp_path):
     path = tmp_path / "bad.yaml"
     with pytest.raises(SpecError, match=r"bad.yaml .*YAML file"):
         specs.load(path)
@@ -175,7 +175,7 @@ def test_a_spec_that_is_no_table(tmp_path):
         specs.load("blob")
 
 
-def test_a_checked_spec_is_a_spec_of_the_same_run():
+def test_checked_spec_is_a_spec_with_the_same_identity():
     for name in ("blobs", "demo"):
         once = evaluation.check(specs.load(name))
         again = evaluation.check(specs.load(once))
@@ -183,7 +183,7 @@ def test_a_checked_spec_is_a_spec_of_the_same_run():
         assert specs.identity(again) == specs.identity(once)
 
 
-def test_every_shipped_spec_is_sound():
+def test_every_shipped_spec_is_valid():
     from unfool.certification import certify
     from unfool.evaluation import sweep
     from unfool.training import spec as training
@@ -196,7 +196,7 @@ def test_every_shipped_spec_is_sound():
         kind.check(spec, folder="/nowhere")
 
 
-def test_an_experiment_of_the_repository_is_named_by_its_file(tmp_path, monkeypatch):
+def test_name_of_an_experiment_suggests_its_file(tmp_path, monkeypatch):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "digits-eps.yaml").write_text("{}")
     monkeypatch.chdir(tmp_path)

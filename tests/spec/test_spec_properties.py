@@ -1,4 +1,4 @@
-"""Specs that nobody would write: either they mean what they say, or one error says what is wrong."""
+"""Random specs: each is read as written, or refused by one error that says what is wrong."""
 
 import json
 import string
@@ -59,7 +59,7 @@ SPECS = {
 
 
 def refused_or(call):
-    """What a call returns; None if it refuses its spec in one sentence."""
+    """Return what a call returns, or None if it refuses its spec with a message."""
     try:
         return call()
     except SpecError as error:
@@ -74,7 +74,7 @@ def refused_or(call):
         st.binary(max_size=60), st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace"))
     )
 )
-def test_any_file_is_a_spec_or_refused(tmp_path, content):
+def test_arbitrary_file_is_a_spec_or_refused(tmp_path, content):
     path = tmp_path / "any.yaml"
     path.write_bytes(content)
     found = refused_or(lambda: specs.load(path))
@@ -83,7 +83,7 @@ def test_any_file_is_a_spec_or_refused(tmp_path, content):
 
 @FILES
 @given(st.text("{}[]:,&*!|>'\"%@`#-? \n\tabx01.~<=", max_size=50))
-def test_any_text_of_yaml_s_own_signs_is_a_spec_or_refused(tmp_path, content):
+def test_text_of_yaml_characters_is_a_spec_or_refused(tmp_path, content):
     path = tmp_path / "any.yaml"
     path.write_text(content)
     found = refused_or(lambda: specs.load(path))
@@ -92,7 +92,7 @@ def test_any_text_of_yaml_s_own_signs_is_a_spec_or_refused(tmp_path, content):
 
 @FILES
 @given(st.dictionaries(WORDS, VALUES, max_size=4))
-def test_a_table_is_read_as_it_was_written(tmp_path, table):
+def test_table_is_read_as_written(tmp_path, table):
     path = tmp_path / "table.yaml"
     path.write_text(yaml.safe_dump(table))
     assert specs.load(path) == table
@@ -100,7 +100,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path, table):
 
 
 @given(st.lists(WORDS, min_size=1, max_size=3), VALUES)
-def test_a_change_puts_its_value_where_it_says(path, value):
+def test_change_sets_the_value_at_its_path(path, value):
     found = specs.load({}, [f"{'.'.join(path)}={json.dumps(value)}"])
     for step in path:
         found = found[step]
@@ -108,7 +108,7 @@ def test_a_change_puts_its_value_where_it_says(path, value):
 
 
 @given(st.text(max_size=30))
-def test_any_change_is_made_or_refused(change):
+def test_arbitrary_change_is_applied_or_refused(change):
     found = refused_or(lambda: specs.load({"a": [1, {"b": 2}], "c": "d"}, [change]))
     assert found is None or isinstance(found, dict)
 
@@ -116,7 +116,7 @@ def test_any_change_is_made_or_refused(change):
 @pytest.mark.parametrize("check", SPECS, ids=["evaluation", "certification", "training"])
 @settings(max_examples=150)
 @given(st.data())
-def test_any_value_anywhere_is_checked_or_refused(check, data):
+def test_arbitrary_value_at_any_place_is_checked_or_refused(check, data):
     spec = json.loads(json.dumps(SPECS[check]))
     place, value = spec, data.draw(ODD)
     while True:
@@ -135,5 +135,5 @@ def test_any_value_anywhere_is_checked_or_refused(check, data):
 
 
 @pytest.mark.parametrize("check", SPECS, ids=["evaluation", "certification", "training"])
-def test_the_specs_of_these_tests_are_sound(check):
+def test_unchanged_specs_of_these_tests_are_valid(check):
     assert check(specs.load(SPECS[check]), None)

@@ -1,4 +1,4 @@
-"""YAML and `--set` that would mean something else than they seem to are refused."""
+"""YAML and `--set` values that would be read differently than they look are refused."""
 
 import re
 from pathlib import Path
@@ -47,14 +47,14 @@ TOY = {
         ("a: !!python/object/apply:os.system [ls]", "python/object"),
     ],
 )
-def test_what_yaml_would_change_or_drop_is_refused(tmp_path: Path, text: str, said: str):
+def test_text_that_yaml_would_change_or_drop_is_refused(tmp_path: Path, text: str, said: str):
     (tmp_path / "s.yaml").write_text(text + "\n")
     with pytest.raises(SpecError, match=f"(?s)s.yaml.*{said}") as refused:
         specs.load(tmp_path / "s.yaml")
     assert len(str(refused.value)) < 600
 
 
-@pytest.mark.timeout(60)  # unbounded, it would take hours
+@pytest.mark.timeout(60)  # without limits, parsing would take hours
 @pytest.mark.parametrize(
     ("text", "place", "said"),
     [
@@ -78,7 +78,7 @@ def test_what_yaml_would_change_or_drop_is_refused(tmp_path: Path, text: str, sa
         ("a: !!int many", "", "tag"),
     ],
 )
-def test_a_mistake_is_told_by_its_place_in_one_sentence(text: str, place: str, said: str):
+def test_yaml_error_is_reported_with_its_position(text: str, place: str, said: str):
     with pytest.raises(ValueError) as refused:  # noqa: PT011
         strict_yaml.parse(text)
     told = str(refused.value)
@@ -91,7 +91,7 @@ def test_a_mistake_is_told_by_its_place_in_one_sentence(text: str, place: str, s
 @pytest.mark.parametrize(
     "form", ["[{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}]", "{{x: {0}, y: {0}}}"]
 )
-def test_aliases_cannot_make_a_spec_explode(tmp_path: Path, form: str):
+def test_exponentially_nested_aliases_are_refused(tmp_path: Path, form: str):
     lines = ["a0: &a0 lol"]
     lines += [f"a{i}: &a{i} {form.format(f'*a{i - 1}')}" for i in range(1, 36)]
     (tmp_path / "s.yaml").write_text("\n".join(lines))
@@ -103,13 +103,13 @@ def test_aliases_cannot_make_a_spec_explode(tmp_path: Path, form: str):
 @pytest.mark.parametrize(
     "filler", ["# " + "x" * 10**7, "b: " + "x" * 10**6, "a: [" + "1, " * 300_000]
 )
-def test_a_huge_spec_is_refused_at_once(tmp_path: Path, filler: str):
+def test_huge_spec_is_refused_quickly(tmp_path: Path, filler: str):
     (tmp_path / "s.yaml").write_text(filler)
     with pytest.raises(SpecError, match="characters"):
         specs.load(tmp_path / "s.yaml")
 
 
-def test_anchors_merges_and_dates_are_taken_as_they_stand(tmp_path: Path):
+def test_anchors_merges_and_dates_are_read(tmp_path: Path):
     text = "a: &a {b: 1, c: 2}\nd: {<<: *a, c: 3}\nday: 2026-01-01\nn: 0x10\nf: 1.5e-3\n"
     (tmp_path / "s.yaml").write_text(text)
     found = specs.load(tmp_path / "s.yaml")
@@ -130,7 +130,7 @@ def test_anchors_merges_and_dates_are_taken_as_they_stand(tmp_path: Path):
         ("data.size=[4, 5]", [4, 5]),
     ],
 )
-def test_a_change_means_what_is_written(change: str, value: object):
+def test_value_of_a_change_is_read_as_written(change: str, value: object):
     key = change.split("=")[0].split(".")[1]
     assert specs.load(TOY, [change]).get("data", {})[key] == value
 
@@ -146,7 +146,7 @@ def test_a_change_means_what_is_written(change: str, value: object):
         ("data={name: blobs} # size: 5", "# size: 5"),
     ],
 )
-def test_a_change_that_would_be_dropped_is_refused(change: str, said: str):
+def test_empty_or_ambiguous_change_is_refused(change: str, said: str):
     with pytest.raises(SpecError, match=f"--set .*{re.escape(said)}"):
         specs.load(TOY, [change])
 
@@ -165,13 +165,13 @@ def test_a_change_that_would_be_dropped_is_refused(change: str, said: str):
         "classifier={name: small-cnn, mean: [true]}",
     ],
 )
-def test_true_and_false_are_no_numbers(change: str):
+def test_booleans_are_refused_as_numbers(change: str):
     key = change.split("=")[0].split(".")[-1]
     with pytest.raises(SpecError, match=f"({key}|mean) .*([Tt]rue|false)"):
         evaluation.check(specs.load(TOY, [change]))
 
 
-def test_a_table_from_python_may_hold_numpy_numbers_and_paths():
+def test_table_from_python_may_hold_numpy_numbers_and_paths():
     found = specs.load({"threat": {"eps": np.float32(0.5)}, "path": Path("a/b")})
     assert found == {"threat": {"eps": 0.5}, "path": "a/b"}
     for wrong in (object(), float("inf")):
@@ -179,12 +179,12 @@ def test_a_table_from_python_may_hold_numpy_numbers_and_paths():
             specs.load({"eps": wrong})
 
 
-def test_an_empty_label_is_no_label():
+def test_empty_label_is_refused():
     with pytest.raises(SpecError, match="label"):
         evaluation.check(specs.load(TOY, ["attacks.0.label=''"]))
 
 
-def test_a_spec_may_come_through_a_pipe(elsewhere, mistake):
+def test_spec_is_read_from_a_pipe(elsewhere, mistake):
     import os
     import threading
 
