@@ -1,4 +1,4 @@
-"""Adversarial bridges: the papers' formulas, closed-form velocities, the search, short training runs."""
+"""Adversarial bridges: formulas of the papers, known velocities, the search, and short training."""
 
 import math
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Training split over processes or into parts ends with the same weights as training without.
 
-The weights do not agree to the bit: the mean over a batch is summed in another order, and so may a
-convolution be for another number of images.
+The last bits may differ: the mean over a batch sums the same terms in another order, and a
+convolution of another number of images may round differently.
 """
 
 import json
