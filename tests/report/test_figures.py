@@ -1,4 +1,4 @@
-"""The figures of confidence along the purification, and of resubmissions."""
+"""Figures of the confidence along the purification, and of resubmissions."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ TIMES = np.array([0.1, 0.05, 0.0])
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch):
-    """Keep figures as they are drawn, instead of the bytes of their files."""
+    """Return figures as objects, instead of the bytes of their files."""
     for module in (evaluation, examples):
         monkeypatch.setattr(module, "draw", lambda figure: figure)
 
 
 def gallery(fooled: list[int] | None) -> Gallery:
-    """Three pictures of class 0, and what the bare classifier answers to them attacked."""
+    """Three images of class 0, with the bare classifier's answers to the attacked images."""
     arrays = {"index": np.arange(3), "label": np.zeros(3, int), "times": TIMES}
     arrays["attacked_bare"] = np.array(fooled or [0, 0, 0])
     for i, name in enumerate(("clean", "attacked")):
@@ -41,7 +41,7 @@ def titles(figure: Figure) -> list[str]:
     return [axes.get_title() for axes in figure.axes]
 
 
-def test_a_panel_for_each_class_that_is_followed():
+def test_each_tracked_class_has_a_panel():
     figure = confidence(gallery([0, 1, 1]))
     assert titles(figure) == [
         "in the true class (3)",
@@ -50,20 +50,20 @@ def test_a_panel_for_each_class_that_is_followed():
     ]
     adversarial = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
     expected = 100 * np.arange(9).reshape(3, 3)[1:].mean(0) / 100
-    assert adversarial["clean"] == pytest.approx(expected + 10)  # of the two that fell
+    assert adversarial["clean"] == pytest.approx(expected + 10)  # of the two fooled images
     assert adversarial["attacked"] == pytest.approx(expected + 40)
 
 
-def test_where_nothing_fell_there_is_no_adversarial_class():
+def test_adversarial_panel_is_left_out_if_no_image_was_misclassified():
     figure = confidence(gallery([0, 0, 0]))
     assert titles(figure) == ["in the true class (3)", "in the most likely class (3)"]
 
 
-def test_a_run_of_before_has_the_true_class_alone():
+def test_run_of_an_older_version_shows_only_the_true_class():
     assert titles(confidence(gallery(None))) == ["in the true class (3)"]
 
 
-def test_resubmissions_are_drawn_with_the_clean_pictures_beside_them():
+def test_resubmission_figure_includes_clean_images_and_random_noise():
     curve: Any = {
         name: [share_entry(share) for share in resubmissions(hits, 4)]
         for name, hits in (("clean", [4, 4, 3]), ("random", [4, 3, 3]), ("robust", [4, 1, 0]))

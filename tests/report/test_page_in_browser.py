@@ -1,4 +1,4 @@
-"""The pages of reports in a browser: on screens of any size, sorted and filtered, printed."""
+"""Report pages in a browser: on wide and narrow screens, sorted and filtered, and printed."""
 
 import csv
 import io
@@ -49,7 +49,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def show(browser, made):
-    """Open a page; it must load nothing but itself, and say nothing on the console."""
+    """A function that opens a page, which must load no other file and write nothing to the console."""
     contexts, said = [], []
 
     def open_page(name: str, width: int = 1400, scheme: str = "light"):
@@ -79,7 +79,7 @@ def colors(page, selector: str, key: str) -> set[str]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 400])
 @pytest.mark.parametrize("name", PAGES)
-def test_axe_finds_nothing_and_nothing_sticks_out(show, violations, name, width, scheme):
+def test_axe_finds_no_violations_and_nothing_overflows(show, violations, name, width, scheme):
     page = show(name, width, scheme)
     for details in page.query_selector_all("details"):
         details.evaluate("e => e.open = true")
@@ -87,7 +87,7 @@ def test_axe_finds_nothing_and_nothing_sticks_out(show, violations, name, width,
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_figures_follow_the_scheme_and_print_on_white(show):
+def test_figures_follow_the_color_scheme_and_print_on_white(show):
     dark, light = show("evaluate", scheme="dark"), show("evaluate")
     assert colors(light, "svg.figure text", "fill") == {"rgb(28, 28, 28)"}
     shades = colors(dark, "svg.figure text", "fill")
@@ -112,12 +112,12 @@ def test_small_images_are_enlarged_without_blur(show):
         assert min(shown for _, shown in sizes) > 60
 
 
-def test_images_are_sorted_and_filtered(show, made):
+def test_images_can_be_sorted_and_filtered(show, made):
     records = json.loads((made / "run" / "images.json").read_text())
     attack = "adaptive PGD + EOT"
     right = [record["conditions"][attack]["right"] for record in records]
     page = show("evaluate")
-    column = list(records[0]["conditions"]).index(attack) + 3  # after index and class, from 1
+    column = list(records[0]["conditions"]).index(attack) + 3  # from 1, after index and class
     cells = f".images tbody tr:not([hidden]) > :nth-child({column})"
 
     def answers() -> list[int]:
@@ -147,7 +147,7 @@ def test_images_are_sorted_and_filtered(show, made):
     assert page.locator(".images details[open] img").count() == 5
 
 
-def test_listings_are_copied(show, made):
+def test_listings_can_be_copied(show, made):
     page = show("evaluate")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.locator(".listing", has_text="classifier:").get_by_role("button").click()
@@ -188,7 +188,7 @@ def test_csv_equals_json(made, stem, records):
         assert all(value == "" for key, value in row.items() if key not in whole)
 
 
-def test_the_table_of_accuracies_is_there_as_csv(made):
+def test_table_of_accuracies_is_also_written_as_csv(made):
     told = json.loads((made / "run" / "report.json").read_text("utf-8"))
     rows = list(csv.DictReader(io.StringIO((made / "run" / "report.csv").read_text("utf-8"))))
     found = {(row["condition"], row["reading"]): float(row["accuracy"]) for row in rows}

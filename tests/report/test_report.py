@@ -1,4 +1,4 @@
-"""Reports, against runs whose numbers are known."""
+"""Reports of runs whose numbers are known."""
 
 import base64
 import inspect
@@ -50,10 +50,10 @@ def a_run(
     shape: tuple[int, int, int] = (3, 4, 4),
     draws: int = K,
 ) -> Run:
-    """A run in which every fourth picture falls to the attack `strong`, at 3 of 4 draws.
+    """Make a run in which the attack `strong` fools every fourth image, at 3 of 4 draws.
 
-    So the mean is 1 - 3/16 = 81.25 % right, the majority and all four 75 %. Clean and under noise all
-    is right; the classifier alone falls on every second picture.
+    So 1 - 3/16 = 81.25 % of draws are right, and 75 % of images by the majority and by all draws. All
+    clean and noisy images are right. The classifier alone is wrong on every second attacked image.
     """
     attacks = ATTACKS if attacks is None else attacks
     spec = {
@@ -134,7 +134,7 @@ def _pictures(
 
 @pytest.fixture(scope="module")
 def standard(tmp_path_factory):
-    """The folder and the summary of the run of `a_run`, reported on once."""
+    """The folder and the summary of a run by `a_run`, with a report written once."""
     folder = tmp_path_factory.mktemp("standard")
     return folder, write_report(a_run(folder, pictures=10))
 
@@ -152,7 +152,7 @@ def printed(summary: Summary, folder: Path, width: int = 200) -> str:
 
 
 class Page(HTMLParser):
-    """What a browser would load and show of a page."""
+    """The parts of a page that a browser would load and show."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -190,7 +190,7 @@ def read(folder: Path) -> tuple[dict, str, Page]:
     return report, (folder / "report.md").read_text("utf-8"), page
 
 
-def test_numbers_are_the_known_ones_everywhere(standard):
+def test_all_outputs_show_the_known_numbers(standard):
     folder, summary = standard
     report, text, page = read(folder)
     assert report == json.loads(json.dumps(summary))
@@ -220,13 +220,13 @@ def test_numbers_are_the_known_ones_everywhere(standard):
     assert "not finished" not in page.text + text
 
 
-def test_intervals_of_wrong_answers_are_mirrored(standard):
-    low, high = wilson(10, 40)  # 10 of 40 fall at some draw
+def test_interval_of_wrong_answers_is_mirrored(standard):
+    low, high = wilson(10, 40)  # 10 of 40 images are wrong at some draw
     _, _, page = read(standard[0])
     assert f"gets through on 25.0 % [{100 * low:.1f}, {100 * high:.1f}] of the images" in page.text
 
 
-def test_the_page_needs_nothing_beside_it(standard):
+def test_page_is_self_contained(standard):
     folder, summary = standard
     _, _, page = read(folder)
     assert page.tags.count("script") == 1
@@ -242,7 +242,7 @@ def test_the_page_needs_nothing_beside_it(standard):
         assert head == "data:image/png;base64"
         sizes.append(Image.open(io.BytesIO(base64.b64decode(data))).size)
     pictures = [size for size in sizes if size == (4, 4)]
-    # The first eight in a grid, and all ten on demand: as they are, attacked, the difference, purified.
+    # Eight in a grid, and all ten on demand: clean, attacked, the difference, and both purified.
     assert len(pictures) == len(sizes) == (8 + 10) * 5
     raw = (folder / "report.html").read_text("utf-8")
     assert raw.count("<svg") == raw.count('role="img" aria-label=') == 4
@@ -253,7 +253,7 @@ def test_the_page_needs_nothing_beside_it(standard):
     assert raw.startswith("<!doctype html>")
 
 
-def test_names_of_classes_are_shown_and_never_obeyed(standard):
+def test_class_names_are_escaped(standard):
     folder, _ = standard
     _, text, page = read(folder)
     assert "&lt;b&gt;" in (folder / "report.html").read_text("utf-8")
@@ -263,7 +263,7 @@ def test_names_of_classes_are_shown_and_never_obeyed(standard):
     assert quote("[x](y) *z*\n<i>") == "\\[x\\](y) \\*z\\* &lt;i&gt;"
 
 
-def test_names_of_attacks_are_shown_and_never_obeyed(tmp_path):
+def test_attack_names_are_escaped(tmp_path):
     label = '"><script>alert(1)</script>[red]$\\bad{'
     attacks = [{**ATTACKS[0], "label": label}]
     summary = write_report(a_run(tmp_path, attacks=attacks))
@@ -275,14 +275,14 @@ def test_names_of_attacks_are_shown_and_never_obeyed(tmp_path):
 
 
 @pytest.mark.parametrize(("n", "of", "says"), [(17, 40, True), (40, 40, False), (1, 2, True)])
-def test_an_unfinished_run_says_so(tmp_path, n, of, says):
+def test_unfinished_run_is_reported_as_such(tmp_path, n, of, says):
     summary = write_report(a_run(tmp_path, n=n, of=of))
     _, text, page = read(tmp_path)
     for shown in (text, page.text, printed(summary, tmp_path)):
         assert (f"{n} of {of} images are done" in shown) is says
 
 
-def test_without_a_purifier(tmp_path):
+def test_report_without_a_purifier_shows_no_undefended_accuracy(tmp_path):
     summary = write_report(a_run(tmp_path, defended=False))
     _, text, page = read(tmp_path)
     assert "undefended" not in summary["robust"]
@@ -291,10 +291,10 @@ def test_without_a_purifier(tmp_path):
             "view: classifier-only", ""
         )
         assert "An attacker who knows the whole model and may" in shown
-    assert page.tags.count("figure") == 4  # nothing is purified, so no confidence along it
+    assert page.tags.count("figure") == 4  # no figure of the confidence along the purification
 
 
-def test_one_column_is_enough_for_a_model_that_answers_alike(tmp_path):
+def test_single_draw_per_image_is_reported_in_one_column(tmp_path):
     summary = write_report(a_run(tmp_path, defended=False, draws=1))
     shown = printed(summary, tmp_path)
     assert "majority" not in shown
@@ -306,7 +306,7 @@ def test_one_column_is_enough_for_a_model_that_answers_alike(tmp_path):
     assert row in text.replace("\\", "")
 
 
-def test_without_a_look_at_the_model_it_says_what_was_not_checked(tmp_path, edited):
+def test_report_without_sanity_checks_says_they_are_missing(tmp_path, edited):
     run = a_run(tmp_path, pictures=0, n=400)
 
     def unchecked(text):
@@ -326,7 +326,7 @@ def test_without_a_look_at_the_model_it_says_what_was_not_checked(tmp_path, edit
 
 
 @pytest.mark.parametrize("attacks", [0, 9])
-def test_any_number_of_attacks(tmp_path, attacks):
+def test_reports_with_no_and_with_many_attacks(tmp_path, attacks):
     rows = [{**ATTACKS[0], "label": f"strong-{i}"} for i in range(attacks)]
     summary = write_report(a_run(tmp_path, attacks=rows))
     _, text, page = read(tmp_path)
@@ -335,7 +335,7 @@ def test_any_number_of_attacks(tmp_path, attacks):
         assert all(f"strong-{i}" in shown for i in range(attacks))
 
 
-def test_attacks_that_all_know_the_noise_are_not_said_to_be_none(tmp_path):
+def test_known_noise_attacks_alone_are_not_reported_as_no_attack(tmp_path):
     summary = write_report(a_run(tmp_path, attacks=[{**ATTACKS[0], "knows": "both"}]))
     _, text, page = read(tmp_path)
     for shown in (text, page.text, printed(summary, tmp_path)):
@@ -343,7 +343,7 @@ def test_attacks_that_all_know_the_noise_are_not_said_to_be_none(tmp_path):
         assert "No attack was tried" not in shown
 
 
-def test_doubts_are_told_where_the_numbers_are(tmp_path):
+def test_doubts_are_shown_beside_the_numbers(tmp_path):
     summary = write_report(a_run(tmp_path, attacks=[ATTACKS[1]]))
     _, text, page = read(tmp_path)
     assert [doubt["name"] for doubt in summary["doubts"]][:1] == ["no-adaptive-attack"]
@@ -356,20 +356,20 @@ def test_doubts_are_told_where_the_numbers_are(tmp_path):
     assert "knows the classifier but not its defense" in page.text
 
 
-def test_doubts_of_a_run_without_attacks_stand_at_a_row(tmp_path):
+def test_doubts_without_attacks_are_marked_at_the_clean_row(tmp_path):
     summary = write_report(a_run(tmp_path, attacks=[]))
     assert summary["doubts"]
     assert re.search(r"clean \[1\].*%", printed(summary, tmp_path))
 
 
-def test_every_doubt_has_its_words():
+def test_every_doubt_has_a_sentence():
     parts = (run_doubts, model_doubts, cheap_beats_exact, blind_beats_gradient)
     source = "".join(map(inspect.getsource, parts))
     names = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))
     assert names == set(sentences.CHECKED)
 
 
-def test_the_spec_shown_is_the_spec_run(standard):
+def test_spec_in_the_report_is_the_spec_of_the_run(standard):
     folder, _ = standard
     _, text, _ = read(folder)
     found = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
@@ -379,14 +379,14 @@ def test_the_spec_shown_is_the_spec_run(standard):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6), (2, 5, 5)])
-def test_pictures_of_any_shape(tmp_path, shape):
+def test_image_figure_supports_any_shape(tmp_path, shape):
     write_report(a_run(tmp_path, shape=shape, pictures=3))
     with Image.open(tmp_path / "figures" / "images.png") as picture:
         assert picture.size[0] > 600
 
 
-def test_figures_are_of_the_numbers(tmp_path):
-    """The same run gives the same bytes, another run others."""
+def test_report_files_depend_only_on_the_run(tmp_path):
+    """The same run gives the same bytes; another run gives other bytes."""
     first, second = tmp_path / "a", tmp_path / "b"
     write_report(a_run(first))
     write_report(a_run(second))
@@ -401,8 +401,8 @@ def test_figures_are_of_the_numbers(tmp_path):
     assert (other / "figures" / "accuracy.png").read_bytes() != before
 
 
-def test_the_ladder_and_the_resubmissions_are_told_everywhere(standard):
-    """Every fourth picture falls to `strong`, the first attack, at 3 of 4 draws."""
+def test_attack_by_attack_and_resubmissions_are_reported(standard):
+    """Every fourth image is fooled by `strong`, the first attack, at 3 of 4 draws."""
     report, markdown, page = read(standard[0])
     rungs = [(rung["name"], rung["attacked"]) for rung in report["by_attack"]]
     assert rungs == [("strong", 40), ("weak", 40)]
@@ -417,29 +417,29 @@ def test_the_ladder_and_the_resubmissions_are_told_everywhere(standard):
     assert "| 75.0 %" in lines[1]
     assert "Submitted again" in page.text
     assert "Attack by attack" in page.text
-    assert "tried only on" not in page.text  # all were tried on all
+    assert "tried only on" not in page.text  # every attack was tried on every image
 
 
-def test_many_classes_are_cut_and_it_is_said(tmp_path):
+def test_long_table_of_classes_is_cut_with_a_note(tmp_path):
     write_report(a_run(tmp_path, n=80, classes=tuple(f"class-{i}" for i in range(40))))
     report, _, page = read(tmp_path)
     assert len(report["classes"]) == 40
     assert "the 30 least robust of 40 classes" in page.text
 
 
-def test_a_run_without_outcomes_is_told(tmp_path):
+def test_run_without_outcomes_is_refused(tmp_path):
     with pytest.raises(RuntimeError, match="no results yet"):
         write_report(a_run(tmp_path, n=0, of=4))
 
 
-def test_a_damaged_picture_is_told(tmp_path):
+def test_damaged_example_file_is_refused(tmp_path):
     run = a_run(tmp_path)
     next((tmp_path / "examples").iterdir()).write_bytes(b"PK no zip")
     with pytest.raises(RuntimeError, match="damaged"):
         write_report(run)
 
 
-def test_the_toy_world_from_spec_to_report(tmp_path):
+def test_toy_world_from_spec_to_report(tmp_path):
     spec = running.check(specs.load("blobs", ["data.size=16", "attacks.1.steps=3"]))
     summary = write_report(running.run(spec, tmp_path, quiet=True))
     _, text, page = read(tmp_path)
@@ -453,7 +453,7 @@ def test_the_toy_world_from_spec_to_report(tmp_path):
     assert max(map(len, narrow.splitlines()[:-1])) <= 80
 
 
-def test_figures_have_words_and_tables_have_headings(standard):
+def test_images_have_alt_text_and_tables_have_headings(standard):
     raw = (standard[0] / "report.html").read_text("utf-8")
     for image in re.findall(r"<img [^>]*>", raw):
         assert re.search(r'alt="[^"]+"', image), image[:60]
@@ -466,7 +466,7 @@ def test_figures_have_words_and_tables_have_headings(standard):
             assert line.count("<td") == heads - 1
 
 
-def test_the_three_renderers_show_the_same_cells():
+def test_all_renderers_show_the_same_cells():
     rows = [["a|b <i>", "71.7 % [64.9, 77.6]"], ["`c`", "-"]]
     shown = Document("It is", [Table(["which", "how often"], rows, {1: "failed"}, {0: [1, 2]})])
     assert "| a\\|b &lt;i&gt; \\[1\\] \\[2\\] | 71.7 % \\[64.9, 77.6\\] |" in to_markdown(shown)
@@ -477,7 +477,7 @@ def test_the_three_renderers_show_the_same_cells():
     assert re.search(r"a\|b <i> \[1\] \[2\] +71\.7 % \[64\.9, 77\.6\]", plain_text(shown))
 
 
-def test_words_between_backticks_are_code_and_no_others():
+def test_only_words_in_backticks_are_code():
     said = "Save it as `a<b>_c`, then *run* `unfool`"
     shown = Document("Title", [Paragraph(said)])
     assert r"Save it as `a<b>_c`, then \*run\* `unfool`" in to_markdown(shown)
@@ -485,13 +485,13 @@ def test_words_between_backticks_are_code_and_no_others():
     assert said in plain_text(shown)
 
 
-def test_no_line_of_a_pipe_is_broken(capsys):
+def test_piped_output_does_not_wrap_lines(capsys):
     words = "word " * 60
     print_document(Document("Title", [Paragraph(words), Table(["a", "b"], [[words, "1"]])]))
     assert capsys.readouterr().out.count(words.strip()) == 2
 
 
-def test_signs_that_the_font_lacks_are_told_in_one_sentence(elsewhere, capsys, recwarn):
+def test_missing_font_characters_give_one_message(elsewhere, capsys, recwarn):
     changes = ["attacks=[{name: fgsm, label: 攻撃}]", "evaluation.images=2", "evaluation.draws=1"]
     words = [word for change in (*changes, "purifier=null") for word in ("--set", change)]
     assert run(["evaluate", "blobs", *words, "--out", "run", "--quiet"]) == 0

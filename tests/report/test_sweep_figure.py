@@ -1,4 +1,4 @@
-"""The figure of a sweep: which lines it has, where they stand, and that they are told apart."""
+"""The figure of a sweep: which lines it has, where they lie, and that they can be distinguished."""
 
 import io
 
@@ -18,7 +18,7 @@ HITS = {"clean": 95, "transfer": 60, "white box": 12, "robust": 10, "DW-box": 5}
 
 
 def points(names: list[str], hits: dict[str, int], *others: dict[str, str]) -> list[Point]:
-    """Of each of the other values, three numbers; of which the last has one right answer more."""
+    """Make three points for each of the other values; the last has one more right answer."""
     return [
         Point(
             {"steps": str(x), **other},
@@ -37,7 +37,7 @@ def panels(figure: Figure) -> list[Axes]:
     return [axes for axes in figure.axes if axes.get_visible()]
 
 
-def test_every_attack_has_a_line_and_each_point_its_interval():
+def test_every_condition_has_a_line_and_each_point_its_interval():
     shown = build_figure(points(NAMES, HITS), NAMES, ATTACKS)
     (axes,) = shown.axes
     found = lines(axes)
@@ -52,15 +52,15 @@ def test_every_attack_has_a_line_and_each_point_its_interval():
     assert ends == pytest.approx(np.array([[100 * b.low, 100 * b.high] for b in bounds]))
 
 
-def test_lines_stand_beside_each_other_so_that_intervals_do_not_hide():
+def test_lines_are_offset_so_that_intervals_do_not_overlap():
     (axes,) = build_figure(points(NAMES, HITS), NAMES, ATTACKS).axes
     places = sorted(float(np.asarray(line.get_xdata())[1]) for line in axes.lines)
     assert len(set(places)) == len(NAMES)
-    assert max(places) - min(places) < 50  # and nearer to their own number than to the next
+    assert max(places) - min(places) < 50  # nearer to their own value than to the next
     assert np.mean(places) == pytest.approx(100)
 
 
-def test_the_legend_is_beside_the_lines_or_below():
+def test_legend_does_not_overlap_the_panels():
     for others in ([], [{"threat.norm": "linf"}, {"threat.norm": "l2"}]):
         shown = build_figure(points(NAMES, HITS, *others), NAMES, ATTACKS)
         shown.draw_without_rendering()
@@ -70,7 +70,7 @@ def test_the_legend_is_beside_the_lines_or_below():
             assert not legend.get_window_extent().overlaps(axes.get_window_extent())
 
 
-def test_the_other_paths_are_panels():
+def test_other_swept_options_become_panels():
     others = [{"threat.norm": norm} for norm in ("linf", "l2")]
     shown = build_figure(points(NAMES, HITS, *others), NAMES, ATTACKS)
     assert [axes.get_title() for axes in panels(shown)] == ["linf", "l2"]
@@ -79,23 +79,23 @@ def test_the_other_paths_are_panels():
     assert len(panels(build_figure(points(NAMES, HITS, *five), NAMES, ATTACKS))) == 5
 
 
-def test_of_clean_and_robust_alone_the_second_path_are_lines():
+def test_second_option_becomes_lines_for_clean_and_robust_alone():
     names, others = ["clean", "robust"], [{"weight": "0"}, {"weight": "8"}]
     shown = build_figure(points(names, HITS, *others), names, ["pgd"])
     assert [axes.get_ylabel() for axes in shown.axes] == ["clean accuracy, %", "robust accuracy, %"]
     assert all(list(lines(axes)) == ["0", "8"] for axes in shown.axes)
 
 
-def test_robust_is_left_out_where_it_is_the_one_attack():
+def test_robust_line_is_left_out_if_it_equals_the_only_attack():
     names = ["clean", "white box", "robust", "DW-box"]
     same = points(names, HITS | {"robust": HITS["white box"]})
     assert legible(same, names, ["white box"]) == ["clean", "white box", "DW-box"]
-    assert legible(points(names, HITS), names, ["white box"]) == names  # it is another's here
-    alone = ["clean", "robust"]  # as the table calls the one attack
+    assert legible(points(names, HITS), names, ["white box"]) == names  # robust differs here
+    alone = ["clean", "robust"]  # the table calls the only attack robust
     assert legible(points(alone, HITS), alone, ["white box"]) == alone
 
 
-def test_of_many_attacks_the_lowest_are_drawn():
+def test_only_the_lowest_of_many_attacks_are_drawn():
     attacks = [f"attack {i}" for i in range(9)]
     names = ["clean", *attacks, "robust", "DW-box"]
     hits = {name: 90 - 7 * i for i, name in enumerate(attacks)} | HITS
@@ -105,7 +105,7 @@ def test_of_many_attacks_the_lowest_are_drawn():
     assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == MAX_LABELS
 
 
-def test_a_word_or_a_single_number_is_no_axis():
+def test_words_and_single_numbers_become_rows_and_not_an_axis():
     for values in (["0.1"], ["DDPM", "DDIM"]):
         shares = points(NAMES, HITS)[0].shares
         shown = build_figure(
@@ -116,7 +116,7 @@ def test_a_word_or_a_single_number_is_no_axis():
         assert shown.axes[0].get_xlabel() == "accuracy per draw, %"
 
 
-def test_a_sweep_of_seeds_alone_is_one_row():
+def test_sweep_over_seeds_alone_is_drawn():
     (point, *_) = points(NAMES, HITS)
     drawing = figure([Point({}, point.shares)], NAMES, ATTACKS)
     assert imread(io.BytesIO(drawing.png)).std() > 0.01

@@ -1,4 +1,4 @@
-"""The doubts that a run raises, from its facts."""
+"""Helpers that build outcomes and compute the doubts that a run with them raises."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,14 +19,14 @@ SOUND: SanityCheck = {
 
 
 def outcomes_of(attacks: Sequence[Any], condition: Condition, count: int = 8) -> list[Outcome]:
-    """Images of class 0 with the same condition under no attack and under each of `attacks`."""
+    """Return outcomes of images of class 0, with the same condition for every attack and none."""
     names = ["clean", "random", *(row["label"] for row in attacks)]
     conditions = dict.fromkeys(names, condition)
     return [Outcome(i, 0, conditions, names[-1], 0.0, {}) for i in range(count)]
 
 
 def doubts_about(outcomes: Sequence[Outcome], attacks: Sequence[Any], **parts: Any) -> list[Doubt]:
-    """Every doubt about these outcomes of `attacks`, in a run whose spec has these parts."""
+    """Return every doubt about these outcomes of `attacks`, in a run whose spec has these parts."""
     asked = manifest(range(len(outcomes)), {"attacks": list(attacks), **parts})["spec"]
     judged = {
         name: judge(name, outcomes, lambda outcome, name=name: outcome.conditions[name])

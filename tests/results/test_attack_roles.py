@@ -1,4 +1,4 @@
-"""What each attack of a run is taken for, and the words for it."""
+"""The role of each attack of a run, and the words for it in the report."""
 
 import json
 from dataclasses import replace
@@ -55,14 +55,14 @@ def names(found):
     return [[row["label"] for row in part] for part in found]
 
 
-def test_what_counts():
+def test_roles_of_bounded_unbounded_and_corruption_attacks():
     assert names(roles(rows(PGD, STADV, FOG))) == [["pgd"], ["moved"], ["fog"], []]
     assert names(roles(rows(STADV, FOG))) == [["moved"], [], ["fog"], []]
     assert names(roles(rows(FOG))) == [[], [], ["fog"], []]
     assert names(roles([])) == [[], [], [], []]
 
 
-def test_an_attack_beyond_the_threat_stands_beside_those_within(report, elsewhere):
+def test_unbounded_attack_is_reported_apart_from_bounded_attacks(report, elsewhere):
     told, text = report(PGD, STADV, FOG)
     assert [row["name"] for row in told["attacks"]] == ["pgd"]
     assert [row["name"] for row in told["unbounded"]] == ["moved"]
@@ -81,7 +81,7 @@ def test_an_attack_beyond_the_threat_stands_beside_those_within(report, elsewher
     assert chosen <= {"clean", "random", "pgd"}
 
 
-def test_alone_it_is_the_attack_that_counts(report, elsewhere):
+def test_unbounded_attack_counts_without_a_bounded_attack(report, elsewhere):
     told, text = report(STADV, FOG)
     assert [row["name"] for row in told["attacks"]] == ["moved"]
     assert told["unbounded"] == []
@@ -92,7 +92,7 @@ def test_alone_it_is_the_attack_that_counts(report, elsewhere):
     assert chosen <= {"clean", "moved"}
 
 
-def test_an_attack_without_a_gradient_is_not_said_to_use_one(report):
+def test_gradient_free_attack_is_not_reported_as_using_a_gradient(report):
     salt = {"name": "salt-and-pepper", "tries": 1, "shares": 1, "label": "salt"}
     told, text = report(salt, threat={"norm": "l0", "eps": 0.2})
     view = told["threat_model"]["the attacker's view"]
@@ -113,7 +113,7 @@ DIFFUSION = {
 }
 
 
-def test_elimination_asks_for_an_attack_without_it():
+def test_elimination_raises_doubt_unless_attacked_without_elimination():
     same = Condition([0, 0], None, 0.1, 0.0)
 
     def found(classifier, *attacks):
@@ -133,7 +133,7 @@ def test_elimination_asks_for_an_attack_without_it():
 
 
 @pytest.mark.parametrize("view", ["no-elimination", "first-stage", "classifier-only"])
-def test_views_of_a_diffusion_classifier_go_through_the_defense(report, view):
+def test_only_views_through_the_defense_count_as_adaptive(report, view):
     row = PGD | {"view": view, "loss": "margin", "eot": 2}
     told, text = report(row, classifier=DIFFUSION)
     found = {doubt["name"] for doubt in told["doubts"]}
@@ -148,19 +148,19 @@ def test_views_of_a_diffusion_classifier_go_through_the_defense(report, view):
     assert "exact gradient" in seen
 
 
-def test_an_attack_on_the_whole_is_asked_what_an_exact_one_is():
+def test_no_elimination_view_raises_the_doubts_of_the_exact_view():
     (row,) = rows(PGD | {"view": "no-elimination"})
     wrong: SanityCheck = {**SOUND, "slope": [1.0, 9.0]}
     assert [d.name for d in model_doubts([wrong], {"pgd": row})] == ["gradient-disagrees"]
     outcomes = outcomes_of([row], Condition([0, 0], None, 0.0, 0.0))
     rising = [replace(o, loss_curves={"pgd": [0.0, 1.0, 2.0, 4.0]}) for o in outcomes]
-    asked = {"images-unchanged", "still-rising"}  # "still-rising": of the model's own loss
+    asked = {"images-unchanged", "still-rising"}  # "still-rising" needs the loss of the whole model
     for view, raised in (("no-elimination", asked), ("first-stage", set())):
         attacks = [{**row, "view": view}]
         assert {d.name for d in doubts_about(rising, attacks)} & asked == raised
 
 
-def test_the_gradient_looked_at_is_that_without_elimination():
+def test_gradient_sanity_check_disables_elimination():
     means = Noise.of(5, range(6)).normal(torch.empty(6, 1, 2, 2)) / 5
     options = {"elimination": "staged", "samples": (2, 16), "classes_per_stage": (2, 1)}
     model, at = DiffusionClassifier(Mixture(means, 0.3), **options), (means + 1) / 2
@@ -177,12 +177,12 @@ def test_the_gradient_looked_at_is_that_without_elimination():
     assert not torch.equal(seen.gradient, deployed.gradient)
 
 
-def test_a_corruption_does_not_make_an_attacker_know_more(report):
+def test_corruption_does_not_change_reported_attacker_knowledge(report):
     _, text = report(PGD | {"view": "bpda"}, FOG)
     assert text.startswith("# An attacker who knows the defense but not its gradient")
 
 
-def test_pictures_of_corruptions_are_not_called_attacked(report, elsewhere):
+def test_corrupted_images_are_not_called_attacked(report, elsewhere):
     for attacks, word in (((FOG,), "corrupted"), ((PGD, FOG), "attacked")):
         _, text = report(*attacks)
         gallery = Gallery.of(Run.open(elsewhere / "made"))
@@ -206,7 +206,7 @@ def test_pictures_of_corruptions_are_not_called_attacked(report, elsewhere):
         ({"name": "pgd", "view": "classifier-only"}, False),
     ],
 )
-def test_one_draw_per_step_is_seen_whatever_it_is_called(attack, lazy):
+def test_single_draw_per_step_raises_doubt_on_random_models_only(attack, lazy):
     (row,) = rows(attack)
     for random in (True, False):
         probe: SanityCheck = {**SOUND, "random": random}
@@ -214,7 +214,7 @@ def test_one_draw_per_step_is_seen_whatever_it_is_called(attack, lazy):
         assert raised == ["random-model-eot-1"] * (lazy and random)
 
 
-def test_an_attack_on_another_classifier_is_no_adaptive_one(report):
+def test_transfer_attack_is_not_adaptive(report):
     source = {"name": "bayes"}
     other = {
         "name": "transfer",
@@ -232,12 +232,12 @@ def test_an_attack_on_another_classifier_is_no_adaptive_one(report):
 
 
 @pytest.mark.parametrize("attacks", [(STADV,), (STADV, BOX), (PGD, STADV), (PGD, BOX)])
-def test_the_last_rung_of_a_ladder_is_what_counts(report, attacks):
+def test_last_row_of_by_attack_has_the_robust_accuracy(report, attacks):
     told, _ = report(*attacks, threat={"norm": "linf", "eps": 0.4})
     assert told["by_attack"][-1]["robust"]["per_draw"] == told["robust"]["per_draw"]
 
 
-def test_random_noise_is_a_choice_where_the_threat_allows_it():
+def test_random_noise_is_a_candidate_only_with_a_bounded_attack():
     for attacks, noise in (
         ([STADV], False),
         ([STADV, BOX], False),

@@ -1,4 +1,4 @@
-"""Two runs beside each other: known counts, intervals that cover, bounds and exit codes."""
+"""Comparison of two runs: known counts, coverage of intervals, bounds, and exit codes."""
 
 import json
 from math import comb
@@ -31,7 +31,7 @@ ASKED = {"images": "abc", "code": "c", "classes": ["a", "b"], "versions": {"torc
 
 
 def a_run(folder, right, clean=K, asked=None, done=None, **changed):
-    """A run in which image i has `right[i]` draws (of 4) right under attack, and `clean` when clean."""
+    """Make a run in which image i has `right[i]` of 4 draws right under attack, `clean` without."""
     spec = SPEC | changed
     identity = str(sorted((k, str(v)) for k, v in changed.items() if k != "machine"))
     indices = list(range(len(right)))
@@ -71,7 +71,7 @@ def brief_of(found):
     return " ".join(block.text for block in brief(found).blocks if isinstance(block, Paragraph))
 
 
-def test_mcnemar_is_the_sum_of_the_tails_of_fair_coins():
+def test_mcnemar_p_value_is_a_two_sided_binomial_tail():
     for one, other in ((0, 0), (0, 5), (3, 3), (9, 2), (2, 9), (40, 22)):
         n, least = one + other, min(one, other)
         tails = 2 * sum(comb(n, i) for i in range(least + 1)) / 2**n
@@ -79,7 +79,7 @@ def test_mcnemar_is_the_sum_of_the_tails_of_fair_coins():
 
 
 def test_counts_by_hand(tmp_path):
-    """Of 10 images A has 4 right alone, B one; two draws of four are no majority."""
+    """Of 10 images, 4 are right in A alone and one in B alone. Two of four draws are no majority."""
     a = a_run(tmp_path / "a", [4, 4, 3, 3, 2, 2, 0, 4, 4, 4])
     b = a_run(tmp_path / "b", [2, 1, 0, 2, 3, 2, 0, 4, 4, 4], clean=3)
     found = compare(a, b, resamples=500)
@@ -95,8 +95,8 @@ def test_counts_by_hand(tmp_path):
     assert pgd.change.low < pgd.change.mean < pgd.change.high
 
 
-def test_robust_is_each_run_s_own_choice(tmp_path):
-    """Of two attacks the run names the one that counts; the pair need not be the same."""
+def test_robust_uses_the_attack_chosen_by_each_run(tmp_path):
+    """Each run names the attack that counts for an image; the two need not be the same."""
     two = [{**SPEC["attacks"][0], "label": label} for label in ("weak", "strong")]
     a = a_run(tmp_path / "a", [4, 0, 2], attacks=SPEC["attacks"])
     b = a_run(tmp_path / "b", [2, 0, 0], attacks=two)
@@ -105,19 +105,19 @@ def test_robust_is_each_run_s_own_choice(tmp_path):
     assert found.rows[-1].change.mean == pytest.approx(-4 / 12)
 
 
-def test_the_same_run_differs_in_nothing(tmp_path):
+def test_run_compared_with_itself_shows_no_difference(tmp_path):
     a = a_run(tmp_path, [4, 2, 0, 3])
     found = compare(a, a)
     for row in found.rows:
         assert row.change.mean == 0
         assert row.p == 1
-        assert row.change.low < 0 < row.change.high  # four images do not prove it
+        assert row.change.low < 0 < row.change.high  # four images cannot prove equality
     assert found.differs == {}
     assert found == compare(a, a)
     assert all(gate.ok for gate in gates(found, 0.5, 0.0))
 
 
-def test_only_images_that_both_have(tmp_path):
+def test_only_images_in_both_runs_are_compared(tmp_path):
     a = a_run(tmp_path / "a", [4, 4, 0, 0], done=[0, 1, 2])
     b = a_run(tmp_path / "b", [4, 0, 0, 4], done=[1, 2, 3])
     found = compare(a, b, resamples=100)
@@ -144,7 +144,7 @@ def unlike_in_few(source, n):
 
 
 @pytest.mark.parametrize("world", [discordant, scattered, ruined, unlike_in_few])
-def test_the_interval_covers_the_truth(world):
+def test_bootstrap_interval_covers_the_true_difference(world):
     source, size, repeats = np.random.default_rng(0), 40, 300
     gaps, draws, truth = zip(*(world(source, size) for _ in range(repeats)), strict=True)
     found = bootstrap(np.stack(gaps, 1), draws, seed=0, resamples=600)
@@ -153,7 +153,7 @@ def test_the_interval_covers_the_truth(world):
     assert all(-1 <= low <= mean <= high <= 1 for mean, low, high in found)
 
 
-def test_the_bootstrap_is_that_of_its_normal_limit():
+def test_bootstrap_interval_matches_its_normal_limit():
     source, n = np.random.default_rng(1), 2000
     gaps = source.integers(-4, 5, n) / 4
     ((mean, low, high),) = bootstrap(gaps[:, None], [4], seed=3, resamples=4000)
@@ -162,7 +162,7 @@ def test_the_bootstrap_is_that_of_its_normal_limit():
     assert (mean - low, high - mean) == pytest.approx((half, half), rel=0.06)
 
 
-def test_what_differs_is_told_field_by_field():
+def test_differences_are_listed_field_by_field():
     def asked(**changed):
         return ASKED | {"identity": str(changed), "spec": SPEC | changed}
 
@@ -201,13 +201,13 @@ def test_what_differs_is_told_field_by_field():
         ("min-robust", (0.39, 0.3, 0.5), False, False),
         ("min-robust", (0.6, 0.5, 0.7), True, True),
         ("min-robust", (0.2, 0.1, 0.3), False, True),
-        ("max-drop", (1.1 - 0.7, 0.3, 0.5), True, False),  # 0.4 and a bit, by rounding
+        ("max-drop", (1.1 - 0.7, 0.3, 0.5), True, False),  # slightly above 0.4, by rounding
         ("max-drop", (0.41, 0.3, 0.5), False, False),
         ("max-drop", (-0.1, -0.2, 0.0), True, True),
         ("max-drop", (0.6, 0.5, 0.7), False, True),
     ],
 )
-def test_bounds_are_held_against_the_number_itself(name, found, ok, sure):
+def test_bounds_apply_to_the_point_estimate(name, found, ok, sure):
     gate = Gate(name, "robust", 0.4, Mean(*found))
     assert (gate.ok, gate.sure) == (ok, sure)
 
@@ -222,14 +222,14 @@ def test_bounds_are_held_against_the_number_itself(name, found, ok, sure):
         ("max-drop", (0.3, 0.2, 0.4), True, True),
     ],
 )
-def test_strict_bounds_are_held_against_the_worse_end(name, found, ok, sure):
+def test_strict_bounds_apply_to_the_worse_end_of_the_interval(name, found, ok, sure):
     gate = Gate(name, "robust", 0.4, Mean(*found), strict=True)
     assert (gate.ok, gate.sure) == (ok, sure)
 
 
 @pytest.fixture
 def two(elsewhere):
-    """A with 60 % robust and 100 % clean, B with 40 % and 75 %."""
+    """Run A with 60 % robust and 100 % clean accuracy, and run B with 40 % and 75 %."""
     a_run(elsewhere / "a", [4] * 6 + [0] * 4)
     a_run(elsewhere / "b", [4] * 4 + [0] * 6, clean=3, purifier={"name": "mine:Blur"})
     return elsewhere
@@ -268,7 +268,7 @@ def test_bounds_decide_the_exit_code(two, capsys, bounds, code, failed):
         assert (suite.get("tests"), suite.get("failures")) == (str(len(cases)), str(len(failed)))
 
 
-def test_a_bound_needs_finished_runs():
+def test_bounds_on_unfinished_runs_are_refused():
     unknown: Any = {}
     found = Comparison(("a", "b"), 5, 80, 8, [], {}, ([], []), [], (unknown, unknown), [])
     assert gates(found, None, None) == []
@@ -276,7 +276,7 @@ def test_a_bound_needs_finished_runs():
         gates(found, None, 0.02)
 
 
-def test_a_drop_needs_the_same_attacks(two, mistake):
+def test_max_drop_between_runs_with_different_attacks_is_refused(two, mistake):
     weaker = [SPEC["attacks"][0] | {"steps": 1}]
     a_run(two / "weaker", [4] * 8 + [0] * 2, attacks=weaker)
     told = mistake("compare", "a", "weaker", "--max-drop", "0.5")
@@ -285,7 +285,7 @@ def test_a_drop_needs_the_same_attacks(two, mistake):
     assert run(["compare", "a", "weaker", "--min-robust", "0.1"]) == 0
 
 
-def test_a_failure_tells_its_numbers():
+def test_junit_failure_message_states_its_numbers():
     gate = Gate("min-robust", "robust", 0.5, Mean(0.4, 0.3, 0.52))
     failure = ElementTree.fromstring(junit([gate])).find("testsuite/testcase/failure")
     assert failure is not None
@@ -294,7 +294,7 @@ def test_a_failure_tells_its_numbers():
         assert said in message
 
 
-def test_the_report_is_written(two, capsys):
+def test_comparison_report_files_are_written(two, capsys):
     assert run(["compare", "a", "b", "--max-drop", "0.1", "--out", "my report"]) == 1
     told = json.loads((two / "my report" / "compare.json").read_text())
     assert [row["name"] for row in told["rows"]] == ["clean", "random", "pgd", "robust"]
@@ -339,7 +339,7 @@ def changed(section, **values):
         ({"asked": {"kind": "certification", "spec": CERTIFICATION}}, "holds a certification"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(elsewhere, mistake, other, said):
+def test_incomparable_runs_are_refused(elsewhere, mistake, other, said):
     a_run(elsewhere / "a", [4] * 4, done=[0, 1, 2])
     a_run(elsewhere / "b", **{"right": [4] * 4} | other)
     assert said in mistake("compare", "a", "b")
@@ -355,11 +355,11 @@ def test_what_cannot_be_compared_is_refused(elsewhere, mistake, other, said):
         (["a"], "Missing argument"),
     ],
 )
-def test_a_mistake_is_told(two, mistake, arguments, said):
+def test_invalid_arguments_are_refused(two, mistake, arguments, said):
     assert said in mistake("compare", *arguments)
 
 
-def test_without_attacks_only_clean_images_are_compared(elsewhere, mistake, capsys):
+def test_runs_without_attacks_are_compared_on_clean_images_only(elsewhere, mistake, capsys):
     a_run(elsewhere / "a", [4] * 4, attacks=[], threat={"norm": "linf", "eps": 0.3})
     a_run(elsewhere / "b", [4] * 4, clean=3)
     assert run(["compare", "a", "b", "--max-drop", "0.2"]) == 1
@@ -370,7 +370,7 @@ def test_without_attacks_only_clean_images_are_compared(elsewhere, mistake, caps
 
 
 @pytest.mark.parametrize("n", [4, 16, 64])
-def test_beside_a_run_that_is_right_on_everything_the_other_is_not_better(tmp_path, n):
+def test_interval_against_a_perfect_run_ends_at_zero(tmp_path, n):
     whole, less = [4] * n, [4] * (n - 1) + [3]
     a, b = a_run(tmp_path / "a", whole), a_run(tmp_path / "b", less)
     one, other = (compare(*pair, resamples=400).rows[-1] for pair in ((a, b), (b, a)))

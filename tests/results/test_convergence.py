@@ -1,4 +1,4 @@
-"""Verdicts on sweeps, from outcomes whose numbers are known."""
+"""Verdicts on the convergence of sweeps, from outcomes with known accuracy."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ K = 4
 
 
 def a_cell(folder, right, clean=None, **changed):
-    """A cell of a sweep in which image i has `right[i]` of 4 draws right under attack."""
+    """Make a cell of a sweep in which image i has `right[i]` of 4 draws right under attack."""
     attack = {"name": "pgd", "label": "pgd", "steps": 10, "eot": 1, "view": "exact"}
     spec: Any = {
         "attacks": [attack | {k: v for k, v in changed.items() if k in attack}],
@@ -73,7 +73,7 @@ def sweep(tmp_path):
         ([1] * 20 + [2] * 60 + [3] * 20, "undecided"),
     ],
 )
-def test_steps(sweep, late, said):
+def test_verdict_on_steps_compares_the_two_largest_values(sweep, late, said):
     done = sweep(
         {"right": [4] * 100, "steps": 5},
         {"right": late, "steps": 40},
@@ -88,12 +88,12 @@ def test_steps(sweep, late, said):
     )
 
 
-def test_few_images_are_no_plateau_even_if_none_changes(sweep):
+def test_few_images_are_undecided_even_if_none_changes(sweep):
     done = sweep({"right": [2] * 8, "steps": 5}, {"right": [2] * 8, "steps": 10})
     assert verdicts(done)[0].verdict == "undecided"
 
 
-def test_of_a_grid_only_the_strongest_rows_are_judged(sweep):
+def test_only_the_strongest_rows_of_a_grid_are_judged(sweep):
     cells = [
         {"right": [hits] * 100, "steps": steps, "eot": eot}
         for (steps, eot), hits in {(5, 1): 4, (10, 1): 2, (5, 8): 2, (10, 8): 2}.items()
@@ -105,7 +105,7 @@ def test_of_a_grid_only_the_strongest_rows_are_judged(sweep):
     ]
 
 
-def test_the_defense_s_own_steps_are_judged_clean_and_robust(sweep):
+def test_purifier_steps_are_judged_by_clean_and_robust_accuracy(sweep):
     done = sweep(
         {"right": [2] * 100, "own": 5}, {"right": [2] * 100, "clean": [3] * 100, "own": 10}
     )
@@ -121,11 +121,11 @@ def test_the_defense_s_own_steps_are_judged_clean_and_robust(sweep):
         (1, "linf", 0.5, "stays above"),
         (0, "linf", 0.5, "reaches guessing"),
         (1, "linf", 0.4, "budget too small"),
-        (1, "l2", 1.0, "stays above"),  # half the square root of 4 values
+        (1, "l2", 1.0, "stays above"),  # 0.5 * sqrt(4), as an image has 4 values
         (1, "l2", 0.9, "budget too small"),
     ],
 )
-def test_accuracy_comes_down_to_guessing(sweep, hits, norm, eps, said):
+def test_verdict_on_eps_compares_accuracy_with_guessing(sweep, hits, norm, eps, said):
     done = sweep(
         {"right": [2] * 60, "eps": 0.1, "norm": norm},
         {"right": [hits] * 60, "eps": eps, "norm": norm},
@@ -137,13 +137,13 @@ def test_accuracy_comes_down_to_guessing(sweep, hits, norm, eps, said):
     assert all(describe(found) in doubt.why for doubt in doubts)
 
 
-def test_the_interval_of_a_change_covers_it():
-    """Rates at 4 draws, of which the later ones are wrong more often by a known amount."""
+def test_paired_interval_covers_the_true_change():
+    """Each image has 4 draws and a random success rate, which falls by a tenth: by 0.05 on average."""
     source = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
         rate = source.uniform(0, 1, 40)
-        shared = source.uniform(0, 1, (40, K))  # the same draws
+        shared = source.uniform(0, 1, (40, K))  # both conditions share the draws
         gaps = ((shared < rate[:, None] * 0.9).mean(1)) - ((shared < rate[:, None]).mean(1))
         found = paired_difference_interval(list(gaps), K)
         covered += found.low <= -0.05 <= found.high

@@ -1,4 +1,4 @@
-"""A damaged or foreign file of a run is refused by one sentence with the file, the key and the value."""
+"""A damaged or foreign file of a run is refused with the file, the key, and the value."""
 
 import json
 from typing import Any
@@ -38,7 +38,7 @@ def folder(elsewhere):
         (lambda asked: asked | {"kind": "certification"}, ("spec", "'certification'")),
     ],
 )
-def test_a_damaged_run_json(folder, change, named):
+def test_damaged_run_json_is_refused(folder, change, named):
     path = folder / "run.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(RuntimeError) as refused:
@@ -60,7 +60,7 @@ def test_a_damaged_run_json(folder, change, named):
         (lambda fact: _draws(fact, [1]), ("'clean': 1",)),
     ],
 )
-def test_a_damaged_outcome(folder, change, named):
+def test_damaged_outcome_is_refused(folder, change, named):
     (path,) = (folder / "outcomes").iterdir()
     lines = path.read_text().splitlines()
     lines[0] = json.dumps(change(json.loads(lines[0])))
@@ -71,14 +71,14 @@ def test_a_damaged_outcome(folder, change, named):
     assert all(word in str(refused.value) for word in ("outcomes", *named)), refused.value
 
 
-def test_contents_that_are_not_those_of_the_name(folder):
+def test_outcomes_that_do_not_match_their_file_name_are_refused(folder):
     (path,) = (folder / "outcomes").iterdir()
     path.write_text(path.read_text().replace(" ", "  ", 1))
     with pytest.raises(RuntimeError, match=path.name):
         Run.open(folder).outcomes()
 
 
-def test_files_that_disagree(folder):
+def test_outcome_files_that_disagree_are_refused(folder):
     (path,) = (folder / "outcomes").iterdir()
     fact = json.loads(path.read_text().splitlines()[0])
     write_outcomes(Run.open(folder), json.dumps(_draws(fact, [7, 7])).encode())
@@ -86,13 +86,13 @@ def test_files_that_disagree(folder):
         Run.open(folder).outcomes()
 
 
-def test_a_damaged_forecast(folder):
+def test_damaged_forecast_is_refused(folder):
     (folder / "forecast.json").write_text("{}")
     with pytest.raises(RuntimeError, match=r"forecast.json.*'images'"):
         Run.open(folder).forecast()
 
 
-def test_what_python_knows_and_yaml_does_not(tmp_path):
+def test_python_values_without_a_yaml_form_are_converted_or_refused(tmp_path):
     spec = {"data": {"name": "blobs"}, "classifier": {"name": "bayes"}, "attacks": []}
     given = spec | {"threat": {"norm": "linf", "eps": np.float32(0.25)}}
     assert specs.load(given).get("threat") == {"norm": "linf", "eps": 0.25}
@@ -116,7 +116,7 @@ def test_what_python_knows_and_yaml_does_not(tmp_path):
         ("attacks=[{name: 'math:pi'}]", "'math:pi' is the float 3.14"),
     ],
 )
-def test_what_is_no_number_and_no_class(change, named):
+def test_booleans_as_numbers_and_constants_as_parts_are_refused(change, named):
     with pytest.raises(ValueError, match=named):
         check(specs.load("blobs", [change]))
 
@@ -132,7 +132,7 @@ def _draws(fact, draws):
 
 
 @pytest.mark.parametrize("key", ["threat", "evaluation"])
-def test_a_spec_that_was_changed_after_the_run_is_not_reported(folder, mistake, key):
+def test_spec_edited_after_the_run_is_refused(folder, mistake, key):
     path = folder / "run.json"
     asked = json.loads(path.read_text())
     asked["spec"][key] |= {"threat": {"eps": 0.9}, "evaluation": {"seed": 7}}[key]
@@ -144,7 +144,7 @@ def test_a_spec_that_was_changed_after_the_run_is_not_reported(folder, mistake, 
 @pytest.mark.parametrize(
     "name", ["index", "label", "clean", "attacked", "clean_sure", "attacked_purified"]
 )
-def test_pictures_that_lack_an_array_are_refused_by_name(elsewhere, mistake, name):
+def test_example_file_with_a_missing_or_invalid_array_is_refused(elsewhere, mistake, name):
     small = ["data.size=8", "attacks=[]", "evaluation.draws=1", "purifier.steps=2"]
     words = [word for change in (*small, "evaluation.examples=2") for word in ("--set", change)]
     assert run(["evaluate", "blobs", *words, "--out", "shown", "--quiet"]) == 0

@@ -1,4 +1,4 @@
-"""Doubts: each is raised where it should be, and not elsewhere."""
+"""Each doubt is raised where it should be, and nowhere else."""
 
 import json
 
@@ -74,20 +74,20 @@ def doubts(elsewhere, monkeypatch):
     return names
 
 
-def test_probabilities(doubts):
+def test_probabilities_in_place_of_logits_raise_doubt(doubts):
     assert "probabilities-for-logits" in doubts(
         "classifier={name: network, network: {name: 'soft:Soft'}}"
     )
     assert "probabilities-for-logits" not in doubts()
 
 
-def test_no_gradient(doubts):
+def test_classifier_without_gradient_raises_doubt(doubts):
     assert "zero-gradient" in doubts(
         "classifier={name: network, network: {name: 'soft:Stair'}}", "attacks=[pgd]"
     )
 
 
-def test_a_masked_gradient_is_seen_whatever_the_loss_and_the_start(doubts):
+def test_masked_gradient_raises_doubt_with_margin_loss_and_restarts(doubts):
     attack = "attacks=[{name: pgd, loss: margin, steps: 10, restarts: 5}]"
     assert "zero-gradient" in doubts("purifier={name: 'soft:masked'}", attack)
     assert "gradient-disagrees" in doubts("purifier={name: 'soft:steps'}", attack)
@@ -95,7 +95,7 @@ def test_a_masked_gradient_is_seen_whatever_the_loss_and_the_start(doubts):
     assert not {"zero-gradient", "gradient-disagrees", "batch-matters"} & sound
 
 
-def test_less_accurate_than_the_source_states(doubts, elsewhere):
+def test_accuracy_below_the_stated_one_raises_doubt(doubts, elsewhere):
     made = elsewhere / "made"
     changes = ["evaluation.images=40", "evaluation.draws=2", "attacks=[{name: fgsm}]"]
     words = [word for change in changes for word in ("--set", change)]
@@ -116,7 +116,7 @@ def test_less_accurate_than_the_source_states(doubts, elsewhere):
         assert ("less-than-stated" in names()) is raised
 
 
-def test_guessing(doubts):
+def test_accuracy_no_better_than_guessing_raises_doubt(doubts):
     wrong = "classifier={name: network, network: {name: 'soft:Wrong'}}"
     assert "no-better-than-guessing" in doubts(wrong)
     assert "no-better-than-guessing" not in doubts()
@@ -126,8 +126,8 @@ def test_guessing(doubts):
     ("right", "count", "raised"),
     [(2, 2, False), (3, 3, False), (1, 2, False), (0, 12, True), (6, 12, True), (12, 12, False)],
 )
-def test_a_few_right_answers_are_no_guessing_but_too_few(right, count, raised):
-    """Of two classes: two right answers of two have an interval down to guessing, and up to 100 %."""
+def test_guessing_doubt_needs_more_than_a_few_images(right, count, raised):
+    """With two classes, the interval of 2 right answers of 2 reaches from guessing to 100 %."""
     outcomes = [
         outcome
         for size, chosen in ((right, 0), (count - right, 1))
@@ -139,19 +139,19 @@ def test_a_few_right_answers_are_no_guessing_but_too_few(right, count, raised):
     assert "few-images" in names
 
 
-def test_a_model_that_looks_at_the_batch(doubts):
+def test_batch_dependent_model_raises_doubt(doubts):
     assert "batch-matters" in doubts("purifier={name: 'soft:lot'}")
 
 
-def test_no_adaptive_attack_and_one_draw(doubts):
+def test_missing_adaptive_attack_and_single_draw_raise_doubts(doubts):
     assert "no-adaptive-attack" in doubts("attacks=[{name: pgd, view: classifier-only}]")
     found = doubts("attacks=[{name: pgd, steps: 2}]")
     assert "no-adaptive-attack" not in found
     assert "random-model-eot-1" in found
 
 
-def test_an_attack_of_one_s_own_is_not_known(doubts):
-    """It may ask for no gradient, or take one draw a step."""
+def test_custom_attack_alone_raises_unknown_attack(doubts):
+    """A custom attack may use no gradient, or only one draw per step."""
     for changes in ((), ("purifier=null",)):
         found = doubts("attacks=[{name: 'soft:still'}]", *changes)
         assert "unknown-attack" in found
@@ -160,7 +160,7 @@ def test_an_attack_of_one_s_own_is_not_known(doubts):
     assert "unknown-attack" not in doubts(beside)
 
 
-def test_what_may_help_is_something_the_attack_has():
+def test_advice_names_only_options_of_the_attack():
     row = {"label": "a", "view": "exact", "name": "stadv", "steps": 3, "eot": 1}
     alike = Condition(draws=[0, 0], undefended=None, size=0.0, attacker_error_rate=0.0)
     found = doubts_about(outcomes_of([row], alike), [row])
@@ -170,7 +170,7 @@ def test_what_may_help_is_something_the_attack_has():
     assert "`restarts`" not in doubt.why
 
 
-def test_a_rough_gradient_is_named(doubts, monkeypatch):
+def test_low_precision_gradient_raises_doubt(doubts, monkeypatch):
     monkeypatch.setattr("unfool.attacks.views.bfloat16_costs", lambda device: 0.5)
     found = doubts("attacks=[{name: pgd, steps: 2, view: bfloat16}, {name: pgd, steps: 2}]")
     assert "low-precision" in found
@@ -178,7 +178,7 @@ def test_a_rough_gradient_is_named(doubts, monkeypatch):
     assert "low-precision" not in doubts("attacks=[{name: pgd, steps: 2}]")
 
 
-def test_a_part_in_half_precision(doubts):
+def test_half_precision_part_raises_doubt(doubts):
     rough = "purifier={name: 'soft:Rough', precision: float16}"
     assert "low-precision" in doubts(rough, "attacks=[]", "evaluation.examples=0")
     for precision in ("bfloat16", "float32"):
@@ -191,14 +191,14 @@ def test_a_part_in_half_precision(doubts):
         assert all(precision in why for why in said)
 
 
-def test_an_attack_that_does_less_than_noise(doubts):
-    # at eps 0.3 random signs average out, yet they do more than nothing
+def test_attack_weaker_than_random_noise_raises_doubt(doubts):
+    # In a small budget, random noise averages out; at l2 3 it does more than no attack.
     changes = ("attacks=[{name: 'soft:still'}]", "threat={norm: l2, eps: 3}", "data.size=200")
     assert "weaker-than-random" in doubts(*changes)
 
 
 @pytest.mark.parametrize(("images", "raised"), [(2, False), (8, True)])
-def test_a_lead_needs_more_than_two_images(images, raised):
+def test_paired_gap_needs_more_than_two_images(images, raised):
     made = {"undefended": None, "size": 0.1, "attacker_error_rate": 0.5}
     versions = {"a": Condition(draws=[0, 0], **made), "b": Condition(draws=[1, 1], **made)}
     outcomes = [Outcome(i, 0, versions, "a", 0.0, {}) for i in range(images)]
@@ -206,7 +206,7 @@ def test_a_lead_needs_more_than_two_images(images, raised):
     assert paired_gap(outcomes, "b", "a") < 0
 
 
-def test_numbers_that_are_none_are_refused(doubts, mistake):
+def test_nan_logits_are_refused(doubts, mistake):
     said = mistake(
         "evaluate",
         "blobs",
@@ -218,7 +218,7 @@ def test_numbers_that_are_none_are_refused(doubts, mistake):
     assert "not finite" in said
 
 
-def test_who_knows_the_noise_must_do_better(doubts):
+def test_known_noise_attack_weaker_than_white_box_raises_doubt(doubts):
     rows = "{{name: pgd, label: white box, loss: margin, steps: 5, eot: 2}}, {}"
     told = "{name: pgd, label: DW-box, knows: both, loss: margin, steps: 5}"
     idle = "{name: 'soft:still', label: DW-box, knows: both}"
@@ -238,15 +238,15 @@ SHORT = "{name: pgd, label: short, step_size: 0.001, steps: 1, start: zero}"
         "{name: pgd, loss: margin, view: per-step, eot: 4, steps: 10}",
     ],
 )
-def test_an_attack_that_climbs_otherwise_tells_that_the_plain_one_stops_short(doubts, other):
+def test_stronger_attack_of_another_kind_shows_that_the_plain_one_stops_short(doubts, other):
     name = "plain-attack-stops-short"
     assert name in doubts(f"attacks=[{SHORT}, {other}]")
-    if "deepfool" in other:  # but not if the plain one is strong
+    if "deepfool" in other:  # no doubt if the plain attack is strong
         strong = "{name: apgd, label: strong, loss: margin, eot: 8, steps: 20}"
         assert name not in doubts(f"attacks=[{strong}, {other}]")
 
 
-def test_images_that_no_threat_bounds_may_tell_that_robustness_is_to_one_threat(doubts):
+def test_strong_unbounded_attack_raises_robust_to_this_threat_alone(doubts):
     name, far = "robust-to-this-threat-alone", "{name: ppgd, distance: mse, bound: 0.1, eot: 4}"
     small = ("threat={norm: linf, eps: 0.001}",)
     assert name in doubts(*small, f"attacks=[{{name: pgd, eot: 4}}, {far}]")

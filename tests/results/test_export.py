@@ -1,4 +1,4 @@
-"""Results in the formats of others: the same numbers, in the shape that the others ask for."""
+"""Exports have the numbers of the run, in the form that each foreign format requires."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ ATTACKS = [
 
 
 def a_run(folder, right, asked=None, **changed):
-    """A run in which image i has `right[i]` of 4 draws right under both attacks, and all when clean."""
+    """Make a run in which image i has `right[i]` of 4 draws right under attack, and all when clean."""
     spec = {"attacks": ATTACKS, "threat": {"norm": "linf", "eps": 8 / 255}} | changed
     made = Run.begin(folder, manifest(range(len(right) + (asked or 0)), spec=spec))
 
@@ -57,17 +57,17 @@ def a_run(folder, right, asked=None, **changed):
 
 @pytest.fixture
 def done(elsewhere):
-    """A run in the folder `r`, whose attack leaves 4, 3, 2 and 0 of 4 draws right."""
+    """A run in the folder `r`, whose attacks leave 4, 3, 2, and 0 of 4 draws right."""
     return a_run(elsewhere / "r", [4, 3, 2, 0])
 
 
-def test_a_table_has_every_answer(done, capsys):
+def test_csv_table_has_every_answer(done, capsys):
     assert run(["export", "r", "--to", "csv"]) == 0
     assert capsys.readouterr().out == "r/answers.csv\n"
     read = pandas.read_csv("r/answers.csv")
     assert [*read.columns] == ["index", "label", "condition", "draw", "answer", "correct"]
     assert read.equals(load_run("r").to_dataframe())
-    assert len(read) == 4 * 5 * K  # images, conditions with `robust`, draws
+    assert len(read) == 4 * 5 * K  # images x conditions (with `robust`) x draws
     assert read[read.condition == "robust"].correct.sum() == 9
 
 
@@ -76,20 +76,20 @@ def test_labels_with_commas_and_quotes_survive():
     assert pandas.read_csv(io.BytesIO(to_csv(records))).to_dict("records") == records
 
 
-def test_parquet_is_the_data_frame(done):
+def test_parquet_file_equals_the_data_frame(done):
     pytest.importorskip("pyarrow", reason="Parquet needs pyarrow: pip install pyarrow")
     assert run(["export", "r", "--to", "parquet", "--out", "o"]) == 0
     assert pandas.read_parquet("o/answers.parquet").equals(load_run("r").to_dataframe())
 
 
 @pytest.mark.parametrize("library", ["pandas", "pyarrow"])
-def test_without_a_library_a_sentence_names_it(library, monkeypatch):
+def test_missing_library_is_named_in_the_error(library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ValueError, match=rf"{library}.*unfool\[parquet\]"):
         to_parquet([{"a": 1}])
 
 
-def test_an_unfinished_run_is_exported_as_a_table_alone(elsewhere, mistake):
+def test_unfinished_run_is_exported_only_as_a_table(elsewhere, mistake):
     a_run(elsewhere / "r", [4, 0], asked=3)
     assert run(["export", "r", "--to", "csv"]) == 0
     for form in ("eee", "robustbench", "badge"):
@@ -99,7 +99,7 @@ def test_an_unfinished_run_is_exported_as_a_table_alone(elsewhere, mistake):
 
 @pytest.fixture
 def records(done):
-    """The log and the lines of the run for Every Eval Ever, as files."""
+    """The files for Every Eval Ever: the log of the run, and its lines."""
     assert (
         run(["export", "r", "--to", "eee", "--model", "me/mine", "--by", "us", "--out", "o"]) == 0
     )
@@ -107,7 +107,7 @@ def records(done):
     return log, log.with_name(f"{log.stem}_samples.jsonl")
 
 
-def test_every_eval_ever_has_the_shape_of_its_schema(records):
+def test_every_eval_ever_export_matches_its_schema(records):
     log, lines = (path.read_text() for path in records)
     for name, tables in (("log", [log]), ("instance", lines.splitlines())):
         check = jsonschema.Draft7Validator(json.loads((SCHEMAS / f"{name}.json").read_text()))
@@ -115,7 +115,7 @@ def test_every_eval_ever_has_the_shape_of_its_schema(records):
             check.validate(json.loads(table))
 
 
-def test_the_schema_of_the_tests_can_tell(records):
+def test_schema_rejects_invalid_logs(records):
     log = json.loads(records[0].read_text())
     check = jsonschema.Draft7Validator(json.loads((SCHEMAS / "log.json").read_text()))
     for change in (
@@ -126,7 +126,7 @@ def test_the_schema_of_the_tests_can_tell(records):
         assert not check.is_valid(log | change)
 
 
-def test_every_eval_ever_has_the_numbers_of_the_run(records, done):
+def test_every_eval_ever_export_has_the_numbers_of_the_run(records, done):
     log = json.loads(records[0].read_text())
     found = {row["evaluation_result_id"]: row for row in log["evaluation_results"]}
     result = load_run("r")
@@ -143,7 +143,7 @@ def test_every_eval_ever_has_the_numbers_of_the_run(records, done):
     assert log["source_metadata"]["source_organization_name"] == "us"
 
 
-def test_the_lines_of_every_eval_ever_add_up_to_its_results(records):
+def test_every_eval_ever_lines_add_up_to_its_results(records):
     log, content = json.loads(records[0].read_text()), records[1].read_bytes()
     told = log["detailed_evaluation_results"]
     lines = [json.loads(line) for line in content.splitlines()]
@@ -167,7 +167,7 @@ def test_the_lines_of_every_eval_ever_add_up_to_its_results(records):
     assert [line["evaluation"]["is_correct"] for line in robust] == [True, True, False, False]
 
 
-def test_an_export_again_has_the_same_names(records):
+def test_repeated_export_has_the_same_file_names(records):
     before = sorted(Path("o").rglob("*.json*"))
     assert re.fullmatch(
         r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-\w{12}", records[0].stem
@@ -185,7 +185,7 @@ def robustbench():
     return json.loads(Path("r/robustbench.json").read_text())
 
 
-def test_robustbench_gets_autoattack_and_the_worst_attack(done):
+def test_robustbench_export_has_autoattack_and_worst_case_accuracy(done):
     told = robustbench()
     assert (told["clean_acc"], told["autoattack_acc"], told["external"]) == (
         "100.00",
@@ -199,13 +199,13 @@ def test_robustbench_gets_autoattack_and_the_worst_attack(done):
 @pytest.mark.parametrize(
     "attacks", [ATTACKS[:1], [*ATTACKS[:1], ATTACKS[1] | {"view": "classifier-only"}]]
 )
-def test_without_autoattack_on_the_model_robustbench_gets_none(elsewhere, attacks):
+def test_robustbench_autoattack_accuracy_needs_autoattack_on_the_model(elsewhere, attacks):
     a_run(elsewhere / "r", [4, 0], attacks=attacks)
     told = robustbench()
     assert (told["autoattack_acc"], told["external"]) == (None, "50.00")
 
 
-def test_a_badge_tells_the_interval(done):
+def test_badge_states_the_interval(done):
     assert run(["export", "r", "--to", "badge"]) == 0
     told = json.loads(Path("r/badge.json").read_text())
     assert told["schemaVersion"] == 1
@@ -215,7 +215,7 @@ def test_a_badge_tells_the_interval(done):
     assert picture.get("aria-label") == f"{told['label']}: {told['message']}"
 
 
-def test_a_badge_with_a_red_doubt_says_so():
+def test_doubted_badge_is_gray_and_shows_its_message():
     plain, doubted = Badge("a <b>", "1 %", False), Badge("a <b>", "1 %, doubted", True)
     assert (plain.to_shields()["color"], doubted.to_shields()["color"]) == (BLUE, GRAY)
     texts = [text.text for text in ElementTree.fromstring(doubted.to_svg()).iter() if text.text]
@@ -234,11 +234,11 @@ def test_a_badge_with_a_red_doubt_says_so():
         ({"threat": {"norm": "l1", "eps": 1.0}}, ["--to", "robustbench"], "l1"),
     ],
 )
-def test_what_cannot_be_exported_is_told(elsewhere, mistake, changed, arguments, said):
+def test_impossible_exports_are_refused(elsewhere, mistake, changed, arguments, said):
     a_run(elsewhere / "r", [4], **changed)
     assert said in mistake("export", "r", *arguments)
 
 
-def test_a_certification_is_refused(elsewhere, mistake):
+def test_certification_is_refused(elsewhere, mistake):
     Run.begin(elsewhere / "r", manifest([0]) | {"kind": "certification", "spec": CERTIFICATION})
     assert "certification" in mistake("export", "r", "--to", "csv")

@@ -1,4 +1,4 @@
-"""What a run keeps of the confidence along the purification."""
+"""The classifier's confidence along the purification, which a run keeps for example images."""
 
 import numpy as np
 import pytest
@@ -20,14 +20,14 @@ CHANGES = [
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """The pictures of a run of COUP on the toy world, with its model."""
+    """The example images of a run of COUP on the toy world, with its model."""
     spec = running.check(specs.load("blobs", CHANGES))
     run = running.run(spec, tmp_path_factory.mktemp("run"), quiet=True)
     (block,) = run.examples()
     return block, build_model(spec, "cpu")
 
 
-def test_the_curves_are_the_classifier_s_confidence_at_every_state(kept):
+def test_curves_are_classifier_confidence_at_every_state(kept):
     block, model = kept
     noise = Noise.of(0, block["index"]).child("verdict", "vote", 0)
     attacked = torch.from_numpy(block["attacked"])
@@ -45,7 +45,7 @@ def test_the_curves_are_the_classifier_s_confidence_at_every_state(kept):
     assert block["clean_sure"].shape == (6, 5)
 
 
-def test_along_coup_the_walk_begins_at_the_image_itself(kept):
+def test_coup_walk_starts_at_the_image_itself(kept):
     block, _ = kept
     bare = block["attacked_bare"]
     first = block["attacked_fooled"][:, 0]

@@ -1,4 +1,4 @@
-"""Doubts about the model and the search: each on a model made for it, and not on a sound one."""
+"""Doubts about the model and the search: a model made for each raises it, a sound one does not."""
 
 from typing import Any
 
@@ -30,13 +30,13 @@ def two(margin):
 
 
 def mean(x, noise):
-    """Bright or dark: a plane."""
+    """A linear classifier of bright and dark images."""
     return two((x.mean((1, 2, 3)) - 0.5) * 20)
 
 
 def shaken(by):
     def model(x, noise):
-        """A plane that every draw tilts, on the pixels around gray."""
+        """A linear classifier whose weights get random noise in every draw."""
         tilt = 20 / 16 + by * noise.child("tilt").normal(x)
         return two((tilt * (x - 0.5)).sum((1, 2, 3)))
 
@@ -44,17 +44,17 @@ def shaken(by):
 
 
 def steep(x, noise):
-    """A plane behind a contrast so high that most pixels are clipped."""
+    """A linear classifier behind a contrast so high that most pixels are clipped."""
     return mean((10 * (x - 0.5) + 0.5).clamp(0, 1), noise)
 
 
 def misled(x, noise):
-    """A plane whose gradient leads the other way."""
+    """A linear classifier whose gradient has the wrong sign."""
     return mean(2 * x.detach() - x, noise)
 
 
 def coin(x, noise):
-    """Right on every second draw, whatever the image (the gradient is not zero)."""
+    """A classifier that is right with probability 1/2 on any image; its gradient is not zero."""
     label = torch.where(x.mean((1, 2, 3)) > 0.5, 1.0, -1.0)
     lucky = torch.where(noise.child("coin").uniform(x[:, 0, 0, 0]) < 0.5, 1.0, -1.0)
     return two(label * lucky + 1e-3 * x.mean((1, 2, 3)))
@@ -62,7 +62,7 @@ def coin(x, noise):
 
 @pytest.fixture
 def told(tmp_path):
-    """The doubts about a model under an attack, by name."""
+    """A function that attacks a model and returns the doubts about it, by name."""
 
     def judge(model, attacks, images=24, draws=2, eps=0.02):
         rows = [
@@ -88,7 +88,7 @@ def told(tmp_path):
     return judge
 
 
-def test_draws_whose_gradients_disagree(told):
+def test_disagreeing_eot_gradients_raise_doubt(told):
     pgd = {"pgd": PGD(4, 4, loss="margin")}
     # a tilt of 5 against a slope of 1.25: the mean of 4 has a cosine of 1 / sqrt(1 + 16 / 4) = 0.45
     raised = told(shaken(5), pgd)["eot-gradients-disagree"]
@@ -101,14 +101,14 @@ def test_draws_whose_gradients_disagree(told):
     assert "eot-gradients-disagree" not in told(mean, pgd)
 
 
-def test_clipped_pixels(told):
+def test_clipped_pixels_raise_doubt(told):
     pgd = {"pgd": PGD(4, loss="margin")}
     raised = told(steep, pgd)["clamped"]
     assert "of 16 images" in raised["why"]
     assert "clamped" not in told(mean, pgd)
 
 
-def test_a_blind_attack_that_beats_a_misled_gradient(told):
+def test_black_box_attack_that_beats_a_gradient_attack_raises_doubt(told):
     attacks = {"pgd": PGD(10, loss="margin"), "square": Square(30)}
     raised = told(misled, attacks, images=40, eps=0.3)["blind-beats-gradient"]
     assert raised["severity"] == "red"
@@ -116,7 +116,7 @@ def test_a_blind_attack_that_beats_a_misled_gradient(told):
     assert "blind-beats-gradient" not in told(mean, attacks, images=40, eps=0.3)
 
 
-def test_a_search_that_ends_too_early(told):
+def test_still_rising_loss_raises_doubt(told):
     short = {"pgd": PGD(12, step_size=0.02, start="zero", loss="margin")}
     raised = told(mean, short)["still-rising"]
     assert "24 images that pgd left right" in raised["why"]
@@ -125,18 +125,18 @@ def test_a_search_that_ends_too_early(told):
     assert "still-rising" not in told(mean, long)
 
 
-def test_draws_that_make_the_interval_wide(told):
+def test_wide_interval_from_few_draws_raises_doubt(told):
     pgd = {"pgd": PGD(1, 2, loss="margin")}
     raised = told(coin, pgd, images=60)["few-draws"]
     needed = int(raised["why"].split("about ")[1].split()[0])
-    assert 8 <= needed <= 12  # nothing is from the images: four times as many draws
+    assert 8 <= needed <= 12  # only the draws vary, so four times as many are needed
     assert "one draw per image" in told(coin, pgd, draws=1)["few-draws"]["why"]
     sound = told(dark, pgd)
     assert "few-images" in sound
     assert "few-draws" not in sound
 
 
-def test_a_curve_is_of_equal_bins_and_of_whole_runs():
+def test_loss_curves_average_runs_of_equal_length_in_equal_bins():
     def steps(values, run=1):
         return [LossRecord(((run,), "ce"), torch.tensor([float(v), 0.0])) for v in values]
 
@@ -150,13 +150,13 @@ def test_a_curve_is_of_equal_bins_and_of_whole_runs():
     assert curves(steps([0, float("nan")]), 2) == [[], [0, 0]]
 
 
-def test_watching_changes_nothing_and_ends():
+def test_recording_losses_changes_no_result_and_ends_with_its_block():
     x, y, noise = torch.full((2, 1, 4, 4), 0.3), torch.tensor([0, 1]), Noise.of(0, [0, 1])
     attack, threat = APGD(6, loss="margin", restarts=2), Threat("linf", 0.1)
     with recording_losses() as steps:
         seen = attack(mean, x, y, threat, noise)
     assert torch.equal(seen, attack(mean, x, y, threat, noise))
-    assert len(steps) == 14  # two runs of 6 steps, and the first look of each
+    assert len(steps) == 14  # two restarts of 6 steps, each after a first query
     assert len(curves(steps, 2)[0]) == 7
     with recording_losses() as outer:
         with recording_losses() as inner:
@@ -168,7 +168,7 @@ def test_watching_changes_nothing_and_ends():
 
 
 def dark(x, noise):
-    """Dark whatever the image: right on every second one, at every draw."""
+    """A classifier that answers dark for every image, so half of the images are right in all draws."""
     return mean(x - 0.6, noise)
 
 
@@ -176,7 +176,7 @@ def three(x, noise):
     return torch.cat([mean(x, noise), torch.zeros(len(x), 1)], 1)
 
 
-def test_a_search_that_ended_early_is_no_whole_climb():
+def test_loss_curve_summary_skips_searches_that_ended_early():
     def made(index, curve, right):
         draws = [0] if right else [1]
         conditions = {"pgd": Condition(draws, None, 0.1, 0.0)}
@@ -192,7 +192,7 @@ def test_a_search_that_ended_early_is_no_whole_climb():
 
 
 @pytest.mark.parametrize(("loss", "gradient"), [("dlr", 0.0), ("ce", float("inf"))])
-def test_a_gradient_that_is_none_is_doubted_whatever_the_loss(loss, gradient):
+def test_zero_or_infinite_gradient_raises_doubt(loss, gradient):
     seen = {"ce": 1.0, "margin": 1.0} | {"margin" if loss == "dlr" else loss: gradient}
     row: AttackEntry = {"name": "pgd", "label": "pgd", "view": "exact", "loss": loss}
     probe: SanityCheck = {**SOUND, "gradients": seen}

@@ -1,4 +1,4 @@
-"""What a run did not try is told of its spec."""
+"""The list of what a run did not try follows from its spec."""
 
 import pytest
 
@@ -25,13 +25,13 @@ def told(*attacks: str) -> str:
         ("{name: pgd, view: exact, knows: both}", "knows what noise"),
     ],
 )
-def test_what_was_tried_is_not_said_to_be_untried(attack, said):
+def test_tried_attacks_are_not_listed_as_untried(attack, said):
     blind = "{name: pgd, view: classifier-only}"
     assert said in told(blind)
     assert said not in told(blind, attack)
 
 
-def test_the_threat_and_the_effort_are_told():
+def test_limits_of_threat_and_effort_are_listed_as_untried():
     said = told(PGD)
     assert "larger than 0.1 in linf" in said
     assert "`steps` above 7" in said

@@ -1,4 +1,4 @@
-"""A model folder for a hub: what would be uploaded, its page, and the upload to a hub on loopback."""
+"""Publishing a model folder: its files, its page, and the upload to a hub on loopback."""
 
 import base64
 import json
@@ -26,14 +26,14 @@ PGD = {"name": "pgd", "view": "exact", "label": "PGD", "steps": 10}
 
 @pytest.fixture
 def mine(elsewhere):
-    """The shipped classifier of digits, as the folder `mine`."""
+    """The shipped digits classifier, as the folder `mine`."""
     shipped = Path(str(resources.files("unfool.weights").joinpath("digits-classifier")))
     shutil.copytree(shipped, elsewhere / "mine")
     return elsewhere / "mine"
 
 
 def a_run(folder, weights, asked=2):
-    """A run of a trained classifier: of two images one is right under attack."""
+    """Make a run of a trained classifier: one of two images is right under attack."""
     spec = {"classifier": {"name": "trained", "weights": weights}, "attacks": [PGD]}
     spec["purifier"] = {"name": "diffpure", "t": 0.1}
     made = Run.begin(folder, manifest(range(asked), spec=spec))
@@ -45,7 +45,7 @@ def a_run(folder, weights, asked=2):
     return made
 
 
-def test_a_dry_run_prints_the_page_and_the_files(mine, capsys):
+def test_dry_run_prints_the_page_and_the_files(mine, capsys):
     assert run(["publish", "mine", "--license", "apache-2.0", "--repo", "me/digits"]) == 0
     page, _, files = capsys.readouterr().out.partition("would be uploaded to me/digits:")
     assert [line.split()[0] for line in files.splitlines() if line.startswith("  ")] == [
@@ -60,7 +60,7 @@ def test_a_dry_run_prints_the_page_and_the_files(mine, capsys):
     assert not (mine / "README.md").exists()
 
 
-def test_the_page_tells_the_results_of_runs(mine):
+def test_page_shows_the_results_of_runs(mine):
     made = a_run(mine.parent / "r", "mine")
     page = prepare("mine", "me/digits", "mit", [made]).readme
     assert "| PGD | 50.0 % [" in page
@@ -72,7 +72,7 @@ def test_the_page_tells_the_results_of_runs(mine):
     assert found["accuracy per draw, robust (linf 0.1), behind diffpure"] == 0.5
 
 
-def test_the_code_of_the_page_runs(mine):
+def test_example_code_on_the_page_runs(mine):
     page = prepare("mine", "me/digits").readme
     code = page.partition("```python\n")[2].partition("```")[0]
     given = {}
@@ -80,14 +80,14 @@ def test_the_code_of_the_page_runs(mine):
     assert type(given["model"]) is type(load_classifier("digits-classifier"))
 
 
-def test_every_shipped_model_has_a_page():
+def test_shipped_models_have_a_page():
     for name in ("cifar10-denoiser-small", "cifar10-classifier-purified", "digits-conditional"):
         upload = prepare(name, None, "apache-2.0")
         assert ModelCard(upload.readme).data.license == "apache-2.0"
         assert upload.repository == f"OWNER/{name}"
 
 
-def test_an_adapter_is_its_own_weights(mine):
+def test_adapter_folder_publishes_the_adapter_weights(mine):
     card = json.loads((mine / "card.json").read_text()) | {"base": "x"}
     (mine / "card.json").write_text(json.dumps(card))
     (mine / "model.safetensors").rename(mine / "pytorch_lora_weights.safetensors")
@@ -95,13 +95,13 @@ def test_an_adapter_is_its_own_weights(mine):
     assert names == ["pytorch_lora_weights.safetensors", "card.json"]
 
 
-def test_a_page_of_one_s_own_is_taken_as_it_is(mine, mistake):
+def test_existing_page_is_kept_unchanged(mine, mistake):
     (mine / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     assert prepare("mine", None).readme == "---\nlicense: mit\n---\n# Mine\n"
     assert "README.md already exists" in mistake("publish", "mine", "--license", "mit")
 
 
-def test_weights_that_are_not_those_of_the_card_are_refused(mine, mistake):
+def test_weights_that_do_not_match_the_card_are_refused(mine, mistake):
     with (mine / "model.safetensors").open("ab") as file:
         file.write(b"0")
     assert "sha256" in mistake("publish", "mine")
@@ -115,7 +115,7 @@ def test_weights_that_are_not_those_of_the_card_are_refused(mine, mistake):
         ("mine", 3, "2 of 3 images"),
     ],
 )
-def test_runs_of_other_models_and_unfinished_ones_are_refused(mine, mistake, weights, asked, said):
+def test_runs_of_other_models_and_unfinished_runs_are_refused(mine, mistake, weights, asked, said):
     a_run(mine.parent / "r", weights, asked)
     assert said in mistake("publish", "mine", "--run", "r")
 
@@ -128,12 +128,12 @@ def test_runs_of_other_models_and_unfinished_ones_are_refused(mine, mistake, wei
         (["--push", "--repo", "me/digits"], "--license"),
     ],
 )
-def test_what_cannot_be_published_is_told(mine, mistake, arguments, said):
+def test_invalid_publish_options_are_refused(mine, mistake, arguments, said):
     assert said in mistake("publish", "mine", *arguments)
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The three calls of a hub that an upload needs; it keeps what it gets."""
+    """A hub with the three API calls that an upload needs; it records the requests."""
 
     asked: list[tuple[str, str | None, bytes]]
 
@@ -155,13 +155,13 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format, *args):  # of each request: not here
+    def log_message(self, format, *args):  # do not log each request
         pass
 
 
 @pytest.fixture
 def hub(tmp_path):
-    """A hub on loopback, and a function that runs a command which takes it for the hub."""
+    """A function that publishes to a hub on loopback, and the requests that the hub got."""
     handler = type("Kept", (Hub,), {"asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -186,7 +186,7 @@ def hub(tmp_path):
     thread.join()
 
 
-def test_a_push_uploads_the_three_files_and_nothing_else(mine, hub):
+def test_push_uploads_exactly_the_three_files(mine, hub):
     push, asked = hub
     (mine / "optimizer.pt").write_bytes(b"not for the hub")
     done = push("hf_right")
@@ -200,7 +200,7 @@ def test_a_push_uploads_the_three_files_and_nothing_else(mine, hub):
     assert ModelCard(base64.b64decode(files["README.md"]["content"]).decode()).data.license == "mit"
 
 
-def test_without_a_right_token_a_sentence_says_so(mine, hub):
+def test_missing_or_wrong_token_is_refused(mine, hub):
     push, asked = hub
     none = push(None)
     assert (none.returncode, asked) == (2, [])

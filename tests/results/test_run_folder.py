@@ -1,4 +1,4 @@
-"""Runs on disk: why a folder is refused is told by what has changed."""
+"""Run folders on disk: a refusal names what has changed."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from unfool.results.run_folder import Run, merge
 from whole_run import SPEC, manifest, write_outcomes
 
 
-def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake):
+def test_changed_file_contents_are_distinguished_from_another_spec(elsewhere, mistake):
     def write(level):
         np.savez("d.npz", images=np.full((4, 4, 4, 1), level, np.uint8), labels=[0, 1, 0, 1])
 
@@ -45,7 +45,7 @@ def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake)
         ({"kind": "collection"}, "another spec"),
     ],
 )
-def test_merging_says_the_same(tmp_path, changed, said):
+def test_merge_error_names_what_differs(tmp_path, changed, said):
     Run.begin(tmp_path / "a", manifest([0]))
     Run.begin(tmp_path / "b", manifest([0]) | {"identity": "two"} | changed)
     with pytest.raises(RuntimeError, match=rf"differ: .*{said}"):
@@ -60,7 +60,7 @@ def test_merging_says_the_same(tmp_path, changed, said):
         ("1" * 64, "1" * 64, "with other weights, on other images"),
     ],
 )
-def test_a_run_that_asks_for_more_images_is_told_what_has_changed(
+def test_extending_a_run_with_changed_inputs_names_the_change(
     tmp_path, weights, hash_of_first, said
 ):
     run = Run.begin(tmp_path / "r", manifest([0], weights="0" * 64))
@@ -80,12 +80,12 @@ def command(folder, *changes):
 
 @pytest.fixture
 def made(elsewhere):
-    """A run of 12 images in blocks of 6."""
+    """The folder of a run of 12 images in blocks of 6."""
     assert run(command(elsewhere / "r", "machine.images_per_block=6")) == 0
     return elsewhere / "r"
 
 
-def test_outcomes_without_their_run_are_refused(made, mistake):
+def test_outcomes_without_run_json_are_refused(made, mistake):
     (made / "run.json").unlink()
     for changes in ((), ("threat.eps=0.5", "evaluation.seed=7")):
         assert "no run.json" in mistake(*command(made, *changes))
@@ -100,7 +100,7 @@ def test_outcomes_of_another_run_are_refused(made, mistake):
         assert file.name in mistake(*words)
 
 
-def test_a_folder_that_moves_away_stops_the_run(made, elsewhere):
+def test_moved_folder_stops_the_run(made, elsewhere):
     begun = Run.open(made)
     outcomes = begun.outcomes()
     made.rename(elsewhere / "moved")
@@ -110,7 +110,7 @@ def test_a_folder_that_moves_away_stops_the_run(made, elsewhere):
 
 
 @pytest.mark.parametrize("place", [3, 40, 150, 300])
-def test_one_changed_bit_is_told(made, mistake, place):
+def test_single_changed_bit_is_refused(made, mistake, place):
     file = sorted((made / "outcomes").iterdir())[0]
     content = bytearray(file.read_bytes())
     content[place] ^= 1
@@ -134,7 +134,7 @@ def test_one_changed_bit_is_told(made, mistake, place):
         (True, "index .* true"),
     ],
 )
-def test_images_that_the_run_does_not_have_are_refused(made, mistake, index, named):
+def test_outcomes_of_images_outside_the_run_are_refused(made, mistake, index, named):
     begun = Run.open(made)
     path = write_outcomes(
         begun, json.dumps(asdict(replace(begun.outcomes()[0], index=index))).encode() + b"\n"
@@ -153,7 +153,7 @@ def test_files_that_disagree_about_an_image_are_refused(made, mistake):
         assert "disagree about image 1" in mistake(*words)
 
 
-def test_too_many_open_files_are_not_told_as_damage(made, monkeypatch):
+def test_too_many_open_files_are_not_reported_as_damage(made, monkeypatch):
     assert run(command(made.parent / "s", "evaluation.examples=2")) == 0
     begun = Run.open(made.parent / "s")
 
@@ -165,7 +165,7 @@ def test_too_many_open_files_are_not_told_as_damage(made, monkeypatch):
         list(begun.examples())
 
 
-def test_a_damaged_example_is_named(elsewhere, mistake):
+def test_damaged_example_file_is_named(elsewhere, mistake):
     assert run(command(elsewhere / "s", "evaluation.examples=2")) == 0
     file = next((elsewhere / "s" / "examples").iterdir())
     file.write_bytes(file.read_bytes()[:100])

@@ -1,4 +1,4 @@
-"""Cells that differ in seeds alone: every image counts once, however many seeds chose it."""
+"""Pooling of cells that differ only in seeds: an image counts once, however many seeds chose it."""
 
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +23,7 @@ SUBSET, SEED = "evaluation.subset_seed", "evaluation.seed"
 
 
 def outcome(index: int, clean: list[int], chosen: str = "a") -> Outcome:
-    """An image of class 1: its clean answers as told, right under `a` alone."""
+    """Return an outcome of class 1 with these clean answers; of the attacks, only `a` leaves it right."""
     k = len(clean)
     draws = {"clean": clean, "random": [0] * k, "a": [1] * k, "b": [0] * k, "DW-box": [0]}
     made = {name: Condition(row, None, 0.0, 0.0) for name, row in draws.items()}
@@ -42,7 +42,7 @@ def cell(folder: Path, values: dict[str, str], outcomes: list[Outcome]) -> tuple
 
 
 def both(folder: Path, path: str, first: dict[int, list[int]], second: dict[int, list[int]]):
-    """The pool of two cells of another seed, each with its images and their clean answers."""
+    """Pool two cells that differ in one seed; each maps its images to their clean answers."""
     (found,) = pool(
         [
             cell(folder, {"purifier.t": "0.1", path: seed}, [outcome(*row) for row in rows.items()])
@@ -56,14 +56,14 @@ def interval(found: Pooled) -> tuple[float, float]:
     return found.shares["clean"]["low"], found.shares["clean"]["high"]
 
 
-def test_an_image_of_two_subsets_counts_once(tmp_path):
+def test_image_in_two_subsets_counts_once(tmp_path):
     half, right, wrong = [1, 0], [1, 1], [0, 0]
     found = both(tmp_path, SUBSET, {0: right, 1: half, 2: wrong}, {1: half, 2: wrong, 3: right})
     assert (found.values, found.runs, found.images) == ({"purifier.t": "0.1"}, 2, 4)
-    # of the images 1, 1/2, 0, 1: not (1 + 1/2 + 0 + 1/2 + 0 + 1) / 6
+    # The mean over images is (1 + 1/2 + 0 + 1) / 4, not (1 + 1/2 + 0 + 1/2 + 0 + 1) / 6.
     assert found.shares["clean"]["accuracy"] == pytest.approx(2.5 / 4)
-    # The variance is 11/64, drawn to a coin's 15/64 as if by four more: 13/64. So the images are
-    # worth 15/13 coins each, and Wilson's interval is that of 60/13 trials.
+    # The variance 11/64 is shrunk toward a coin's 15/64 as if by four more images, to 13/64. So each
+    # image is worth 15/13 coins, and Wilson's interval is that of 60/13 trials.
     n, p, z = 60 / 13, 0.625, 1.959964
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half_width = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
@@ -71,19 +71,19 @@ def test_an_image_of_two_subsets_counts_once(tmp_path):
     assert interval(found) == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_same_images_again_are_no_news(tmp_path):
+def test_repeated_images_do_not_narrow_the_interval(tmp_path):
     rows = {i: [i % 2, 1] for i in range(8)}
     once = mean_rate_interval([fmean(row) for row in rows.values()], 2)
     assert interval(both(tmp_path, SUBSET, rows, rows)) == (once.low, once.high)
 
 
-def test_other_noise_on_the_same_images_is_more_draws(tmp_path):
+def test_other_noise_on_the_same_images_counts_as_more_draws(tmp_path):
     found = both(tmp_path, SEED, {5: [1, 1], 6: [1, 0]}, {5: [0, 0], 6: [1, 1]})
     assert found.images == 2
     assert found.shares["clean"] == share_entry(mean_rate_interval([0.5, 0.75], 4))
 
 
-def test_a_measurement_that_is_repeated_does_not_outweigh_the_other_noise(tmp_path):
+def test_repeated_measurement_does_not_outweigh_other_noise(tmp_path):
     grid = {("0", "0"): [1, 1], ("1", "0"): [1, 1], ("0", "1"): [0, 0]}
     (found,) = pool(
         [
@@ -92,19 +92,19 @@ def test_a_measurement_that_is_repeated_does_not_outweigh_the_other_noise(tmp_pa
         ]
     )
     assert (found.values, found.runs, found.images) == ({}, 3, 1)
-    assert found.shares["clean"]["accuracy"] == 0.5  # and not 2/3
+    assert found.shares["clean"]["accuracy"] == 0.5  # not 2/3, the mean over the runs
 
 
-def test_images_of_data_made_by_another_seed_are_other_images(tmp_path):
+def test_images_from_another_data_seed_are_other_images(tmp_path):
     assert both(tmp_path, "data.seed", {0: [1]}, {0: [1]}).images == 2
 
 
-def test_what_is_no_seed_is_not_pooled(tmp_path):
+def test_cells_that_differ_in_more_than_seeds_are_not_pooled(tmp_path):
     cells = [cell(tmp_path, {"t": t, SUBSET: "0"}, [outcome(0, [1, 1])]) for t in ("1", "2")]
     assert [each.values for each in pool(cells)] == [{"t": "1"}, {"t": "2"}]
 
 
-def test_every_condition_is_pooled_and_robust_is_the_one_that_was_chosen(tmp_path):
+def test_every_condition_is_pooled_and_robust_uses_the_chosen_attack(tmp_path):
     rows = [outcome(0, [1, 1], "a"), outcome(1, [1, 1], "b")]
     (found,) = pool([cell(tmp_path, {SUBSET: "0"}, rows)])
     accuracy = {name: share["accuracy"] for name, share in found.shares.items()}

@@ -1,4 +1,4 @@
-"""What is known of the processes that worked on a run, and that it changes nothing of the run."""
+"""Records of the processes that worked on a run, which change nothing else in the run."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from unfool.runtime import provenance as machine
 SMALL = ["blobs", "--set", "data.size=8", "--set", "attacks=[]", "--quiet"]
 
 
-def test_a_run_knows_when_how_and_on_what_it_was_made(elsewhere):
+def test_run_records_its_command_hardware_and_input_hashes(elsewhere):
     assert run(["evaluate", *SMALL, "--out", "a b"]) == 0
     report = json.loads((elsewhere / "a b" / "report.json").read_text())["provenance"]
     (start,) = report["starts"]
@@ -30,7 +30,7 @@ def test_a_run_knows_when_how_and_on_what_it_was_made(elsewhere):
         assert told in page
 
 
-def test_to_resume_adds_a_start_and_a_finished_run_none(elsewhere, facts):
+def test_resuming_adds_a_start_unless_the_run_is_finished(elsewhere, facts):
     shard = ["evaluate", *SMALL, "--out", "run", "--shard"]
     assert run([*shard, "0/2"]) == 0
     assert run([*shard, "1/2"]) == 0
@@ -44,7 +44,7 @@ def test_to_resume_adds_a_start_and_a_finished_run_none(elsewhere, facts):
     assert one == other
 
 
-def test_a_merged_run_keeps_the_starts_of_its_parts(elsewhere):
+def test_merged_run_keeps_the_starts_of_its_parts(elsewhere):
     for part in "01":
         shard = ["--shard", f"{part}/2", "--out", f"part{part}"]
         assert run(["evaluate", *SMALL, *shard]) == 0
@@ -53,7 +53,7 @@ def test_a_merged_run_keeps_the_starts_of_its_parts(elsewhere):
     assert sorted(command.split()[-1] for command in commands) == ["part0", "part1"]
 
 
-def test_a_run_without_starts_is_reported_and_a_damaged_start_is_named(elsewhere, mistake):
+def test_run_without_starts_is_reported_and_damaged_start_is_refused(elsewhere, mistake):
     assert run(["evaluate", *SMALL, "--out", "run"]) == 0
     (path,) = (elsewhere / "run" / "starts").iterdir()
     path.write_text("{")
@@ -64,7 +64,7 @@ def test_a_run_without_starts_is_reported_and_a_damaged_start_is_named(elsewhere
     assert provenance(Run.open(elsewhere / "run"))["starts"] == []
 
 
-def test_the_commit_is_that_of_the_package_and_of_no_repository_around_it(tmp_path, monkeypatch):
+def test_commit_is_that_of_the_package_and_not_of_a_repository_around_it(tmp_path, monkeypatch):
     package = tmp_path / ".venv" / "unfool"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")

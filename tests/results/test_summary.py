@@ -1,4 +1,4 @@
-"""The three readings of a verdict, against counts made by hand."""
+"""The three readings of a verdict, compared with counts made by hand."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ def outcome(index, label, draws):
 OUTCOMES = [
     outcome(0, 4, [4, 4, 4, 4]),  # right by every reading
     outcome(1, 4, [4, 4, 4, 7]),
-    outcome(2, 4, [4, 4, 7, 7]),  # a tie is wrong, whichever class has the lower number
+    outcome(2, 4, [4, 4, 7, 7]),  # a tie is wrong, whichever class has the lower index
     outcome(3, 9, [9, 9, 7, 7]),
-    outcome(4, 4, [4, 4, 7, 8]),  # most, though not half
+    outcome(4, 4, [4, 4, 7, 8]),  # more than any other class, though not more than half
     outcome(5, 4, [7, 7, 7, 7]),
 ]
 
 
-def test_the_readings():
+def test_readings_match_hand_counts():
     judged = judge("clean", OUTCOMES, lambda o: o.conditions["clean"])
     assert judged.per_draw.value == pytest.approx((4 + 3 + 2 + 2 + 2 + 0) / 24)
     assert judged.majority.value == pytest.approx(3 / 6)
@@ -32,12 +32,12 @@ def test_the_readings():
     assert judged.undefended is None
 
 
-def test_the_flip_rate():
+def test_flip_rate_matches_hand_count():
     assert flip_rate(OUTCOMES).value == pytest.approx((0 + 1 + 2 + 2 + 2 + 0) / 24)
 
 
 def two_attacks(folder):
-    """Ten images: `cheap` breaks the first four of them, `dear` is tried on the rest and breaks two."""
+    """Make a run of ten images: `cheap` breaks four, `dear` is tried on the rest and breaks two."""
     spec = {
         "data": {"name": "mine:Data"},
         "classifier": {"name": "mine:Net"},
@@ -62,7 +62,7 @@ def two_attacks(folder):
     return run
 
 
-def test_the_ladder_tells_what_the_attacker_has_after_each_rung(tmp_path):
+def test_by_attack_lists_robust_accuracy_after_each_attack(tmp_path):
     told = summarize_run(two_attacks(tmp_path))
     cheap, dear = told["by_attack"]
     assert (cheap["name"], cheap["attacked"], dear["name"], dear["attacked"]) == (
@@ -78,7 +78,7 @@ def test_the_ladder_tells_what_the_attacker_has_after_each_rung(tmp_path):
     assert "already wrong on all of these" in told["threat_model"]["the verdict"]
 
 
-def test_the_resubmission_curve_has_the_clean_images_beside_it(tmp_path):
+def test_resubmission_curve_includes_clean_images(tmp_path):
     curve = summarize_run(two_attacks(tmp_path))["resubmission"]
     assert curve["submissions"] == [1, 2, 3, 4]
     clean = [share["accuracy"] for share in curve["clean"]]

@@ -1,4 +1,4 @@
-"""What the tests of the service share."""
+"""Fixtures that the tests of the service share."""
 
 import io
 
@@ -16,7 +16,7 @@ def service():
 
 @pytest.fixture(scope="session")
 def picture():
-    """A picture file in memory: `picture(4, 4)`, gray unless it has 3 channels."""
+    """A function that makes an image file in memory: `picture(4, 4)`, gray unless it has 3 channels."""
 
     def make(height=4, width=4, channels=1, kind="PNG", seed=0):
         size = (height, width) if channels == 1 else (height, width, channels)

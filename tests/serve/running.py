@@ -1,4 +1,4 @@
-"""A service on loopback, as the command starts it, in a thread of the test."""
+"""A service on loopback that runs in a thread of the test, set up as the command does."""
 
 import threading
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ TOY = ["purifier.steps=3"]
 class Started:
     """A running service and a client of it."""
 
-    uploads: Path  # of the playground, where it has one
+    uploads: Path  # upload folder of the playground, if it has one
 
     def __init__(self, server, address, thread):
         self.server, self.address, self.thread = server, address, thread
         self.client = httpx.Client(base_url=address, timeout=60)
 
     def stop(self):
-        """What SIGTERM does: finish what was accepted."""
+        """Do what SIGTERM does: finish the accepted requests, then stop."""
         self.server.should_exit = True
         self.thread.join(60)
         assert not self.thread.is_alive()

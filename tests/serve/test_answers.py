@@ -1,4 +1,4 @@
-"""The service gives the answers of the commands, to the last bit, and loses none."""
+"""The service gives the same answers as the commands, bit for bit, and loses none."""
 
 import asyncio
 import base64
@@ -26,8 +26,8 @@ def blobs(count):
     return torch.stack([data[i][0] for i in range(count)])
 
 
-def test_a_seeded_answer_is_that_of_the_command_whatever_else_is_asked(elsewhere, capsys):
-    """On a network, whose kernels round differently in calls of another size."""
+def test_seeded_answer_matches_the_command_under_load(elsewhere, capsys):
+    """The model is a network, whose kernels round differently in calls of another size."""
     data = unfool.digits("test")
     pictures = [(data[i][0][0] * 255).round().byte().numpy() for i in range(3)]
     for i, pixels in enumerate(pictures):
@@ -86,7 +86,7 @@ def crowd_of_digits(service, data, done):
     return threads
 
 
-def test_an_array_is_answered_as_an_npz_file(service, elsewhere, capsys):
+def test_array_request_matches_the_commands_on_an_npz_file(service, elsewhere, capsys):
     x = blobs(5)
     np.savez("some.npz", images=x.numpy())
     options = ["--spec", "blobs", "--set", "purifier.steps=3", "--seed", "3"]
@@ -109,7 +109,7 @@ def test_an_array_is_answered_as_an_npz_file(service, elsewhere, capsys):
     assert np.array_equal(np.array(told["images"], np.float32), pure)
 
 
-def test_purified_pictures_are_those_of_the_command(service, elsewhere, picture):
+def test_purified_images_match_the_command(service, elsewhere, picture):
     (elsewhere / "a.png").write_bytes(picture(6, 5))
     (elsewhere / "b.jpg").write_bytes(picture(4, 4, 3, "JPEG"))
     options = ["--spec", "blobs", "--set", "purifier.steps=3", "--seed", "4", "--out", "out"]
@@ -135,8 +135,8 @@ def test_noise_is_fresh_without_a_seed(service):
     assert pure[0]["images"] != pure[1]["images"]
 
 
-def test_votes_of_shared_calls_are_those_of_the_model(service):
-    """Clear images, so that every pass agrees: an answer that went to another client would show."""
+def test_votes_in_shared_calls_match_the_model(service):
+    """The images are clear, so all passes agree, and an answer sent to another client would show."""
 
     async def ask(client, i):
         x = torch.full((1 + i % 3, 4, 4), 0.15 if i % 2 else 0.85)

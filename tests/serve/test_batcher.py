@@ -1,4 +1,4 @@
-"""The queue before the model: calls are shared and bounded, and no job spoils another."""
+"""The queue in front of the model: calls are shared and bounded, and jobs do not affect each other."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from unfool.serve.batcher import Batcher, ModelFailed, Overloaded, Part
 
 
 class Model:
-    """Adds its noise to the images; remembers its calls, and waits for `gate`."""
+    """A model that adds its noise to the images, records its calls, and waits for `gate`."""
 
     def __init__(self):
         self.calls, self.gate = [], threading.Event()
@@ -41,7 +41,7 @@ def part(seed, images=1, copies=1, value=0.5, size=2):
     return Part(torch.full((images, 1, size, size), value), Noise.of(seed, range(images * copies)))
 
 
-def test_each_job_gets_the_rows_that_are_its_own(batcher, model):
+def test_each_job_gets_its_own_rows(batcher, model):
     parts = [part(seed, 1 + seed % 3, 1 + seed % 5, seed / 100) for seed in range(20)]
     futures = [batcher.submit("add", [each], False) for each in parts]
     model.gate.set()
@@ -56,7 +56,7 @@ def test_each_job_gets_the_rows_that_are_its_own(batcher, model):
     assert batcher.rows == 0
 
 
-def test_a_job_that_goes_alone_shares_no_call(batcher, model):
+def test_job_that_must_run_alone_shares_no_call(batcher, model):
     others = [batcher.submit("add", [part(0, 3)], False) for _ in range(2)]
     alone = batcher.submit("add", [part(1, 5, 2), part(2, 3)], True)
     late = batcher.submit("add", [part(0, 3)], False)
@@ -67,7 +67,7 @@ def test_a_job_that_goes_alone_shares_no_call(batcher, model):
     assert sum(model.calls) == 3 * 3 + 13
 
 
-def test_kinds_and_sizes_do_not_mix(batcher, model):
+def test_kinds_and_image_sizes_do_not_share_calls(batcher, model):
     jobs = [("add", 2), ("other", 2), ("add", 3), ("add", 2), ("other", 2)]
     futures = [batcher.submit(kind, [part(0, 2, size=size)], False) for kind, size in jobs]
     model.gate.set()
@@ -76,7 +76,7 @@ def test_kinds_and_sizes_do_not_mix(batcher, model):
     assert sorted(model.calls) in ([2, 4, 4], [2, 2, 2, 4])
 
 
-def test_a_job_that_fails_spoils_no_other(batcher, model, caplog):
+def test_failing_job_does_not_affect_other_jobs(batcher, model, caplog):
     futures = [batcher.submit("add", [part(i, 2)], False) for i in range(2)]
     bad = batcher.submit("add", [part(0, 1, value=7.0)], False)
     futures.append(batcher.submit("add", [part(5, 2)], False))
@@ -89,7 +89,7 @@ def test_a_job_that_fails_spoils_no_other(batcher, model, caplog):
     assert batcher.rows == 0
 
 
-def test_what_does_not_fit_is_refused_and_what_was_accepted_is_done(batcher, model):
+def test_full_or_closing_queue_refuses_jobs_and_finishes_accepted_ones(batcher, model):
     futures = [batcher.submit("add", [part(0, 20, 5)], False) for _ in range(2)]
     with pytest.raises(Overloaded) as told:
         batcher.submit("add", [part(0)], False)
@@ -105,9 +105,9 @@ def test_what_does_not_fit_is_refused_and_what_was_accepted_is_done(batcher, mod
     assert all(future.done() and future.result() for future in futures)
 
 
-def test_a_job_that_nobody_waits_for_is_dropped(batcher, model):
+def test_canceled_job_is_dropped(batcher, model):
     first = batcher.submit("add", [part(0, 8)], False)
-    time.sleep(0.1)  # it is in the model
+    time.sleep(0.1)  # the model has it by now
     gone = batcher.submit("other", [part(0, 8)], False)
     assert gone.cancel()
     last = batcher.submit("add", [part(0, 3)], False)
@@ -118,7 +118,7 @@ def test_a_job_that_nobody_waits_for_is_dropped(batcher, model):
     assert batcher.rows == 0
 
 
-def test_a_task_runs_between_calls_and_may_take_gradients(batcher, model):
+def test_task_runs_between_calls_and_may_compute_gradients(batcher, model):
     call = batcher.submit("add", [part(0, 3)], False)
 
     def slope():
@@ -135,7 +135,7 @@ def test_a_task_runs_between_calls_and_may_take_gradients(batcher, model):
     assert batcher.rows == 0
 
 
-def test_a_task_is_bounded_by_the_queue_and_fails_alone(batcher, model):
+def test_task_counts_toward_the_queue_limit_and_fails_alone(batcher, model):
     def fails():
         raise ValueError("a path of the server")
 

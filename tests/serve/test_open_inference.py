@@ -42,7 +42,7 @@ def test_server_and_model_describe_themselves(service):
         assert list(answer.json()) == ["error"]
 
 
-def test_inference_gives_the_plain_answer(service):
+def test_inference_matches_the_classify_route(service):
     x, parameters = images(), {"votes": 9, "seed": 5}
     asked = tensor(x) | {"id": "a1", "parameters": parameters}
     told = service.client.post(INFER, json=asked).json()
@@ -63,7 +63,7 @@ def test_inference_gives_the_plain_answer(service):
 
 
 @pytest.mark.parametrize("kind", ["FP32", "FP64", "UINT8"])
-def test_binary_tensors(service, kind):
+def test_binary_tensors_match_the_classify_route(service, kind):
     x = images()
     x = (
         (x * 255).round().astype(np.uint8)
@@ -114,17 +114,17 @@ def test_binary_tensors(service, kind):
         (tensor(images() * 2), "[0, 1]"),
     ],
 )
-def test_wrong_requests_are_refused(service, change, named):
+def test_invalid_requests_are_refused(service, change, named):
     answer = service.client.post(INFER, json=tensor(images()) | change)
     assert answer.status_code == 400
     assert named in answer.json()["error"]
 
 
-def test_schemathesis_finds_no_answer_that_openapi_does_not_describe(service, tmp_path):
-    """It sends what the description allows and what it forbids, to every route.
+def test_schemathesis_finds_no_response_outside_the_openapi_schema(service, tmp_path):
+    """Schemathesis sends what the schema allows, and what it forbids, to every route.
 
-    One of its checks is left out: a description cannot say that all lists of an image have the same
-    length, so some bodies that it allows are refused.
+    One of its checks is left out: a schema cannot say that all lists of an image have the same
+    length, so the service refuses some bodies that the schema allows.
     """
     command = [Path(sys.executable).with_name("schemathesis"), "run"]
     options = ["--max-examples=5", "--seed=1", "--exclude-checks=positive_data_acceptance"]
@@ -138,7 +138,7 @@ def test_schemathesis_finds_no_answer_that_openapi_does_not_describe(service, tm
     assert "14 passed" in done.stdout
 
 
-def test_the_examples_of_openapi_can_be_sent(service):
+def test_openapi_examples_are_accepted(service):
     told = service.client.get("/openapi.json").json()
     for path, keys in (
         ("/classify", set(examples.VOTED)),
@@ -155,7 +155,7 @@ def test_the_examples_of_openapi_can_be_sent(service):
     assert list(rows[0]) == list(examples.PREDICTION)
 
 
-def test_tritons_client_works_unchanged(service):
+def test_triton_client_works_unchanged(service):
     pytest.importorskip("geventhttpclient", reason="tritonclient[http] is not installed")
     triton = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
     client = triton.InferenceServerClient(service.address.removeprefix("http://"))

@@ -1,4 +1,4 @@
-"""The commands of docs/serve.md run, and its tables name what there is."""
+"""The commands in docs/serve.md run, and its tables match the service."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ from unfool.data import image_files
 PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
 
 
-def test_the_examples_with_curl_run(elsewhere):
+def test_curl_examples_run(elsewhere):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     data = unfool.digits("test")
@@ -42,7 +42,7 @@ def test_the_examples_with_curl_run(elsewhere):
         assert re.search(rf"^{name}", metrics, re.M), name
 
 
-def test_the_table_of_limits_is_that_of_the_help(capsys):
+def test_table_of_limits_matches_the_help(capsys):
     assert run(["serve", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
     limits = re.findall(r"^\| `(--[\w-]+)` \| ([\d,]+)", PAGE, re.M)

@@ -1,4 +1,4 @@
-"""What the playground computes is what the library gives for the same seed, within the limits."""
+"""The playground computes what the library gives for the same seed, and enforces the limits."""
 
 import asyncio
 import base64
@@ -73,7 +73,7 @@ def picture_file(height, width, channels=3):
     return buffer.getvalue()
 
 
-def test_purification_is_that_of_the_library_for_the_same_seed():
+def test_purification_matches_the_library_for_the_same_seed():
     at = lab()
     picture, model = at.sample(30), defended_model(at)
     found: Any = asyncio.run(at.purify(picture, ASKED))
@@ -88,7 +88,7 @@ def test_purification_is_that_of_the_library_for_the_same_seed():
 
 
 @pytest.mark.parametrize("gradient", ["exact", "classifier-only"])
-def test_attack_is_that_of_the_library_for_the_same_seed(gradient):
+def test_attack_matches_the_library_for_the_same_seed(gradient):
     at, settings = lab(), replace(ASKED, gradient=gradient)
     picture, model = at.sample(30), defended_model(at)
     *steps, last = attack(at, picture, settings)
@@ -108,7 +108,7 @@ def test_attack_is_that_of_the_library_for_the_same_seed(gradient):
     assert last.before.counts == counts(model, picture.x, 6)
 
 
-def test_comparison_is_that_of_the_library_for_the_same_seed():
+def test_comparison_matches_the_library_for_the_same_seed():
     at = lab()
     picture, model = at.sample(30), defended_model(at)
     own, ddim = compare(at, picture, ASKED)
@@ -122,7 +122,7 @@ def test_comparison_is_that_of_the_library_for_the_same_seed():
 
 
 @pytest.mark.parametrize("spec", ["demo", "cifar10-demo"])
-def test_every_purifier_on_offer_can_be_compared(spec):
+def test_every_offered_purifier_can_be_compared(spec):
     at = lab(spec, seconds=240.0)
     assert len(at.choices.purifiers) > 5
     settings = replace(ASKED, votes=1, purifiers=tuple(at.choices.purifiers))
@@ -131,7 +131,7 @@ def test_every_purifier_on_offer_can_be_compared(spec):
     assert all(bool(each.purified.isfinite().all()) for each in found)
 
 
-def test_without_a_seed_the_noise_is_fresh():
+def test_noise_is_fresh_without_a_seed():
     at, fresh = lab(), replace(ASKED, seed=None, votes=1)
     one, other = (asyncio.run(at.purify(at.sample(0), fresh)).purified for _ in range(2))
     assert one is not None
@@ -139,7 +139,7 @@ def test_without_a_seed_the_noise_is_fresh():
     assert not torch.equal(one, other)
 
 
-def test_an_image_of_ones_own_is_resized_and_attacked_in_the_class_that_wins():
+def test_uploaded_image_is_resized_and_attacked_in_its_predicted_class():
     at = lab()
     picture = asyncio.run(at.read(picture_file(20, 20)))
     assert picture.x.shape == (1, 1, 8, 8)
@@ -158,7 +158,7 @@ def test_an_image_of_ones_own_is_resized_and_attacked_in_the_class_that_wins():
         (picture_file(9, 9), {"body": 80}, 413),
     ],
 )
-def test_files_that_the_service_refuses_are_refused(content, limits, status):
+def test_invalid_and_too_large_files_are_refused(content, limits, status):
     with pytest.raises(Refused) as error:
         asyncio.run(lab(**limits).read(content))
     assert error.value.status == status
@@ -177,7 +177,7 @@ def test_files_that_the_service_refuses_are_refused(content, limits, status):
         ({"gradient": "none"}, "classifier-only"),
     ],
 )
-def test_settings_out_of_range_are_refused_whoever_sends_them(change, word):
+def test_settings_out_of_range_are_refused(change, word):
     with pytest.raises(Refused, match=word):
         attack(lab(), lab().sample(0), replace(ASKED, **change))
 
@@ -197,7 +197,7 @@ def test_samples_are_ten_of_each_class():
     assert labels == [label for label in range(10) for _ in range(10)]
 
 
-def test_without_the_data_of_cifar10_the_shipped_sample_is_there():
+def test_shipped_cifar10_sample_is_used_without_the_data():
     loaded = Loaded(lambda x, noise: x, (), (3, 32, 32), None)
     found = samples_of(loaded, specs.load({"data": {"name": "cifar10"}}))
     assert len(found) == 100
@@ -206,13 +206,13 @@ def test_without_the_data_of_cifar10_the_shipped_sample_is_there():
 
 
 @pytest.mark.parametrize("seed", [None, 7])
-def test_a_link_gives_its_settings_back(seed):
+def test_link_round_trips_the_settings(seed):
     settings = replace(ASKED, seed=seed, gradient="classifier-only")
     query = dict(re.findall(r"[?&](\w+)=([^&]*)", settings.to_query()))
     assert Settings().from_query(query, Limits()) == settings
 
 
-def test_what_does_not_fit_in_a_link_is_left_out():
+def test_invalid_values_in_a_link_are_ignored():
     query = {
         "votes": "9999",
         "seed": "x",
@@ -227,12 +227,12 @@ def test_what_does_not_fit_in_a_link_is_left_out():
 
 
 @pytest.mark.parametrize("value", [1.5, 2**60, float("inf")])
-def test_a_seed_is_a_whole_number(value):
+def test_fractional_huge_and_infinite_seeds_are_refused(value):
     with pytest.raises((Refused, OverflowError)):
         to_seed(value)
 
 
-def test_the_spec_of_the_page_evaluates_the_settings():
+def test_spec_on_the_page_encodes_the_settings():
     one = yaml.safe_load(lab().choices.spec(replace(ASKED, purifiers=("own",))))
     checked = evaluation.check(specs.load(one))
     (entry,) = checked["attacks"]
@@ -246,7 +246,7 @@ def test_the_spec_of_the_page_evaluates_the_settings():
     assert [cell.spec.get("purifier", {}).get("sampler") for cell in cells] == ["ddpm", "ddim"]
 
 
-def test_budgets_of_images_in_color_are_told_in_255ths():
+def test_budgets_for_color_images_are_in_255ths():
     at = lab("cifar10-demo")
     assert (at.choices.eps, at.choices.unit) == (8, 255)
     assert at.threat(replace(ASKED, eps=4)).eps == pytest.approx(4 / 255)
@@ -254,7 +254,7 @@ def test_budgets_of_images_in_color_are_told_in_255ths():
     assert told["threat"]["eps"] == "4/255"
 
 
-def test_the_spec_tells_no_folders_of_the_server():
+def test_spec_reveals_no_server_paths():
     at = lab()
     table = specs.load("demo", ["classifier.weights=/srv/secret/net.pt", "data.folder=/srv/secret"])
     told = at.choices._replace(table=table).spec(ASKED)
@@ -262,7 +262,7 @@ def test_the_spec_tells_no_folders_of_the_server():
     assert "net.pt" in told
 
 
-def test_a_model_without_a_purifier_can_be_played_with():
+def test_model_without_a_purifier_is_supported():
     at = lab("demo", ("purifier=null", "denoiser=null"))
     picture = at.sample(30)
     found = asyncio.run(at.purify(picture, ASKED))
@@ -274,7 +274,7 @@ def test_a_model_without_a_purifier_can_be_played_with():
         compare(at, picture, ASKED)
 
 
-def test_every_picture_has_an_alt_text_and_names_are_escaped():
+def test_images_have_alt_text_and_names_are_escaped():
     at = lab()
     picture = at.sample(30)._replace(name="<script>'\"")
     *steps, last = attack(at, picture, ASKED)
@@ -294,7 +294,7 @@ def test_every_picture_has_an_alt_text_and_names_are_escaped():
             assert re.search(r"alt='[^']+'", image), image
 
 
-def test_the_bars_tell_votes_with_their_interval():
+def test_bars_show_votes_with_their_interval():
     at = lab()
     html = pictures.purification_html(
         at, at.sample(30), asyncio.run(at.purify(at.sample(30), ASKED))
@@ -305,7 +305,7 @@ def test_the_bars_tell_votes_with_their_interval():
     assert f"[{100 * share.low:.0f}, {100 * share.high:.0f}] %" in html
 
 
-def test_the_verdict_tells_success_failure_and_what_was_wrong_before():
+def test_verdict_states_success_failure_and_earlier_mistakes():
     at, right, wrong = lab(), Votes([0] * 3 + [6], True), Votes([6] + [0] * 3, True)
     picture = at.sample(30)
     last = attack(at, picture, ASKED)[-1]
@@ -320,7 +320,7 @@ def test_the_verdict_tells_success_failure_and_what_was_wrong_before():
     assert "undecided" in told(right, Votes([3, 0, 0, 3], True))
 
 
-def test_the_perturbation_is_magnified_to_the_full_range():
+def test_perturbation_is_magnified_to_the_full_range():
     at = lab()
     picture = at.sample(30)
     last = attack(at, picture, ASKED)[-1]
@@ -332,7 +332,7 @@ def test_the_perturbation_is_magnified_to_the_full_range():
     assert base64.b64decode(shown) == image_files.png(0.5 + factor * change)
 
 
-def test_the_lines_in_the_docs_give_what_the_page_shows():
+def test_code_in_the_docs_gives_what_the_page_shows():
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     names = {}
     exec(code, names)

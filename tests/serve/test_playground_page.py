@@ -1,4 +1,4 @@
-"""The page of the playground in a browser: its results, its widths, its keyboard, and its links."""
+"""The playground page in a browser: its results, its widths, its keyboard use, and its links."""
 
 import base64
 import importlib.util
@@ -45,7 +45,7 @@ def model():
 
 @contextmanager
 def opened(browser, service, query=QUERY, width=1400, scheme="light"):
-    """A page whose image is there; it must ask no other server, and log no error."""
+    """Open the page and wait for its image. It must contact no other server and log no error."""
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=False
     )
@@ -82,13 +82,13 @@ def press(page, name):
 
 
 def shown(page, where, alt):
-    """The bytes of a picture on the page."""
+    """Return the bytes of an image on the page."""
     source = page.locator(where).get_by_alt_text(re.compile(alt)).get_attribute("src")
     return base64.b64decode(source.partition("base64,")[2])
 
 
 def votes(page, where, place=0):
-    """The counts of a table of votes: class to votes."""
+    """Return the nonzero counts in a table of votes, by class."""
     rows = page.locator(f"{where} table").nth(place).locator("tbody tr")
     found = {}
     for row in rows.all():
@@ -106,7 +106,7 @@ def expected(model, x, draws=6):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 400])
-def test_by_keyboard_one_gets_the_results_of_the_library(browser, service, model, width, scheme):
+def test_keyboard_use_gives_the_results_of_the_library(browser, service, model, width, scheme):
     whole, (image, label) = model.model, model.data[first_of(model.data, 3)]
     x = image[None]
     with opened(browser, service, width=width, scheme=scheme) as page:
@@ -158,7 +158,7 @@ def test_by_keyboard_one_gets_the_results_of_the_library(browser, service, model
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 400])
-def test_axe_finds_nothing(browser, service, violations, width, scheme):
+def test_axe_finds_no_violations(browser, service, violations, width, scheme):
     with opened(browser, service, "?steps=50&eot=16", width, scheme) as page:
         assert violations(page) == []
         page.get_by_label("the attacked image").check()
@@ -166,7 +166,7 @@ def test_axe_finds_nothing(browser, service, violations, width, scheme):
         page.locator("#compared [role=alert]").wait_for()
         page.get_by_role("button", name="Attack", exact=True).click()
         page.get_by_role("progressbar", name="Steps of the attack").wait_for()
-        assert violations(page) == []  # a refusal and an attack under way
+        assert violations(page) == []  # with an error message and a running attack
         page.get_by_role("button", name="Stop", exact=True).click()
     with opened(browser, service, width=width, scheme=scheme) as page:
         for name, shown in (
@@ -176,14 +176,14 @@ def test_axe_finds_nothing(browser, service, violations, width, scheme):
         ):
             page.get_by_role("button", name=name, exact=True).click()
             page.locator(shown).first.wait_for(state="attached")
-        assert violations(page) == []  # all results
+        assert violations(page) == []  # with all results
 
 
 def first_of(data, label):
     return next(i for i in range(len(data)) if data[i][1] == label)
 
 
-def test_the_address_is_a_link_to_the_settings(browser, service):
+def test_address_is_a_link_to_the_settings(browser, service):
     with opened(browser, service, f"{QUERY}&sample=42") as page:
         page.locator("#image").get_by_alt_text("sample 42").wait_for()
         page.get_by_label("number input for Votes").fill("9")
@@ -200,7 +200,7 @@ def test_the_address_is_a_link_to_the_settings(browser, service):
         assert page.locator("#spec textarea").input_value() == spec
 
 
-def test_a_file_of_ones_own_is_shown_and_not_kept(browser, service, tmp_path):
+def test_uploaded_file_is_shown_and_not_kept(browser, service, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "mine.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
@@ -218,7 +218,7 @@ def test_a_file_of_ones_own_is_shown_and_not_kept(browser, service, tmp_path):
         assert kept == []
 
 
-def test_an_attack_can_be_stopped_and_a_mistake_is_one_sentence(browser, service):
+def test_attack_can_be_stopped_and_comparing_without_one_is_refused(browser, service):
     with opened(browser, service, "?steps=50&eot=16") as page:
         page.get_by_label("the attacked image").check()
         page.get_by_role("button", name="Compare", exact=True).click()
@@ -235,7 +235,7 @@ def test_an_attack_can_be_stopped_and_a_mistake_is_one_sentence(browser, service
         assert int(done) < 50
 
 
-def test_the_service_answers_beside_the_page(service):
+def test_service_routes_work_beside_the_page(service):
     assert service.client.get("/health").json() == {"status": "ok"}
     assert service.client.get("/nothing").status_code == 404
     answer = service.client.post("/classify", json={"images": [[[0.5] * 8] * 8], "seed": 0})
@@ -246,7 +246,7 @@ def test_the_service_answers_beside_the_page(service):
 
 
 @pytest.mark.parametrize("address", [False, True])
-def test_a_client_cannot_name_a_file_or_an_address(service, tmp_path, address):
+def test_client_cannot_name_a_server_file_or_a_url(service, tmp_path, address):
     victim = tmp_path / "victim.png"
     victim.write_bytes(png(torch.zeros(1, 8, 8)))
     events = service.client.get("/config").json()["dependencies"]
@@ -266,7 +266,7 @@ def test_a_client_cannot_name_a_file_or_an_address(service, tmp_path, address):
     assert service.client.get(f"/gradio_api/file={path}", follow_redirects=False).status_code >= 400
 
 
-def test_an_open_page_does_not_hold_up_the_stop(browser):
+def test_open_page_does_not_delay_shutdown(browser):
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'unfool[web]'")
     with started("demo", CHANGES, playground=True) as service:
         page = browser.new_page()
@@ -280,12 +280,12 @@ def test_an_open_page_does_not_hold_up_the_stop(browser):
         page.close()
 
 
-def test_without_gradio_the_command_says_what_to_install(mistake):
+def test_missing_gradio_is_named_in_the_error(mistake):
     if importlib.util.find_spec("gradio"):
         pytest.skip("gradio is installed")
     assert "unfool[web]" in mistake("serve", "demo", "--playground", "--port", 0)
 
 
-def test_the_help_names_the_playground(capsys):
+def test_help_names_the_playground(capsys):
     assert run(["serve", "--help"]) == 0
     assert "--playground" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What is wrong, too large, or too much is refused in one sentence that tells nothing of the server."""
+"""Invalid, too large, and too many requests are refused in one sentence without server details."""
 
 import asyncio
 import io
@@ -28,7 +28,7 @@ GRAY = {"images": [[[0.5] * 4] * 4]}
 
 
 def refused(answer, *statuses):
-    """The sentence of a refusal."""
+    """Check that a response is a refusal with one of `statuses`, and return its sentence."""
     assert answer.status_code in statuses, answer.text
     assert list(answer.json()) == ["error"]
     sentence = answer.json()["error"]
@@ -45,7 +45,7 @@ def chunk(name, data):
 
 
 def png_of(width, height, data=b"", more=b""):
-    """A PNG whose head promises a size, whatever its data are."""
+    """Make a PNG whose header claims a size, whatever its data are."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -87,7 +87,7 @@ def saved(kind, mode="RGB", size=(8, 8), **options):
     ],
     ids=range(18),
 )
-def test_files_that_are_no_images_or_bombs(service, route, content, status):
+def test_invalid_images_and_decompression_bombs_are_refused(service, route, content, status):
     refused(service.client.post(route, files={"image": content}), status)
 
 
@@ -120,7 +120,7 @@ def test_files_that_are_no_images_or_bombs(service, route, content, status):
         ({"images": [GRAY["images"][0]] * 65}, 413, "64"),
     ],
 )
-def test_wrong_json(service, body, status, named):
+def test_invalid_json_bodies_are_refused(service, body, status, named):
     assert named in refused(service.client.post("/classify", json=body), status)
 
 
@@ -137,12 +137,12 @@ def test_wrong_json(service, body, status, named):
     ],
     ids=range(7),
 )
-def test_text_that_is_no_json(service, text):
+def test_malformed_json_text_is_refused(service, text):
     head = {"content-type": "application/json"}
     refused(service.client.post("/classify", content=text.encode(), headers=head), 400)
 
 
-def test_wrong_requests(service, picture):
+def test_invalid_requests_are_refused(service, picture):
     post = service.client.post
     refused(post("/classify", content=b"x"), 415)
     refused(post("/classify", content=b"x", headers={"content-type": "image/png"}), 415)
@@ -161,7 +161,7 @@ def test_wrong_requests(service, picture):
     assert forced.status_code == 200
 
 
-def test_limits_are_those_that_were_set():
+def test_configured_limits_are_enforced():
     limits = Limits(body=5000, pixels=100, images=3, votes=4, queue=6, seconds=30)
     with started(limits=limits, votes=2) as service:
         post = service.client.post
@@ -176,7 +176,7 @@ def test_limits_are_those_that_were_set():
         assert post("/classify", json=GRAY).json()["votes"] == 2
 
 
-def test_a_service_may_take_no_seeds():
+def test_seeds_are_refused_when_disabled():
     with started(limits=Limits(seeds=False)) as service:
         post = service.client.post
         assert "seed" in refused(post("/classify", json=GRAY | {"seed": 1}), 403)
@@ -186,14 +186,14 @@ def test_a_service_may_take_no_seeds():
         assert post("/classify", json=GRAY).status_code == 200
         for path, route in service.client.get("/openapi.json").json()["paths"].items():
             body = route.get("post", {}).get("requestBody")
-            if body is not None:  # what it describes can be sent, and offers no seed
+            if body is not None:  # its example can be sent, and has no seed
                 told = body["content"]["application/json"]
                 assert "seed" not in json.dumps(told), path
                 assert post(path.format(name="blobs", version=1), json=told["example"]).is_success
 
 
-def test_bodies_that_wait_have_a_limit_together():
-    """16 clients hold a body that is nearly the largest, and a small one still finds no room."""
+def test_waiting_bodies_share_a_limit():
+    """While 16 clients hold bodies of nearly the largest size, even a small body finds no room."""
     limits = Limits(body=20_000, seconds=20)
     with started(limits=limits) as service:
         port, held = int(service.address.rsplit(":", 1)[1]), []
@@ -217,8 +217,8 @@ def test_bodies_that_wait_have_a_limit_together():
             assert time.monotonic() < until
 
 
-def test_random_bodies_are_refused_or_answered(service, picture):
-    """Valid bodies with random damage; the seed is fixed, so that a failure can be repeated."""
+def test_randomly_damaged_bodies_are_refused_or_answered(service, picture):
+    """Valid bodies get random damage. The seed is fixed, so a failure can be reproduced."""
     source = random.Random(0)
     tensor = {
         "inputs": [{"name": "images", "datatype": "FP32", "shape": [1, 4, 4], "data": [0.5] * 16}]
@@ -283,7 +283,7 @@ def damaged(source, content):
     return bytes(content)
 
 
-def test_overload_is_answered_with_when_to_try_again():
+def test_overload_is_answered_with_retry_after():
     with started(changes=SLOW, limits=Limits(queue=64)) as service:
 
         async def everybody():
@@ -310,14 +310,14 @@ def test_overload_is_answered_with_when_to_try_again():
         assert "unfool_queue_passes 0.0" in counted
 
 
-def test_a_request_that_takes_too_long_is_given_up():
+def test_request_that_takes_too_long_is_refused():
     with started(changes=["purifier.steps=1500"], limits=Limits(seconds=0.3)) as service:
         answer = service.client.post("/classify", json=GRAY | {"votes": 2})
         assert "0.3 seconds" in refused(answer, 503)
         assert "retry-after" in answer.headers
 
 
-def test_a_model_that_fails_is_told_without_its_error(elsewhere, monkeypatch, caplog):
+def test_model_failure_is_reported_without_its_error(elsewhere, monkeypatch, caplog):
     (elsewhere / "failing.py").write_text(
         "import torch\n"
         "class Picky(torch.nn.Module):\n"
@@ -335,7 +335,7 @@ def test_a_model_that_fails_is_told_without_its_error(elsewhere, monkeypatch, ca
     assert "not finite" in caplog.text
 
 
-def test_a_stop_finishes_what_was_accepted(elsewhere):
+def test_shutdown_finishes_accepted_requests(elsewhere):
     command = [sys.executable, "-m", "unfool", "serve", "blobs", "--port", "0"]
     process: Any = subprocess.Popen(
         [*command, "--set", "purifier.steps=1500"],
@@ -372,7 +372,7 @@ def test_a_stop_finishes_what_was_accepted(elsewhere):
         process.communicate()
 
 
-def test_the_command_says_what_is_missing_or_taken(mistake, monkeypatch):
+def test_taken_port_bad_options_and_missing_libraries_are_refused(mistake, monkeypatch):
     with started() as service:
         port = service.address.rsplit(":", 1)[1]
         assert port in mistake("serve", "blobs", "--port", port)

@@ -1,4 +1,4 @@
-"""ADDT against its paper's own example, its invariants, and closed forms."""
+"""ADDT against the example of its paper, its invariants, and closed forms."""
 
 import pytest
 import torch
@@ -18,15 +18,15 @@ Y = torch.tensor([0, 1, 1])
 NOISE = Noise.of(3, range(3))
 
 
-def test_rank_mapping_is_the_papers_example():
-    """The figure of the release, with its two misprints put right."""
+def test_rank_mapping_matches_the_example_of_the_paper():
+    """The example is a figure of the release, with its two misprints corrected."""
     numbers = torch.tensor([1.2, 0, -1.6, 0.8, -0.6, 0.4, -0.2]).view(1, 1, 1, 7)
     values = torch.tensor([0.5, -2.2, -1.4, 7.2, 5.1, -0.6, 1.1]).view(1, 1, 1, 7)
     wanted = [0, -1.6, -0.6, 1.2, 0.8, -0.2, 0.4]
     assert torch.equal(rank_map(values, numbers).flatten(), torch.tensor(wanted))
 
 
-def test_rank_mapping_keeps_the_numbers_and_the_order():
+def test_rank_mapping_sorts_the_noise_into_the_order_of_the_values():
     values, numbers = NOISE.child("v").normal(X), NOISE.child("g").normal(X)
     out = rank_map(values, numbers)
     assert torch.equal(out.flatten(2).sort(2).values, numbers.flatten(2).sort(2).values)
@@ -51,7 +51,7 @@ class Net(nn.Module):
 
 
 def brightness(x, noise):
-    """Two classes: is the mean above 0.5?"""
+    """A classifier of two classes: is the mean above 0.5?"""
     score = 20 * (x.flatten(1).mean(1) - 0.5)
     return torch.stack([-score, score], 1)
 
@@ -65,7 +65,7 @@ def made(**options) -> ADDT:
     return ADDT(classifier=Bright(), **options)
 
 
-def test_without_strength_it_is_plain_denoising():
+def test_zero_strength_equals_plain_denoising():
     model = NetworkDenoiser(Net()).eval()
     plain = Denoising()(model, X, Y, NOISE)
     assert torch.allclose(made(lambda_unit=0.0, mode="eval")(model, X, Y, NOISE), plain)
@@ -73,8 +73,8 @@ def test_without_strength_it_is_plain_denoising():
 
 
 @pytest.mark.parametrize(("t", "share"), [(0.026, 0.3), (0.05, 0.17), (0.1, 0.088), (0.5, 0.0087)])
-def test_the_strength_is_as_published(t, share):
-    """The values of the release's schedule, at 26, 50, 100 and 500 of 1000 steps."""
+def test_strength_matches_the_published_schedule(t, share):
+    """The expected values are from the release's schedule, at steps 26, 50, 100, and 500 of 1000."""
     from unfool.diffusion.schedule import Discrete
 
     model = NetworkDenoiser(Net(), schedule=Discrete(1000))
@@ -86,7 +86,7 @@ def test_the_strength_is_as_published(t, share):
     assert torch.allclose(whole, one), "the variance is kept"
 
 
-def test_the_perturbation_is_gaussian_and_makes_the_image_harder():
+def test_perturbation_is_standardized_and_raises_the_loss():
     model = NetworkDenoiser(Net()).eval()
     many = Noise.of(1, range(64))
     x = many.uniform(torch.empty(64, 2, 4, 4))
@@ -106,7 +106,7 @@ def test_the_perturbation_is_gaussian_and_makes_the_image_harder():
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_the_search_leaves_no_trace_on_the_weights(mode):
+def test_search_leaves_no_gradients_and_restores_the_mode(mode):
     model = NetworkDenoiser(Net()).train()
     objective = made(mode=mode, cgpo_steps=2)
     t = torch.full((3, 1, 1, 1), 0.2)
@@ -117,7 +117,7 @@ def test_the_search_leaves_no_trace_on_the_weights(mode):
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_it_does_not_depend_on_the_batch():
+def test_loss_does_not_depend_on_the_batch():
     model, objective = NetworkDenoiser(Net()).eval(), made(mode="eval")
     whole = objective(model, X, Y, NOISE)
     parts = [objective(model, X[i : i + 1], Y[i : i + 1], NOISE.take([i])) for i in range(3)]
@@ -125,7 +125,7 @@ def test_it_does_not_depend_on_the_batch():
 
 
 class Normalized(nn.Module):
-    """A guide whose answers, in training mode, depend on the batch."""
+    """A guide whose outputs depend on the batch in training mode."""
 
     def __init__(self):
         super().__init__()
@@ -135,7 +135,7 @@ class Normalized(nn.Module):
         return self.head(self.norm(x).flatten(1))
 
 
-def test_the_guide_is_in_evaluation_mode_and_frozen():
+def test_guide_is_in_evaluation_mode_and_frozen():
     model, guide = NetworkDenoiser(Net()).eval(), Normalized().train()
     objective = ADDT(classifier=guide, mode="eval", cgpo_steps=2)
     whole = objective(model, X, Y, NOISE)
@@ -146,13 +146,13 @@ def test_the_guide_is_in_evaluation_mode_and_frozen():
 
 
 def edm(network, x, level):
-    """x_0 from x = x_0 + level n, by the formulas of Karras et al. (2022, table 1)."""
+    """Estimate x_0 from x = x_0 + level n, by the formulas of Karras et al. (2022, table 1)."""
     total = (level**2 + 0.25).sqrt()
     return 0.25 / total**2 * x + level * 0.5 / total * network(x / total, None)
 
 
 def by_hand(network, predicts, mapping, seeks, rounds=3, schedule=None):
-    """ADDT's loss of each image, from the paper's formulas: x in [-1, 1], noise, gradients, ranks."""
+    """Compute ADDT's loss of each image from the formulas of the paper, with images in [-1, 1]."""
     model = NetworkDenoiser(network, schedule=schedule)
     t = Denoising().quantile(NOISE.child("time").uniform(X[:, :1, :1, :1]), model)
     _, alpha, sigma, _ = model.schedule(t)
@@ -199,7 +199,7 @@ def by_hand(network, predicts, mapping, seeks, rounds=3, schedule=None):
     x_t = alpha * z + sigma * n
     if predicts == "noise":
         error = network(x_t, None) - n
-    else:  # of the scaled network: (x_0 - c_skip x) / c_out
+    else:  # of the scaled network, whose target is (x_0 - c_skip x) / c_out
         level = sigma / alpha
         error = (z - edm(network, x_t / alpha, level)) * (level**2 + 0.25).sqrt() / (level * 0.5)
     return error.square().flatten(1).mean(1)
@@ -207,14 +207,14 @@ def by_hand(network, predicts, mapping, seeks, rounds=3, schedule=None):
 
 @pytest.mark.parametrize("mapping", ["rbgm", "normalize", "none", "linf"])
 @pytest.mark.parametrize(("predicts", "seeks"), [("noise", "ce"), ("noise", "mse"), ("edm", "ce")])
-def test_the_loss_is_that_of_a_loop_by_hand(mapping, predicts, seeks):
+def test_loss_matches_a_handwritten_loop(mapping, predicts, seeks):
     model = NetworkDenoiser(Net(), predicts=predicts).eval()
     objective = made(mapping=mapping, target=seeks, cgpo_steps=3, mode="eval")
     wanted = by_hand(model.network, predicts, mapping, seeks)
     assert torch.allclose(objective(model, X, Y, NOISE), wanted, rtol=1e-4)
 
 
-def test_the_loss_on_a_chain_is_that_of_a_loop_by_hand():
+def test_loss_on_a_discrete_schedule_matches_a_handwritten_loop():
     chain = Discrete(1000)
     model = NetworkDenoiser(Net(), schedule=chain, time="index").eval()
     objective = made(cgpo_steps=3, mode="eval")
@@ -222,13 +222,13 @@ def test_the_loss_on_a_chain_is_that_of_a_loop_by_hand():
     assert torch.allclose(objective(model, X, Y, NOISE), wanted, rtol=1e-4)
 
 
-def test_of_equal_values_the_first_is_the_smaller():
+def test_rank_mapping_breaks_ties_by_position():
     values = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     gaussian = torch.tensor([[[[3.0, 1.0], [4.0, 2.0]]]])
     assert rank_map(values, gaussian).flatten().tolist() == [3, 1, 4, 2]
 
 
-def test_the_perturbation_of_linf_is_small_and_moves_the_image_within_its_box():
+def test_linf_perturbation_stays_within_budget_and_image_range():
     model = NetworkDenoiser(Net()).eval()
     t = torch.full((3, 1, 1, 1), 0.3)
     delta = made(mapping="linf", mode="eval").perturbation(model, X.round(), Y, t, Y, NOISE)
@@ -237,8 +237,8 @@ def test_the_perturbation_of_linf_is_small_and_moves_the_image_within_its_box():
     assert float((z + delta).abs().max()) <= 1
 
 
-def test_the_guide_sees_the_estimate_unclipped():
-    """Where it is clipped there is no gradient, and the perturbation would be another."""
+def test_guide_sees_the_unclipped_estimate():
+    """Clipped values have no gradient, so clipping would change the perturbation."""
     plain = NetworkDenoiser(Net()).eval()
     clipped = NetworkDenoiser(plain.network, clip_x0=True).eval()
     t = torch.full((3, 1, 1, 1), 0.5)
@@ -251,7 +251,7 @@ def test_the_guide_sees_the_estimate_unclipped():
     assert torch.equal(*found)
 
 
-def test_it_is_trained_by_the_command(elsewhere):
+def test_addt_trains_from_the_command_line(elsewhere):
     import yaml
 
     spec = {

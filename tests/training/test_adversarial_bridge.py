@@ -1,4 +1,4 @@
-"""Adversarial bridges against the papers' formulas, known velocities, and what they must not see."""
+"""Adversarial bridges: formulas of the papers, known velocities, the search, and short training."""
 
 import math
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def net(model: NetworkDenoiser) -> Net:
 
 
 class Brightness(nn.Module):
-    """Two classes: is the mean above 0.5?"""
+    """A classifier of two classes: is the mean above 0.5?"""
 
     def forward(self, x, noise):
         score = 20 * (x.flatten(1).mean(1) - 0.5)
@@ -59,7 +59,7 @@ class Brightness(nn.Module):
 
 @dataclass(frozen=True)
 class Shift:
-    """An attack that always does the same, and may ask the model first."""
+    """An attack that adds the same value to every pixel."""
 
     by: float = 0.02
     bounded: bool = True
@@ -73,8 +73,8 @@ def made(attack: Any = Shift(), **options) -> AdversarialBridge:
 
 
 @pytest.mark.parametrize("schedule", [VP(), Discrete(1000)])
-def test_the_diffusion_bridge_is_the_paper_s(schedule):
-    """x_t = alpha z + sigma eps + k delta, and the prediction is of eps + k / sigma delta."""
+def test_diffusion_bridge_matches_the_paper(schedule):
+    """x_t = alpha z + sigma eps + k delta, and the target is eps + k / sigma delta."""
     model = NetworkDenoiser(Net(), schedule=schedule).eval()
     objective = made(t_from=0.15, t_max=0.15)
     loss = objective(model, X, Y, NOISE)
@@ -89,7 +89,7 @@ def test_the_diffusion_bridge_is_the_paper_s(schedule):
     assert torch.allclose(loss, wanted, rtol=1e-4)
 
 
-def test_the_flow_is_a_straight_line_whose_velocity_is_learned():
+def test_flow_path_is_a_straight_line_whose_velocity_is_the_target():
     model = NetworkDenoiser(Net()).eval()
     loss = made(path="flow", attacked="classifier")(model, X, Y, NOISE)
     _, alpha, sigma, _ = VP()(torch.tensor([1e-3, 0.2]))
@@ -104,11 +104,11 @@ def test_the_flow_is_a_straight_line_whose_velocity_is_learned():
 
 
 def time_of(size):
-    """The time of sigma / alpha under VP."""
+    """Return the time at which sigma / alpha of the VP schedule equals `size`."""
     return (torch.sqrt(0.01 + 39.8 * torch.log1p(size**2)) - 0.1) / 19.9
 
 
-def test_without_a_budget_the_bridge_is_plain_denoising():
+def test_bridge_with_zero_budget_equals_plain_denoising():
     model = NetworkDenoiser(Net()).eval()
     t = 1e-3 + (0.1 - 1e-3) * NOISE.child("time").uniform(X[:, :1, :1, :1])
     wanted = denoising_loss(model, model.encode(X), t, Y, NOISE.child("noise").normal(X))
@@ -117,7 +117,7 @@ def test_without_a_budget_the_bridge_is_plain_denoising():
 
 
 @pytest.mark.parametrize("path", ["diffusion", "flow"])
-def test_the_attack_meets_one_time_and_one_noise_whatever_it_asks(path):
+def test_all_queries_of_the_attack_share_one_time_and_one_noise(path):
     asked = []
 
     def attack(model, x, y, threat, noise):
@@ -134,7 +134,7 @@ def test_the_attack_meets_one_time_and_one_noise_whatever_it_asks(path):
     assert asked == [True] * 3
 
 
-def test_the_attack_climbs_the_loss_of_the_one_step_estimate():
+def test_attack_raises_the_loss_of_the_one_step_estimate():
     model, losses = NetworkDenoiser(nn.Conv2d(1, 1, 1), predicts="image").eval(), []
     model.network.forward = lambda x, time: 0.9 * x
     seen = []
@@ -153,13 +153,13 @@ def test_the_attack_climbs_the_loss_of_the_one_step_estimate():
     assert bool(Threat("linf", 0.1).allows(X, seen[0]).all())
 
 
-def test_budgets_may_be_drawn_for_each_image():
-    """The classifier is linear, so that PGD uses the whole budget in each pixel."""
+def test_budgets_are_drawn_uniformly_for_each_image():
+    """The classifier is linear, so PGD uses the whole budget in each pixel."""
     net, attack = Net(), PGD(steps=4, step_size=1)
     objective = AdversarialBridge(
         Brightness(), attack, path="flow", attacked="classifier", eps=0.1, budget="uniform"
     )
-    model = NetworkDenoiser(net, predicts="ve").eval()  # which sees x_t / alpha
+    model = NetworkDenoiser(net, predicts="ve").eval()  # its network sees x_t / alpha
     objective(model, X, Y, NOISE)
     _, alpha, sigma, _ = VP()(torch.tensor([1e-3, 0.2]))
     least, most = sigma / alpha
@@ -170,7 +170,7 @@ def test_budgets_may_be_drawn_for_each_image():
     assert torch.allclose(moved, budget.expand_as(moved), atol=1e-4)
 
 
-def test_an_attack_that_leaves_the_threat_is_refused():
+def test_attack_that_exceeds_the_threat_is_refused():
     model = NetworkDenoiser(Net()).eval()
     with pytest.raises(RuntimeError, match="exceeded the threat"):
         made(Shift(0.1))(model, X, Y, NOISE)
@@ -178,7 +178,7 @@ def test_an_attack_that_leaves_the_threat_is_refused():
 
 
 @pytest.mark.parametrize("path", ["diffusion", "flow"])
-def test_it_does_not_depend_on_the_batch_and_leaves_no_trace(path):
+def test_loss_is_independent_of_the_batch_and_leaves_no_gradients(path):
     model = NetworkDenoiser(Net()).eval()
     objective = made(PGD(steps=2), path=path, budget="uniform")
     whole = objective(model, X, Y, NOISE)
@@ -205,7 +205,7 @@ def test_bad_options_are_refused(bad, said):
 
 
 class Pixelwise(nn.Module):
-    """The same small network for every pixel, told the time."""
+    """A small network that is applied to each pixel, together with the time."""
 
     def __init__(self):
         super().__init__()
@@ -217,11 +217,11 @@ class Pixelwise(nn.Module):
         return self.net(torch.stack([4 * x, clock], -1)).squeeze(-1)
 
 
-SOURCE, GOAL = (0.6, 0.06), (0.4, 0.03)  # the mean and the deviation of pixels in [0, 1]
+SOURCE, GOAL = (0.6, 0.06), (0.4, 0.03)  # mean and standard deviation of pixels in [0, 1]
 
 
 class Gaussians:
-    """Clean pixels of a Gaussian."""
+    """A data set of clean images whose pixels are Gaussian."""
 
     classes = ("one", "two")
 
@@ -234,7 +234,7 @@ class Gaussians:
 
 
 class Elsewhere:
-    """An "attack" that draws from another Gaussian, whatever the image is."""
+    """An "attack" that ignores the image and draws pixels from another Gaussian."""
 
     bounded = False
 
@@ -242,8 +242,8 @@ class Elsewhere:
         return (SOURCE[0] + SOURCE[1] * noise.child("other").normal(x)).clamp(0, 1)
 
 
-def test_the_flow_between_two_gaussians_is_the_known_one(tmp_path):
-    """E[x_1 - x_0 | x_s] of independent Gaussians is linear, and its flow carries one to the other."""
+def test_learned_flow_between_gaussians_matches_the_closed_form(tmp_path):
+    """E[x_1 - x_0 | x_s] of independent Gaussians is linear, and its flow maps one to the other."""
     model = NetworkDenoiser(Pixelwise(), predicts="ve")
     objective = AdversarialBridge(Brightness(), Elsewhere(), path="flow", t_max=0.1)
     options = TrainingOptions(
@@ -251,7 +251,7 @@ def test_the_flow_between_two_gaussians_is_the_known_one(tmp_path):
     )
     trained = train(model, objective, Gaussians(), tmp_path, options, quiet=True)
     most = float(VP()(torch.tensor(0.1)).sigma / VP()(torch.tensor(0.1)).alpha)
-    for passed in (0.25, 0.5, 0.9):  # s / S: 1 is the image that comes in
+    for passed in (0.25, 0.5, 0.9):  # s / S, which is 1 at the input image
         center = (1 - passed) * GOAL[0] + passed * SOURCE[0]
         spread = math.hypot((1 - passed) * GOAL[1], passed * SOURCE[1])
         pixels = center + spread * torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1)
@@ -271,8 +271,8 @@ def test_the_flow_between_two_gaussians_is_the_known_one(tmp_path):
     assert float(pure.std()) == pytest.approx(GOAL[1], abs=0.01)
 
 
-def test_the_steps_of_ddpm_stay_on_the_bridge():
-    """Of a network that has learned it, the share of delta in the state is (s / S)^2 at every time."""
+def test_ddpm_steps_stay_on_the_bridge():
+    """With a perfectly trained network, the state has the share (s / S)^2 of delta at every time."""
     x, delta = torch.full((1, 1, 2, 2), 0.4), 0.05
 
     class Learned(Denoiser):
@@ -308,8 +308,8 @@ class Checkers:
 PATTERN = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2)
 
 
-def test_a_short_training_takes_off_the_perturbation_that_a_denoiser_keeps(tmp_path):
-    """A denoiser takes the pattern for a part of the image, and keeps its share of all that is there."""
+def test_short_bridge_training_removes_a_pattern_that_a_denoiser_keeps(tmp_path):
+    """A denoiser takes the pattern for part of the image, and so keeps a share of it."""
     noise, eps = Noise.of(9, range(200)), 0.15
     x, _ = fetch(Blobs(712), range(512, 712))
     x_adv = (x + eps * PATTERN).clamp(0, 1)
@@ -330,7 +330,7 @@ def test_a_short_training_takes_off_the_perturbation_that_a_denoiser_keeps(tmp_p
     assert abs(left(bridge, "bridge")) < plain / 3
 
 
-def test_a_short_training_of_the_flow_undoes_the_attack_on_digits(tmp_path):
+def test_short_flow_training_undoes_an_attack_on_digits(tmp_path):
     classifier, noise = trained_classifier("digits-classifier"), Noise.of(9, range(100))
     x, y = fetch(digits("test"), range(100))
     x_adv = PGD(steps=5)(classifier, x, y, Threat("linf", 0.2), noise)

@@ -1,4 +1,4 @@
-"""Checkpoints, and what a training refuses before it begins or before it loses what was done."""
+"""Checkpoints, and what training refuses before it starts or before it would lose work."""
 
 import json
 import math
@@ -59,7 +59,7 @@ class Mirrored(Blobs):
         return image.flip(-1), label
 
 
-def test_other_data_never_resume(elsewhere):
+def test_checkpoint_of_other_data_is_not_resumed(elsewhere):
     training.run(started(), elsewhere / "run", quiet=True)
     weights = torch.load(elsewhere / "run" / "latest.pt")["asked"]["weights"]
     asked = checkpoint.run_identity(started(), Blobs(size=32), weights)
@@ -71,7 +71,7 @@ def test_other_data_never_resume(elsewhere):
             checkpoint.read(elsewhere / "run", checkpoint.run_identity(started(), data, weights))
 
 
-def test_changed_code_of_one_s_own_never_resumes(elsewhere, mistake):
+def test_changed_user_code_is_not_resumed(elsewhere, mistake):
     (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"objective": "own_loss:loss"}))
     (elsewhere / "own_loss.py").write_text(OWN.format(sign=1))
     command = ["train", "tiny.yaml", "--out", "run", "--quiet"]
@@ -80,7 +80,7 @@ def test_changed_code_of_one_s_own_never_resumes(elsewhere, mistake):
     assert "latest.pt belongs to other code of your own" in mistake(*command)
 
 
-def test_changed_helpers_and_weights_of_one_s_own_never_resume(elsewhere, mistake):
+def test_changed_helper_modules_and_user_weights_are_not_resumed(elsewhere, mistake):
     (elsewhere / "tiny.yaml").write_text(
         yaml.safe_dump(TINY | {"objective": {"name": "scaled_loss:Loss"}})
     )
@@ -107,7 +107,7 @@ def test_changed_helpers_and_weights_of_one_s_own_never_resume(elsewhere, mistak
     assert "latest.pt belongs to other weights" in mistake(*command)
 
 
-def test_a_training_begun_with_other_weights_is_another(elsewhere):
+def test_identity_depends_on_the_initial_weights_and_not_on_their_path(elsewhere):
     first = training.run(started(), elsewhere / "first", quiet=True)
     then = started(training={"steps": 2, "batch_size": 4, "init_from": str(first)})
     before = specs.identity(then)
@@ -131,8 +131,8 @@ class Convolved(nn.Module):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("step", [1, 4])
-def test_what_is_no_number_stops_with_the_step(elsewhere, optimizer, what, step):
-    """A gradient also with a finite loss; at step 4 it would be the last, and its weights the result."""
+def test_nan_loss_or_gradient_stops_training_and_names_the_step(elsewhere, optimizer, what, step):
+    """A NaN gradient counts even if the loss is finite. Step 4 is the last, so its weights would stay."""
     calls = 0
 
     def objective(model, x, y, noise):
@@ -141,7 +141,7 @@ def test_what_is_no_number_stops_with_the_step(elsewhere, optimizer, what, step)
         loss = model(x)
         if calls < step:
             return loss
-        return loss * math.nan if what == "loss" else torch.sqrt(loss * 0)  # 0, of gradient 0 / 0
+        return loss * math.nan if what == "loss" else torch.sqrt(loss * 0)  # 0, gradient 0 / 0
 
     said = rf"the {what} is nan at step {step - 1}; the last good checkpoint is"
     options = TrainingOptions(steps=4, batch_size=4, optimizer=optimizer)
@@ -153,7 +153,7 @@ def test_what_is_no_number_stops_with_the_step(elsewhere, optimizer, what, step)
         assert all(bool(tensor.isfinite().all()) for tensor in saved["now"].values())
 
 
-def test_weights_that_are_not_finite_are_not_shipped(tmp_path):
+def test_weights_that_overflow_in_half_precision_are_not_saved(tmp_path):
     part: Part = {"name": "small-cnn", "channels": 1, "size": 8, "classes": 10, "width": 4}
     model = specs.build("classifier", specs.check("classifier", part))
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_weights_that_are_not_finite_are_not_shipped(tmp_path):
     assert not (tmp_path / "half").exists()
 
 
-def test_a_folder_with_a_model_and_no_checkpoint_is_left_alone(elsewhere, mistake):
+def test_folder_with_a_model_but_no_checkpoint_is_left_unchanged(elsewhere, mistake):
     finished = training.run(started(), elsewhere / "run", quiet=True)
     (finished / "latest.pt").unlink()
     before = (finished / "model.safetensors").read_bytes()
@@ -174,7 +174,7 @@ def test_a_folder_with_a_model_and_no_checkpoint_is_left_alone(elsewhere, mistak
 
 
 @pytest.mark.parametrize("content", [{"a": torch.zeros(1)}, [1], torch.zeros(2), b"\x80cut"])
-def test_a_damaged_checkpoint_is_told(elsewhere, content):
+def test_damaged_checkpoint_is_refused(elsewhere, content):
     if isinstance(content, bytes):
         (elsewhere / "latest.pt").write_bytes(content)
     else:
@@ -183,28 +183,28 @@ def test_a_damaged_checkpoint_is_told(elsewhere, content):
         training.run(started(), elsewhere, quiet=True)
 
 
-def test_a_damaged_log_is_told(elsewhere):
+def test_damaged_log_is_refused(elsewhere):
     training.run(started(), elsewhere / "run", quiet=True)
     (elsewhere / "run" / "log.jsonl").write_text('{"step": 1, "lo')
     with pytest.raises(RuntimeError, match=r"log\.jsonl .*damaged"):
         training.run(started(), elsewhere / "run", quiet=True)
 
 
-def test_what_killed_writes_left_is_cleared(elsewhere):
+def test_temporary_files_of_killed_writes_are_removed(elsewhere):
     (elsewhere / ".latest.pt.123.tmp").write_bytes(b"half a checkpoint")
     training.run(started(), elsewhere, quiet=True)
     assert [path.name for path in elsewhere.glob(".*.tmp")] == []
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(elsewhere, monkeypatch):
+def test_output_path_that_is_a_file_is_refused_before_the_first_step(elsewhere, monkeypatch):
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it began"))
     (elsewhere / "file").write_text("not a folder")
     with pytest.raises(FileExistsError):
         training.run(started(), elsewhere / "file", quiet=True)
 
 
-def test_a_training_goes_on_in_the_precision_it_began_in(elsewhere, monkeypatch, capsys):
-    """Though a busy machine's trial may come out otherwise; but not in one that this machine lacks."""
+def test_resumed_training_keeps_its_precision(elsewhere, monkeypatch, capsys):
+    """A slower trial on a busy machine changes nothing, unless bfloat16 is 4 times slower there."""
     asks = started("training.precision=bfloat16")
     for number, (costs, then, precision) in enumerate(
         [(0.5, 0.5, "bfloat16"), (0.5, 1.5, "bfloat16"), (2, 0.5, "float32"), (0.5, 9, "float32")]
@@ -226,23 +226,21 @@ def test_a_training_goes_on_in_the_precision_it_began_in(elsewhere, monkeypatch,
         ({"name": "folder", "folder": "/nowhere"}, "/nowhere"),
     ],
 )
-def test_a_test_set_that_does_not_fit_is_told_before_the_first_step(
-    elsewhere, monkeypatch, test, said
-):
+def test_incompatible_test_set_is_refused_before_the_first_step(elsewhere, monkeypatch, test, said):
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it began"))
     asks = check(specs.load("digits-classifier") | {"test": test})
     with pytest.raises(SpecError, match=said):
         training.run(asks, elsewhere / "run", quiet=True)
 
 
-def test_a_network_whose_weights_cannot_fit_is_told_before_it_is_built(elsewhere):
+def test_network_too_large_for_memory_is_refused_before_it_is_built(elsewhere):
     wide = started("denoiser.widths=[262144,262144]")
     with pytest.raises(SpecError, match=r"[\d,]+ weights .*network"):
         training.run(wide, elsewhere / "run", quiet=True)
 
 
-def test_a_step_that_cannot_fit_may_be_split(elsewhere, monkeypatch):
-    """The batch that is told fits, and so does the one asked for in as many parts as are told."""
+def test_memory_error_suggests_a_batch_size_and_parts_that_fit(elsewhere, monkeypatch):
+    """The suggested batch fits, and so does the requested batch in the suggested number of parts."""
     _, each = memory_forecast.forecast(*forecasted())
     free = memory_forecast.STATE_PER_WEIGHT * parameters() + 10 * each + 1
     monkeypatch.setattr(memory_forecast, "free_bytes", lambda device: free)
@@ -263,8 +261,8 @@ def parameters():
     return sum(p.numel() * p.element_size() for p in forecasted()[0].parameters())
 
 
-def test_a_classifier_goes_on_from_a_file_of_weights(elsewhere):
-    """Its whitening is kept, and its card needs the file no more."""
+def test_classifier_training_starts_from_a_weights_file(elsewhere):
+    """The whitening layer of the file is kept, and the card no longer needs the file."""
     part = {"name": "quick-resnet", "channels": 1, "widths": [8, 8], "mean": [0.5], "std": [0.5]}
     own = specs.build("classifier", specs.check("classifier", part))
     whitening = own.network.whitening + 0.5
@@ -283,7 +281,7 @@ def test_a_classifier_goes_on_from_a_file_of_weights(elsewhere):
     assert card.read_card(str(folder))[1]["began_as"] == "own.pt"
 
 
-def test_what_a_training_begins_with_means_the_same(elsewhere):
+def test_initial_weights_with_other_predictions_or_bytes_are_refused(elsewhere):
     first = training.run(started(), elsewhere / "first", quiet=True)
     options = {"steps": 1, "batch_size": 4, "init_from": str(first)}
     with pytest.raises(SpecError, match=r"predicts .* noise.* image"):
@@ -293,7 +291,7 @@ def test_what_a_training_begins_with_means_the_same(elsewhere):
         training.run(started(training=options), elsewhere / "second", quiet=True)
 
 
-def test_labels_are_dropped_for_the_null_class():
+def test_label_dropout_replaces_labels_with_the_null_class():
     model = specs.build("denoiser", specs.check("denoiser", TINY["denoiser"] | {"classes": 2}))
     x, y = torch.zeros(400, 1, 4, 4), torch.arange(400) % 2
     noise = Noise.of(0, range(400))
@@ -304,7 +302,7 @@ def test_labels_are_dropped_for_the_null_class():
         assert torch.equal(told[told != 2], y[told != 2])
 
 
-def test_each_epoch_is_another_order_of_all_images():
+def test_each_epoch_is_a_new_permutation_of_all_images():
     x = torch.zeros(50, 1, 1, 1)
     data = Arrays(x, torch.arange(50), [str(i) for i in range(50)])
 
@@ -316,7 +314,7 @@ def test_each_epoch_is_another_order_of_all_images():
     assert len({tuple(first), tuple(second), tuple(range(50))}) == 3
 
 
-def test_a_batch_is_mirrored_half_of_the_time():
+def test_half_of_the_images_are_flipped():
     data = Blobs(size=64)
     plain, *_ = loop.load_batch(data, 0, range(64), False, 0, "cpu")
     flipped, *_ = loop.load_batch(data, 0, range(64), True, 0, "cpu")
@@ -325,8 +323,8 @@ def test_a_batch_is_mirrored_half_of_the_time():
     assert 16 < int(same.sum()) < 48
 
 
-def test_the_average_is_of_the_last_tenth(tmp_path):
-    """After k steps its decay is k / (9 + k) at most."""
+def test_weight_average_follows_its_decay_warm_up(tmp_path):
+    """After k steps, the decay of the average is at most k / (9 + k)."""
     seen = []
 
     class One(nn.Module):
@@ -354,8 +352,8 @@ def test_the_average_is_of_the_last_tenth(tmp_path):
     assert abs(average - seen[0]) > 0.05
 
 
-def test_a_card_in_the_names_of_the_first_release_is_used_everywhere(elsewhere):
-    """Such cards say `clip`; they are loaded, trained further, and begun with."""
+def test_card_with_option_names_of_the_first_release_is_accepted(elsewhere):
+    """Such cards say `clip` for `clip_x0`. They can be loaded, trained further, and started from."""
     folder = elsewhere / "before"
     shutil.copytree(card.read_card("digits-denoiser")[0], folder)
     told = json.loads((folder / "card.json").read_text())
@@ -367,7 +365,7 @@ def test_a_card_in_the_names_of_the_first_release_is_used_everywhere(elsewhere):
     assert "clip_x0" in built
     assert "clip" not in built
     assert began == {"began_as": str(folder)}
-    later = {"multi_head": False}  # an option that the card is older than
+    later = {"multi_head": False}  # an option that is newer than the card
     assert specs.check("denoiser", built) == built | later
 
 
@@ -380,7 +378,7 @@ def test_shipped_weights_stay_small():
     assert sum(sizes) < 48e6
 
 
-def test_ctrl_c_says_how_to_go_on(elsewhere):
+def test_ctrl_c_says_how_to_continue(elsewhere):
     long = TINY | {"training": {"steps": 100_000, "batch_size": 4}}
     (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(long))
     command = [sys.executable, "-m", "unfool", "train", "tiny.yaml", "--quiet", "--out", "run"]
@@ -401,7 +399,7 @@ def test_ctrl_c_says_how_to_go_on(elsewhere):
     assert process.returncode == 130
 
 
-def test_changed_bits_of_a_checkpoint_are_told(elsewhere, mistake):
+def test_checkpoint_with_changed_values_or_bits_is_refused(elsewhere, mistake):
     (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     command = ["train", "tiny.yaml", "--out", "run", "--quiet"]
     assert run(command) == 0

@@ -1,4 +1,4 @@
-"""ALP, AWP and MACER against plain adversarial training, loops by hand, and closed forms."""
+"""ALP, AWP, and MACER against plain adversarial training, handwritten loops, and closed forms."""
 
 import pytest
 import torch
@@ -49,14 +49,14 @@ def slopes(objective, net) -> list[torch.Tensor]:
     ],
     ids=["ALP", "ALP of clean images", "AWP", "TRADES-AWP"],
 )
-def test_without_its_term_it_is_plain_training(objective, plain):
+def test_objective_without_its_extra_term_equals_plain_training(objective, plain):
     net = model()
     assert torch.equal(objective(net, X, Y, NOISE), plain(net, X, Y, NOISE))
     for ours, theirs in zip(slopes(objective, net), slopes(plain, net), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-7)
 
 
-def test_logit_pairing_is_the_formula():
+def test_logit_pairing_matches_its_formula():
     net, plain = model(), PGDAT(steps=3)
     x_adv = plain.adversarial(net, X, Y, NOISE)
     clean, moved = net(X, NOISE), net(x_adv, NOISE)
@@ -68,7 +68,7 @@ def test_logit_pairing_is_the_formula():
 
 
 @pytest.mark.parametrize("beta", [None, 6.0])
-def test_weights_are_perturbed_by_their_own_size_up_the_loss(beta):
+def test_weight_perturbation_is_relative_and_raises_the_loss(beta):
     net = model()
     objective = AWP(gamma=0.1, beta=beta, steps=3)
     plain = PGDAT(steps=3) if beta is None else TRADES(steps=3, beta=beta)
@@ -82,7 +82,7 @@ def test_weights_are_perturbed_by_their_own_size_up_the_loss(beta):
     assert float(objective(net, X, Y, NOISE).detach().mean()) > before + 1e-3
 
 
-def test_the_gradient_is_that_at_the_perturbed_weights():
+def test_awp_gradient_is_taken_at_the_perturbed_weights():
     net, objective, plain = model(), AWP(gamma=0.1, steps=3), PGDAT(steps=3)
     x_adv = plain.adversarial(net, X, Y, NOISE)
     worst = objective.perturbed(net, X, x_adv, Y, NOISE)
@@ -100,7 +100,7 @@ def test_the_gradient_is_that_at_the_perturbed_weights():
     )
 
 
-def test_the_search_for_bad_weights_leaves_the_statistics_alone():
+def test_awp_search_leaves_batch_norm_statistics_unchanged():
     one, other = model(normalized=True).train(), model(normalized=True).train()
     PGDAT(steps=2)(one, X, Y, NOISE)
     AWP(gamma=1e-9, steps=2)(other, X, Y, NOISE)
@@ -122,8 +122,8 @@ class Half(nn.Module):
         return torch.stack([-score, score], 1)
 
 
-def test_the_radius_of_a_half_space_is_the_distance_to_its_border():
-    """The margin is 2 distance / sigma, so the hinge is sigma / 2 gamma - distance."""
+def test_macer_radius_of_a_half_space_is_the_distance_to_its_border():
+    """The margin is 2 distance / sigma, so the hinge is (sigma / 2) gamma - distance."""
     distance, sigma, gamma = torch.tensor([0.1, 0.2, 0.3]), 0.25, 8.0
     x = (0.5 + distance / 2).view(3, 1, 1, 1).expand(3, 1, 2, 2)
     y, noise, objective = (
@@ -140,7 +140,7 @@ def test_the_radius_of_a_half_space_is_the_distance_to_its_border():
     assert MACER(sigma, gamma=1.2).hinge(logits, y)[1:].tolist() == [0, 0], "beyond gamma neither"
 
 
-def test_without_the_hinge_it_is_the_entropy_of_the_mean_probability():
+def test_macer_without_hinge_is_cross_entropy_of_the_mean_probability():
     net, sigma, copies = model(), 0.1, 5
     found = MACER(sigma, copies, weight=0)(net, X, Y, NOISE)
     each, many = NOISE.repeat(copies), X.repeat_interleave(copies, 0)
@@ -149,7 +149,7 @@ def test_without_the_hinge_it_is_the_entropy_of_the_mean_probability():
     assert torch.allclose(found, -mean.gather(1, Y[:, None])[:, 0].log(), atol=1e-6)
 
 
-def test_certain_probabilities_have_finite_gradients():
+def test_macer_gradient_is_finite_at_saturated_probabilities():
     net = Half(scale=1e6)
     x = torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
     MACER(0.25)(net, x, torch.tensor([0, 1, 1]), Noise.of(0, range(3))).mean().backward()
@@ -160,7 +160,7 @@ def test_certain_probabilities_have_finite_gradients():
 @pytest.mark.parametrize(
     "objective", [ALP(steps=2), MACER(copies=3)], ids=lambda part: type(part).__name__
 )
-def test_an_image_s_loss_does_not_depend_on_the_batch(objective):
+def test_loss_of_an_image_does_not_depend_on_the_batch(objective):
     net = model().eval()
     whole = objective(net, X, Y, NOISE)
     parts = [objective(net, X[i : i + 1], Y[i : i + 1], NOISE.take([i])) for i in range(8)]
@@ -181,7 +181,7 @@ def test_bad_options_are_refused(kind, bad):
 
 
 def trained(objective, folder, start=None) -> NormalizedClassifier:
-    """A small network of digits after 150 steps, from random weights or from those of another."""
+    """Train a small digits network for 150 steps, from random weights or from those of `start`."""
     seed_torch(0, "digits")
     net = small_cnn(width=8)
     if start is not None:
@@ -200,7 +200,7 @@ def plain(tmp_path_factory):
     [ALP(eps=0.1, steps=2, step_size=0.7), AWP(eps=0.1, steps=2, step_size=0.7)],
     ids=["ALP", "AWP"],
 )
-def test_a_short_training_makes_digits_harder_to_attack(plain, tmp_path, objective):
+def test_short_training_raises_robust_accuracy_on_digits(plain, tmp_path, objective):
     net = trained(objective, tmp_path, plain)
     x, y = fetch(digits("test"), range(200))
     noise = Noise.of(9, range(200))
@@ -213,7 +213,7 @@ def test_a_short_training_makes_digits_harder_to_attack(plain, tmp_path, objecti
     assert robust(net) > robust(plain) + 0.1
 
 
-def test_a_short_training_by_macer_enlarges_certified_radii(plain, tmp_path):
+def test_short_macer_training_enlarges_certified_radii(plain, tmp_path):
     objective = MACER(sigma=0.25, copies=4, weight=2)
     net = trained(objective, tmp_path, plain)
     x, y = fetch(digits("test"), range(200))

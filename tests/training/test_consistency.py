@@ -1,4 +1,4 @@
-"""Consistency distillation against closed forms, and what it does to a purification in one call."""
+"""Consistency distillation against closed forms, and its effect on purification in one call."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from unfool.training.options import TrainingOptions
 from unfool.training.spec import check
 from unfool.training.train import train
 
-MEAN, SPREAD = 0.1, 0.4  # of the one Gaussian, in [-1, 1]
+MEAN, SPREAD = 0.1, 0.4  # of the only Gaussian of the teacher, in [-1, 1]
 NOISE = Noise.of(3, range(64))
 X = (MEAN + SPREAD * NOISE.child("x").normal(torch.empty(64, 1, 4, 4)) + 1) / 2
 Y = torch.zeros(64, dtype=torch.int64)
@@ -34,7 +34,7 @@ def teacher(schedule=None, side: int = 4) -> Mixture:
 
 
 class Exact(NetworkDenoiser):
-    """The end of the one Gaussian's flow, in closed form: deviations shrink as those of the data."""
+    """The end of the flow of one Gaussian, in closed form: deviations from the mean are rescaled."""
 
     def __init__(self, schedule=None, wrong: float = 1.0):
         super().__init__(nn.Conv2d(1, 1, 1), schedule=schedule)
@@ -47,8 +47,8 @@ class Exact(NetworkDenoiser):
 
 
 @pytest.mark.parametrize("schedule", [None, Discrete(1000)])
-def test_a_network_that_is_consistent_has_no_loss(schedule):
-    """Up to the error of the solver, which falls with the levels, by Heun faster than by Euler."""
+def test_consistent_network_has_almost_no_loss(schedule):
+    """Only the solver's error remains: it falls with more levels, and is smaller with Heun than Euler."""
 
     def loss(model, levels, solver: Solver = "heun"):
         objective = ConsistencyDistillation(
@@ -63,8 +63,8 @@ def test_a_network_that_is_consistent_has_no_loss(schedule):
     assert loss(Exact(schedule, wrong=0.8), 30) > 20 * loss(exact, 30)
 
 
-def test_the_step_of_the_teacher_is_that_of_the_sampler():
-    """The states that are compared lie on one path of `Heun`, of any teacher."""
+def test_teacher_step_matches_the_heun_sampler():
+    """The states that are compared lie on one path of the sampler `Heun`, for any teacher."""
     model, levels = mixture(), 6
     times = karras(model.schedule, 0.3, levels)
     objective = ConsistencyDistillation(model, levels=levels, t_max=0.3)
@@ -75,8 +75,8 @@ def test_the_step_of_the_teacher_is_that_of_the_sampler():
         assert torch.allclose(objective._step(x_t, now, then, None), wanted, atol=1e-4)
 
 
-def test_the_last_state_is_compared_with_the_teacher_s_clean_image():
-    """At time 0 the network is not asked, so that logarithms of the noise are told at no time."""
+def test_last_state_is_compared_with_the_clean_image_of_the_teacher():
+    """The network is never called at time 0, where the logarithm of the noise level is infinite."""
     seed_torch(0, "edm")
     model = NetworkDenoiser(Told(), predicts="consistency", time="edm")
     objective = ConsistencyDistillation(teacher(), levels=2, t_max=0.3, distance="l2")
@@ -93,7 +93,7 @@ def test_the_last_state_is_compared_with_the_teacher_s_clean_image():
 
 
 class Told(nn.Module):
-    """A network that fails where the time is no number."""
+    """A network that fails if the time is not finite."""
 
     def __init__(self):
         super().__init__()
@@ -104,7 +104,7 @@ class Told(nn.Module):
         return self.map(x) + time.view(-1, 1, 1, 1) / 100
 
 
-def test_the_target_gets_no_gradient_and_drops_nothing():
+def test_target_has_no_gradient_and_no_dropout():
     seed_torch(0, "target")
     network = nn.ModuleDict({"map": nn.Conv2d(1, 1, 1), "drop": nn.Dropout(0.5)})
     modes = []
@@ -120,14 +120,14 @@ def test_the_target_gets_no_gradient_and_drops_nothing():
     assert network["map"].weight.grad is not None
 
 
-def test_it_does_not_depend_on_the_batch():
+def test_loss_does_not_depend_on_the_batch():
     model, objective = Exact(wrong=0.9), ConsistencyDistillation(teacher(), levels=5)
     whole = objective(model, X, Y, NOISE)
     parts = [objective(model, X[i : i + 1], Y[:1], NOISE.take([i])) for i in range(5)]
     assert torch.allclose(whole[:5], torch.cat(parts), rtol=1e-4)
 
 
-def test_the_pseudo_huber_distance_is_between_the_norm_and_its_square():
+def test_pseudo_huber_distance_is_between_the_norm_and_its_square():
     gap = torch.zeros(3, 1, 4, 4)
     gap[1:, 0, 0, 0] = torch.tensor([1e-5, 1.0])
     c = 0.00054 * 4
@@ -136,7 +136,7 @@ def test_the_pseudo_huber_distance_is_between_the_norm_and_its_square():
 
 
 @pytest.mark.parametrize("t", [0.01, 0.1, 0.3])
-def test_the_target_of_a_consistency_model_makes_its_function_the_image(t):
+def test_predicting_the_target_makes_the_consistency_function_the_image(t):
     model, time = NetworkDenoiser(Told(), predicts="consistency"), torch.tensor(t)
     z, eps = 2 * X - 1, NOISE.normal(X)
     _, alpha, sigma, _ = VP()(time)
@@ -154,12 +154,12 @@ def test_the_target_of_a_consistency_model_makes_its_function_the_image(t):
         (NetworkDenoiser(nn.Conv2d(1, 1, 1), predicts="image"), {}, "predicts images"),
     ],
 )
-def test_networks_that_do_not_fit_are_refused(model, options, said):
+def test_incompatible_networks_are_refused(model, options, said):
     with pytest.raises(ValueError, match=said):
         ConsistencyDistillation(teacher(), **options)(model, X, Y, NOISE)
 
 
-def test_more_levels_than_the_chain_has_are_refused():
+def test_more_levels_than_discrete_times_are_refused():
     chain = Discrete(1000)
     with pytest.raises(ValueError, match="levels = 50"):
         ConsistencyDistillation(teacher(chain), levels=50, t_max=0.02)(Exact(chain), X, Y, NOISE)
@@ -171,7 +171,7 @@ def test_bad_options_are_refused(bad):
         ConsistencyDistillation(teacher(), **bad)
 
 
-def test_lpips_without_its_library_says_which(monkeypatch):
+def test_lpips_without_its_library_or_on_small_images_is_refused(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "lpips", None)
@@ -189,8 +189,8 @@ def small(predicts):
     return unet(channels=1, size=4, widths=(16,), groups=8, predicts=predicts)
 
 
-def test_a_short_distillation_brings_one_call_to_the_end_of_the_teacher_s_flow(tmp_path):
-    """A denoiser's one step is a mean of images; the distilled network's is the image of the flow."""
+def test_short_distillation_maps_one_call_to_the_end_of_the_teacher_flow(tmp_path):
+    """One step of a denoiser gives a mean of images; the distilled network gives the end of the flow."""
     options = TrainingOptions(120, batch_size=64, learning_rate=5e-3, warmup=10, ema_decay=0.9)
     one = train(small("edm"), Denoising(t_max=0.3), Blobs(512), tmp_path / "1", options, quiet=True)
     student = small("consistency")
@@ -211,7 +211,7 @@ def test_a_short_distillation_brings_one_call_to_the_end_of_the_teacher_s_flow(t
     assert gap(other) < gap(one) / 3
 
 
-def test_it_is_trained_by_the_command_from_an_edm_denoiser(elsewhere):
+def test_consistency_trains_from_the_command_line_after_an_edm_denoiser(elsewhere):
     import yaml
 
     part = {"name": "unet", "channels": 1, "size": 4, "widths": [8], "groups": 4, "predicts": "edm"}

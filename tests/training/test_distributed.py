@@ -1,7 +1,7 @@
-"""A training that is split, over processes or into parts, ends with the weights of one that is not.
+"""Training split over processes or into parts ends with the same weights as training without.
 
-Not to the bit: the mean over a batch is the same sum in another order, and a convolution of another
-number of images may add up otherwise.
+The last bits may differ: the mean over a batch sums the same terms in another order, and a
+convolution of another number of images may round differently.
 """
 
 import json
@@ -55,7 +55,7 @@ def whole(tmp_path_factory):
 
 
 def launch(folder, spec):
-    """What `torchrun --nproc-per-node 2 -m unfool train` starts."""
+    """Start what `torchrun --nproc-per-node 2 -m unfool train` does; return outputs and exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -78,7 +78,9 @@ def launch(folder, spec):
 
 
 @pytest.mark.timeout(900)  # two processes that load torch
-def test_two_processes_take_over_from_one_and_equal_it(elsewhere, whole, monkeypatch):
+def test_two_processes_resume_a_single_process_run_with_equal_weights(
+    elsewhere, whole, monkeypatch
+):
     (elsewhere / "a.yaml").write_text(yaml.safe_dump(SPEC))
     real, made = loop.load_batch, []
 
@@ -104,7 +106,7 @@ def weights_of_the_start():
     return card.trained_denoiser("digits-denoiser").state_dict()
 
 
-def test_parts_one_after_another_equal_the_whole(tmp_path, whole):
+def test_gradient_accumulation_equals_the_whole_batch(tmp_path, whole):
     parts = weights(trained(tmp_path / "parts", accumulate=4))
     assert gap(parts, whole) < 2e-6
     spec = {"training": SPEC["training"] | {"accumulate": 1}}
@@ -112,14 +114,14 @@ def test_parts_one_after_another_equal_the_whole(tmp_path, whole):
     assert specs.identity(check(specs.load(SPEC | spec))) == specs.identity(plain)
 
 
-def test_a_batch_that_does_not_split_is_refused(tmp_path):
+def test_batch_that_does_not_divide_into_parts_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"batch of 8 .* 3 parts"):
         trained(tmp_path / "run", accumulate=3)
     with pytest.raises(SpecError, match="accumulate must be 1 or more"):
         trained(tmp_path / "run", accumulate=0)
 
 
-def test_alone_nothing_is_exchanged():
+def test_single_process_exchanges_nothing():
     weight = torch.ones(2, requires_grad=True)
     weight.grad = torch.tensor([1.0, 2.0])
     loss = torch.tensor(3.0)

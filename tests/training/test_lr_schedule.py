@@ -1,4 +1,4 @@
-"""Rates and batches of each step, and changing them in a training that was begun."""
+"""Learning rate and batch size of each step, and changes to them in a run that has begun."""
 
 import json
 
@@ -30,14 +30,14 @@ def started(**options):
     return check(specs.load(TINY | {"training": OPEN | options}))
 
 
-def test_the_rate_falls_in_a_straight_line_from_where_it_is_told():
+def test_linear_schedule_decays_from_the_given_step():
     plan = Plan(10, warmup=2, lr_schedule="linear", decay_from=6)
     rates = [plan.rate(step) for step in range(10)]
     assert rates == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     assert Plan(6, warmup=2, lr_schedule="linear").rate(5) == 0.25, "from the end of the warm-up"
 
 
-def test_the_batch_grows_once():
+def test_batch_size_grows_once():
     plan = Plan(10, batch_size=4, grow={"at": 3, "batch_size": 16})
     assert [plan.size(step) for step in range(5)] == [4, 4, 4, 16, 16]
     assert [plan.images_before(step) for step in range(6)] == [0, 4, 8, 12, 28, 44]
@@ -45,7 +45,7 @@ def test_the_batch_grows_once():
 
 
 @pytest.mark.parametrize("at", [4, 8, 11])
-def test_muon_and_a_growing_batch_end_with_the_same_bits_after_a_kill(elsewhere, at):
+def test_killed_training_with_muon_and_growing_batch_resumes_bit_for_bit(elsewhere, at):
     grow = {"at": 5, "batch_size": 8}
     whole = training.run(started(grow=grow), elsewhere / "whole", quiet=True)
     again = training.run(
@@ -56,8 +56,8 @@ def test_muon_and_a_growing_batch_end_with_the_same_bits_after_a_kill(elsewhere,
     assert lines == [2, 4, 6, 8, 10, 12]
 
 
-def test_a_training_may_be_ended_at_any_time(elsewhere):
-    """Begun with a distant end, it is as one that had been meant to end where it did."""
+def test_shortened_training_equals_one_planned_with_that_length(elsewhere):
+    """A run planned for more steps may be cut short, unless its completed steps differ."""
     whole = training.run(started(grow={"at": 5, "batch_size": 8}), elsewhere / "whole", quiet=True)
     folder = stopped(
         started(steps=1000, decay_from=900, grow={"at": 6, "batch_size": 64}), elsewhere / "open", 7
@@ -70,13 +70,13 @@ def test_a_training_may_be_ended_at_any_time(elsewhere):
 
 
 @pytest.mark.parametrize("changed", [{"decay_from": 3}, {"steps": 4, "decay_from": 3}])
-def test_what_is_done_cannot_be_changed(elsewhere, changed):
+def test_plan_of_completed_steps_cannot_be_changed(elsewhere, changed):
     folder = stopped(started(), elsewhere / "run", 7)
     with pytest.raises(RuntimeError, match="only what comes after step 6"):
         training.run(started(**changed), folder, quiet=True)
 
 
-def test_another_rate_is_another_training(elsewhere):
+def test_changed_learning_rate_is_not_resumed(elsewhere):
     folder = stopped(started(), elsewhere / "run", 7)
     with pytest.raises(RuntimeError, match="belongs to another spec"):
         training.run(started(learning_rate=1e-3), folder, quiet=True)
@@ -95,20 +95,20 @@ def test_another_rate_is_another_training(elsewhere):
         ({"optimizer": "adamw", "muon_lr_factor": 2}, r"training.muon_lr_factor"),
     ],
 )
-def test_what_cannot_be_is_told(options, said):
+def test_invalid_options_are_refused(options, said):
     with pytest.raises(SpecError, match=said):
         started(**options)
 
 
-def test_a_grown_batch_must_be_split_evenly(elsewhere):
+def test_grown_batch_that_does_not_divide_into_parts_is_refused(elsewhere):
     with pytest.raises(ValueError, match="a batch of 9 cannot be split into 2 parts"):
         training.run(
             started(grow={"at": 3, "batch_size": 9}, accumulate=2), elsewhere / "run", quiet=True
         )
 
 
-def test_a_mean_of_power_form_counts_step_i_as_i_to_the_gamma():
-    """Karras et al. (2024), equation 123: up to what sums have in place of integrals."""
+def test_power_function_average_weights_step_i_by_i_to_the_gamma():
+    """Karras et al. (2024), equation 123, up to the difference between sums and integrals."""
     gamma, steps, mean = 6.94, 400, 0.0
     options = TrainingOptions(steps, ema_decay=0.9, ema_gamma=gamma)
     for step in range(1, steps + 1):

@@ -1,9 +1,9 @@
-"""Muon against what is known of it, and torch's AdamW for the rest."""
+"""Muon against its known properties, and torch's AdamW for the other parameters."""
 
 import pytest
 import torch
 from torch import nn
-from torch.optim import _muon  # torch's own, for matrices alone
+from torch.optim import _muon  # torch's own Muon, for matrices only
 
 from unfool.noise import Noise
 from unfool.training import train as loop
@@ -14,8 +14,8 @@ W = Noise.of(4, range(8)).normal(torch.empty(8, 27)).view(8, 3, 3, 3)
 
 
 @pytest.mark.parametrize("shape", [(8, 27), (27, 8), (16, 16)])
-def test_an_update_is_nearly_orthogonal(shape):
-    """All directions get about the same length, and they are those of the matrix."""
+def test_update_is_nearly_orthogonal(shape):
+    """The update keeps the singular directions of the matrix and gives them about equal length."""
     matrix = Noise.of(1, range(shape[0])).normal(torch.empty(shape))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     found = u.T @ orthogonal(matrix) @ v.T
@@ -26,8 +26,8 @@ def test_an_update_is_nearly_orthogonal(shape):
 
 
 @pytest.mark.parametrize("shape", [(8, 3, 3, 3), (32, 2, 3, 3)])
-def test_kernels_move_as_torch_moves_matrices(shape):
-    """torch's Muon works in bfloat16, so only roughly."""
+def test_kernel_updates_match_torch_muon_on_matrices(shape):
+    """torch's Muon works in bfloat16, so the match is only approximate."""
     like = torch.empty(shape)
     start = Noise.of(2, range(shape[0])).normal(like)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.flatten(1).clone())
@@ -44,7 +44,7 @@ def test_kernels_move_as_torch_moves_matrices(shape):
     )
 
 
-def test_all_else_is_adamw_s():
+def test_other_parameters_follow_adamw():
     start = Noise.of(2, range(5)).normal(torch.empty(5, 4))
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     settings = {"lr": 0.1, "weight_decay": 0.1, "betas": (0.8, 0.99)}
@@ -57,7 +57,7 @@ def test_all_else_is_adamw_s():
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_kernels_have_a_rate_of_their_own_and_biases_too():
+def test_kernels_and_biases_have_their_own_learning_rates():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
     options = TrainingOptions(
         1,

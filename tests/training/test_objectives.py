@@ -1,4 +1,4 @@
-"""Objectives against what is known of them."""
+"""Training objectives against their known properties."""
 
 import math
 from typing import Any
@@ -34,14 +34,14 @@ class Linear(nn.Module):
 
 
 def perfect(predicts: Prediction) -> NetworkDenoiser:
-    """A denoiser that is told the answer: its prediction is the target itself."""
+    """A denoiser with a small linear network, whose prediction a test may replace by the target."""
     return NetworkDenoiser(Linear(), predicts=predicts)
 
 
 @pytest.mark.parametrize("predicts", ["noise", "image", "velocity", "edm"])
 @pytest.mark.parametrize("t", [0.001, 0.1, 0.5, 1.0])
-def test_the_right_prediction_is_the_image(predicts, t):
-    """What `forward` makes of the target is x_0, at every time and for every prediction."""
+def test_exact_prediction_recovers_the_image(predicts, t):
+    """`forward` maps the target to x_0, at every time and for every kind of prediction."""
     model, time = perfect(predicts), torch.tensor(t, dtype=torch.float64)
     z, eps = (2 * X - 1).double(), NOISE.normal(X.double())
     _, alpha, sigma, _ = VP()(time)
@@ -50,7 +50,7 @@ def test_the_right_prediction_is_the_image(predicts, t):
 
 
 @pytest.mark.parametrize("predicts", ["noise", "image", "velocity", "edm"])
-def test_sharpness_is_what_an_error_of_the_image_costs(predicts):
+def test_loss_factor_converts_image_error_to_loss(predicts):
     """(out - target)^2 = loss_factor (x_hat - x_0)^2."""
     model, t = perfect(predicts).double(), torch.tensor(0.3, dtype=torch.float64)
     x = X.double()
@@ -61,8 +61,8 @@ def test_sharpness_is_what_an_error_of_the_image_costs(predicts):
     assert torch.allclose(loss, model.loss_factor(t) * error)
 
 
-def test_the_edm_network_sees_and_says_numbers_of_unit_size():
-    """Karras et al. (2022), section 5: for data of standard deviation 1/2."""
+def test_edm_network_inputs_and_targets_have_unit_variance():
+    """Karras et al. (2022), section 5, for data with standard deviation 1/2."""
     noise = Noise.of(1, range(4000))
     z = SIGMA_DATA * noise.child("z").normal(torch.empty(4000, 1, 2, 2))
     eps = noise.child("e").normal(z)
@@ -77,7 +77,7 @@ def test_the_edm_network_sees_and_says_numbers_of_unit_size():
         assert float(model.target(z, eps, time).std()) == pytest.approx(1, abs=0.03)
 
 
-def test_lognormal_times_are_lognormal():
+def test_lognormal_times_follow_the_truncated_lognormal_distribution():
     objective = Denoising(t_max=0.9, times="lognormal")
     share = (torch.arange(4000) + 0.5).view(-1, 1, 1, 1) / 4000
     t = objective.quantile(share, VP()).double()
@@ -90,8 +90,8 @@ def test_lognormal_times_are_lognormal():
     assert kstest(found, truncnorm(low, high, loc=-1.2, scale=1.2).cdf).statistic < 0.01
 
 
-def test_min_snr_weighs_as_published():
-    """Hang et al. (2023): min(SNR, gamma) / SNR times the error of the noise."""
+def test_min_snr_weights_match_the_paper():
+    """Hang et al. (2023): min(SNR, gamma) / SNR times the error of the predicted noise."""
     model = perfect("noise")
     plain, capped = Denoising(t_max=0.9), Denoising(t_max=0.9, min_snr=5.0)
     t = plain.quantile(NOISE.child("time").uniform(X[:, :1, :1, :1]), model.schedule)
@@ -103,7 +103,7 @@ def test_min_snr_weighs_as_published():
 
 
 class Line(nn.Module):
-    """A linear classifier of two classes: the worst change within a budget is known."""
+    """A linear classifier of two classes, for which the worst change within a budget is known."""
 
     def __init__(self, weight):
         super().__init__()
@@ -120,7 +120,7 @@ def line() -> Any:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_adversarial_training_meets_the_worst_image(norm):
+def test_adversarial_training_uses_the_worst_case_image(norm):
     model, eps = line().eval(), 0.05
     x = 0.5 + 0.1 * (X - 0.5)  # far from the edges of [0, 1]
     loss = PGDAT(norm, eps, steps=20, step_size=0.2)(model, x, Y, NOISE)
@@ -132,7 +132,7 @@ def test_adversarial_training_meets_the_worst_image(norm):
     assert loss.requires_grad
 
 
-def test_trades_is_the_answer_and_how_far_it_can_be_moved():
+def test_trades_is_cross_entropy_plus_the_largest_divergence():
     model, eps = line().eval(), 0.05
     x = 0.5 + 0.1 * (X - 0.5)
     clean = model(x, NOISE)
@@ -140,7 +140,7 @@ def test_trades_is_the_answer_and_how_far_it_can_be_moved():
     assert torch.allclose(TRADES(eps=eps, beta=0.0)(model, x, Y, NOISE), plain)
     sign = model.network.weight.detach().sign().view(1, 1, 4, 4)
     worst = torch.zeros(4)
-    for side in (-1, 1):  # a linear score: the divergence is greatest at one of the two ends
+    for side in (-1, 1):  # the score is linear, so the divergence is largest at one of the two ends
         moved = model(x + side * eps * sign, NOISE).log_softmax(1)
         drift = F.kl_div(moved, clean.softmax(1), reduction="none").sum(1)
         worst = torch.maximum(worst, drift)
@@ -152,13 +152,13 @@ def test_trades_is_the_answer_and_how_far_it_can_be_moved():
 
 
 @pytest.mark.parametrize("objective", [PGDAT(steps=3), TRADES(steps=3)])
-def test_the_search_leaves_no_trace(objective):
-    """Neither on the weights, nor on the mode, nor on the statistics of the batch."""
+def test_search_keeps_the_mode_and_batch_norm_statistics(objective):
+    """The search changes neither the training mode nor the batch statistics."""
     model = line().train()
     objective(model, X, Y, NOISE).sum().backward()
     assert model.training
     assert model.network.norm.training
-    # once for each forward pass in training mode, not for the attack's
+    # The count rises with each forward pass in training mode, but not with those of the search.
     passes = int(model.network.norm.num_batches_tracked)
     assert passes == (1 if isinstance(objective, PGDAT) else 2)
     assert model.network.weight.grad is not None
@@ -171,7 +171,7 @@ def test_bad_options_are_refused(make, bad):
         make(**bad)
 
 
-def test_label_smoothing_spreads_a_share_of_the_label():
+def test_label_smoothing_spreads_a_share_over_all_classes():
     model, x = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 4))), X
     log = F.log_softmax(model(x, NOISE), dim=1)
     right = log[torch.arange(4), Y]
@@ -179,8 +179,8 @@ def test_label_smoothing_spreads_a_share_of_the_label():
     assert torch.allclose(loss, -(0.8 * right + 0.2 * log.mean(1)))
 
 
-def test_stratified_times_are_spread_evenly_and_go_with_the_image():
-    """Not with its place in the batch; and alone each time is as likely as without."""
+def test_stratified_times_are_even_and_follow_the_image():
+    """Times do not depend on the place in the batch, and the time of one image is still uniform."""
     model, keys = perfect("noise"), list(range(50, 114))
     plain, spread = Denoising(t_max=0.9), Denoising(t_max=0.9, stratified=True)
     x, y = torch.empty(64, 1, 4, 4), torch.zeros(64, dtype=torch.long)
@@ -199,7 +199,7 @@ def test_stratified_times_are_spread_evenly_and_go_with_the_image():
     assert kstest(of_one.numpy(), "uniform").pvalue > 0.01
 
 
-def test_classification_adds_the_cross_entropy_of_the_errors_of_all_classes():
+def test_classification_weight_adds_the_cross_entropy_of_class_errors():
     model = unet(channels=1, size=4, widths=(8,), groups=4, classes=3, multi_head=True)
     plain = Denoising(label_dropout=0.5)
     both = Denoising(label_dropout=0.5, classification_weight=0.01)
@@ -213,7 +213,7 @@ def test_classification_adds_the_cross_entropy_of_the_errors_of_all_classes():
     assert torch.allclose(both(model, X, Y, NOISE), expected, rtol=1e-5)
 
 
-def test_classification_without_heads_is_refused():
+def test_classification_weight_without_heads_is_refused():
     model = unet(channels=1, size=4, widths=(8,), groups=4, classes=3)
     with pytest.raises(ValueError, match="classification_weight"):
         Denoising(classification_weight=0.01)(model, X, Y, NOISE)

@@ -1,4 +1,4 @@
-"""Every objective, killed in the middle and run again, ends in the same weights bit for bit."""
+"""Training that is killed and run again ends with the same bits, for each objective listed here."""
 
 import pytest
 
@@ -47,7 +47,7 @@ def started(name):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_killed_training_ends_with_the_same_bits(elsewhere, name):
+def test_killed_training_resumes_bit_for_bit(elsewhere, name):
     whole = training.run(started(name), elsewhere / "whole", quiet=True)
     folder = stopped(started(name), elsewhere / "killed", 4)  # after the checkpoint of step 2
     assert_same_weights(whole, training.run(started(name), folder, quiet=True))
@@ -56,7 +56,7 @@ def test_a_killed_training_ends_with_the_same_bits(elsewhere, name):
 @pytest.mark.parametrize(
     ("name", "kind"), [("macer", "denoiser"), ("consistency", "classifier"), ("awp", "denoiser")]
 )
-def test_an_objective_of_the_other_kind_is_refused(elsewhere, mistake, name, kind):
+def test_objective_for_the_other_kind_of_model_is_refused(elsewhere, mistake, name, kind):
     import yaml
 
     spec = {
@@ -67,8 +67,8 @@ def test_an_objective_of_the_other_kind_is_refused(elsewhere, mistake, name, kin
     assert f"the objective {name} trains a" in mistake("train", "a.yaml", "--out", "run")
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step(elsewhere, capsys):
-    """A rate beyond all measure makes the weights infinite; the last good checkpoint is named."""
+def test_nan_loss_stops_training_and_names_the_step(elsewhere, capsys):
+    """A huge learning rate makes the weights infinite; the error names the last good checkpoint."""
     import yaml
 
     spec = {

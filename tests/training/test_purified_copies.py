@@ -1,4 +1,4 @@
-"""Training a classifier on purified copies beside clean images."""
+"""Training a classifier on purified copies together with clean images."""
 
 import json
 
@@ -69,7 +69,7 @@ def test_half_of_the_images_are_purified(elsewhere):
     )
 
 
-def test_copies_are_made_once_and_go_on_after_a_kill(elsewhere, monkeypatch):
+def test_copies_are_made_once_and_resume_after_a_kill(elsewhere, monkeypatch):
     whole = of(made(copies=2), elsewhere / "whole")
     real = cache.purify_block
 
@@ -90,14 +90,14 @@ def test_copies_are_made_once_and_go_on_after_a_kill(elsewhere, monkeypatch):
     assert objective.purifier.calls == 1
 
 
-def test_a_copy_does_not_depend_on_those_made_with_it(elsewhere, monkeypatch):
+def test_copy_does_not_depend_on_its_block(elsewhere, monkeypatch):
     whole, _ = fetch(of(made(), elsewhere / "whole"), range(100))
     monkeypatch.setattr(image_cache, "BLOCK", 7)
     parts, _ = fetch(of(made(), elsewhere / "parts"), range(100))
     assert torch.equal(whole, parts)
 
 
-def test_the_name_of_a_set_says_what_it_depends_on(elsewhere):
+def test_cache_key_covers_what_the_copies_depend_on(elsewhere):
     def key(objective=None, **asked):
         return of(objective or made(), elsewhere, **asked).purified.folder.name
 
@@ -113,7 +113,7 @@ def test_the_name_of_a_set_says_what_it_depends_on(elsewhere):
     assert len(set(keys)) == len(keys) - 1
 
 
-def test_a_classifier_is_trained_on_purified_copies(elsewhere):
+def test_classifier_is_trained_on_purified_copies(elsewhere):
     folder = training.run(check(specs.load(SPEC)), elsewhere / "runs" / "own", quiet=True)
     told = json.loads((folder / "card.json").read_text())
     assert told["purified"]["images"] == 80
@@ -124,7 +124,7 @@ def test_a_classifier_is_trained_on_purified_copies(elsewhere):
     card.trained_classifier(str(folder))
 
 
-def test_a_copy_is_what_the_purifier_makes(elsewhere):
+def test_copy_equals_the_output_of_the_purifier(elsewhere):
     asks = check(specs.load(SPEC, ["objective.images=4", "objective.copies=1"]))
     objective = training.build_objective(asks["objective"])
     data = with_purified_copies(
@@ -149,12 +149,12 @@ def test_a_copy_is_what_the_purifier_makes(elsewhere):
         ("objective.denoiser.weights=cifar10-denoiser-small", "objective.denoiser: the images are"),
     ],
 )
-def test_what_cannot_be_is_told(elsewhere, change, said):
+def test_invalid_options_are_refused(elsewhere, change, said):
     with pytest.raises(SpecError, match=said):
         training.run(check(specs.load(SPEC, [change])), elsewhere / "run", quiet=True)
 
 
-def test_it_trains_a_classifier_only():
+def test_purified_objective_for_a_denoiser_is_refused():
     unet = {"name": "unet", "channels": 1, "size": 8, "widths": [8], "groups": 8}
     spec = {key: value for key, value in SPEC.items() if key != "classifier"} | {"denoiser": unet}
     with pytest.raises(SpecError, match="the objective purified trains a classifier"):

@@ -1,4 +1,4 @@
-"""Training: it learns, it resumes bit for bit, and it refuses what it should."""
+"""Training learns, resumes bit for bit, and refuses invalid input."""
 
 import copy
 import dataclasses
@@ -41,7 +41,7 @@ def started(**changes):
     return check(specs.load(TINY | changes))
 
 
-def test_a_denoiser_learns_and_its_card_says_how_well(elsewhere):
+def test_denoiser_learns_and_its_card_states_the_loss(elsewhere):
     folder = training.run(
         started(training={"steps": 150, "batch_size": 32, "learning_rate": 3e-3}),
         elsewhere / "run",
@@ -60,7 +60,7 @@ def test_a_denoiser_learns_and_its_card_says_how_well(elsewhere):
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_a_classifier_learns(elsewhere):
+def test_classifier_learns(elsewhere):
     spec = {
         "data": {"name": "digits", "split": "train"},
         "test": {"name": "digits", "split": "test"},
@@ -81,7 +81,7 @@ def test_a_classifier_learns(elsewhere):
     assert told["dtype"] == "float16"
 
 
-def test_a_killed_training_ends_with_the_same_bits(elsewhere):
+def test_killed_training_resumes_bit_for_bit(elsewhere):
     whole = training.run(started(), elsewhere / "whole", quiet=True)
     folder = stopped(started(), elsewhere / "killed", 24)  # after the checkpoint of step 20
     assert not (folder / "model.safetensors").exists()
@@ -97,7 +97,7 @@ def test_a_killed_training_ends_with_the_same_bits(elsewhere):
     assert steps_logged == [10, 20, 30]
 
 
-def test_betas_are_those_of_adamw_and_at_their_defaults_change_no_identity():
+def test_betas_are_passed_to_adamw_and_defaults_keep_the_identity():
     layer, plain = torch.nn.Linear(1, 1), {"steps": 30}
     options = TrainingOptions(30, learning_rate=0.1, betas=(0.5, 0.9))
     (group,) = loop.build_optimizer(layer, options).param_groups
@@ -113,7 +113,7 @@ def test_betas_are_those_of_adamw_and_at_their_defaults_change_no_identity():
         started(training=plain | {"betas": [0.95, 0.999], "optimizer": "sgd"})
 
 
-def test_the_average_warms_up_as_diffusers_does(tmp_path):
+def test_weight_average_warms_up_as_in_diffusers(tmp_path):
     layer = torch.nn.Linear(2, 1)
 
     class Plain(torch.nn.Module):
@@ -143,7 +143,7 @@ def test_the_average_warms_up_as_diffusers_does(tmp_path):
         assert torch.allclose(ours, other, atol=1e-6)
 
 
-def test_dropout_is_forced_in_training_alone(elsewhere):
+def test_dropout_option_applies_only_to_training(elsewhere):
     short = {"steps": 2, "batch_size": 4}
     plain, dropped = (
         training.run(started(training=short | more), elsewhere / name, quiet=True)
@@ -161,8 +161,8 @@ def test_dropout_is_forced_in_training_alone(elsewhere):
         training.set_dropout(torch.nn.Linear(1, 1), 0.1)
 
 
-def test_what_is_compiled_upsamples_by_a_view(elsewhere, monkeypatch):
-    """As the compiler loses the gradient of `interpolate`; it takes minutes and is left out here."""
+def test_compiled_network_upsamples_by_a_view(elsewhere, monkeypatch):
+    """The compiler loses the gradient of `interpolate`. It takes minutes, so it is replaced here."""
     ways = []
 
     def compile_(network):
@@ -179,7 +179,7 @@ def test_what_is_compiled_upsamples_by_a_view(elsewhere, monkeypatch):
         assert torch.allclose(found[name], tensor, atol=1e-6), name
 
 
-def test_a_changed_spec_never_resumes(elsewhere, mistake):
+def test_changed_spec_is_not_resumed(elsewhere, mistake):
     import yaml
 
     (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(TINY))
@@ -197,7 +197,7 @@ def test_a_changed_spec_never_resumes(elsewhere, mistake):
     assert "belongs to another spec" in said
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step(elsewhere):
+def test_nan_loss_stops_training_and_names_the_step(elsewhere):
     model = torch.nn.Linear(1, 1)
     calls = 0
 
@@ -220,7 +220,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step(elsewhere):
     assert torch.load(elsewhere / "latest.pt", weights_only=True)["step"] == 5
 
 
-def test_augmentation_is_of_the_image_alone():
+def test_augmentation_does_not_depend_on_the_batch():
     x = Noise.of(1, range(6)).uniform(torch.zeros(6, 3, 8, 8))
     noise = Noise.of(0, range(6))
     whole = augmented(x, noise, flip=True, crop=2)
@@ -237,12 +237,12 @@ def test_augmentation_is_of_the_image_alone():
         ({"denoiser": {"name": "unet", "size": 30, "widths": [32, 32, 32]}}, "multiple of patch"),
     ],
 )
-def test_parts_refuse_in_their_own_words(elsewhere, changes, said):
+def test_invalid_network_sizes_are_refused_with_the_reason(elsewhere, changes, said):
     with pytest.raises(SpecError, match=said):
         training.run(started(**changes), elsewhere / "run")
 
 
-def test_a_training_spec_is_checked():
+def test_invalid_training_specs_are_refused():
     with pytest.raises(SpecError, match="a denoiser or a classifier"):
         started(classifier="bayes")
     with pytest.raises(SpecError, match="did you mean 'steps'"):
@@ -251,7 +251,7 @@ def test_a_training_spec_is_checked():
         started(threat={})
 
 
-def test_a_section_of_a_spec_has_the_options_of_train_and_their_defaults():
+def test_training_section_has_the_options_and_defaults_of_train():
     section = started(training={"steps": 30})["training"]
     told = TrainingSection(**section)
     assert loop_options(told) == TrainingOptions(30, betas=[0.9, 0.999], save_steps=[])
@@ -274,12 +274,12 @@ def test_a_section_of_a_spec_has_the_options_of_train_and_their_defaults():
         ({"save_steps": [31]}, "save_steps must list steps from 1 to 30, not 31"),
     ],
 )
-def test_options_are_checked_for_who_calls_train_too(options, said):
+def test_invalid_training_options_are_refused_in_python(options, said):
     with pytest.raises(ValueError, match=said):
         TrainingOptions(**{"steps": 30} | options)
 
 
-def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, capsys):
+def test_conditional_training_may_start_from_unconditional_weights(elsewhere, capsys):
     plain = {k: v for k, v in TINY["denoiser"].items() if k != "classes"}
     first = training.run(
         started(denoiser=plain, training={"steps": 3, "batch_size": 4}),
@@ -301,7 +301,7 @@ def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, c
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
 
 
-def test_what_a_training_begins_with_is_checked():
+def test_invalid_initial_weights_are_refused():
     with pytest.raises(SpecError, match=r"training\.init_from.* 'nothing'"):
         started(training={"steps": 1, "init_from": "nothing"})
     with pytest.raises(SpecError, match=r"training\.init_from .*classifier.* denoiser"):
@@ -316,7 +316,7 @@ def test_what_a_training_begins_with_is_checked():
 
 
 @pytest.mark.parametrize("harm", ["weights", "card", "kind", "none"])
-def test_a_card_that_does_not_fit_is_told(elsewhere, mistake, harm):
+def test_damaged_missing_or_mismatched_card_is_refused(elsewhere, mistake, harm):
     folder = training.run(
         started(training={"steps": 1, "batch_size": 2}), elsewhere / "run", quiet=True
     )
@@ -339,8 +339,8 @@ def test_a_card_that_does_not_fit_is_told(elsewhere, mistake, harm):
     assert words[harm] in said
 
 
-def test_a_training_that_is_killed_anywhere_ends_with_the_same_bits(elsewhere):
-    """The process itself is killed, at a step nobody chose."""
+def test_training_killed_at_a_random_time_resumes_bit_for_bit(elsewhere):
+    """The process itself is killed, at a random moment."""
     import os
     import secrets
     import signal
@@ -367,7 +367,7 @@ def test_a_training_that_is_killed_anywhere_ends_with_the_same_bits(elsewhere):
     assert_same_weights(elsewhere / "whole", elsewhere / "killed")
 
 
-def test_batches_made_ahead_are_the_same():
+def test_batches_prepared_ahead_are_the_same():
     def make(step):
         return torch.tensor(step), torch.tensor(-step), Noise.of(0, [step])
 
@@ -376,7 +376,7 @@ def test_batches_made_ahead_are_the_same():
     assert ahead == list(loop.batches_ahead(make, range(3, 20), helper=False))
 
 
-def test_a_batch_that_cannot_be_made_is_told_from_ahead():
+def test_error_in_a_batch_prepared_ahead_is_raised():
     def make(step):
         if step == 5:
             raise ValueError("image 5 is damaged")
@@ -387,7 +387,7 @@ def test_a_batch_that_cannot_be_made_is_told_from_ahead():
 
 
 @pytest.mark.parametrize("options", [{"optimizer": "sgd"}, {"precision": "bfloat16"}])
-def test_other_ways_to_descend_learn_too(elsewhere, options):
+def test_sgd_and_bfloat16_training_also_learn(elsewhere, options):
     settings = {
         "steps": 120,
         "batch_size": 32,
@@ -398,7 +398,7 @@ def test_other_ways_to_descend_learn_too(elsewhere, options):
     assert losses["0.500"] < 0.6
 
 
-def test_bfloat16_is_left_where_it_is_slower(elsewhere, monkeypatch, capsys):
+def test_bfloat16_falls_back_to_float32_where_it_is_slower(elsewhere, monkeypatch, capsys):
     for pays in (True, False):
         costs = 0.5 if pays else 2
         monkeypatch.setattr(training, "bfloat16_costs", lambda device, costs=costs: costs)
@@ -409,8 +409,8 @@ def test_bfloat16_is_left_where_it_is_slower(elsewhere, monkeypatch, capsys):
         assert ("training in float32" in capsys.readouterr().err) is not pays
 
 
-def test_channels_last_changes_the_layout_only(elsewhere):
-    denoiser = TINY["denoiser"] | {"dropout": 0.0}  # whose masks are drawn in the layout's order
+def test_channels_last_changes_only_the_layout(elsewhere):
+    denoiser = TINY["denoiser"] | {"dropout": 0.0}  # its masks depend on the layout
     one = training.run(started(denoiser=denoiser), elsewhere / "a", quiet=True)
     other = started(denoiser=denoiser, machine={"save_every": 10, "channels_last": True})
     two = training.run(other, elsewhere / "b", quiet=True)
@@ -420,7 +420,7 @@ def test_channels_last_changes_the_layout_only(elsewhere):
         started(training={"steps": 1, "precision": "half"})
 
 
-def test_too_much_memory_is_told_before_it_starts(elsewhere, monkeypatch):
+def test_too_large_batch_is_refused_before_training(elsewhere, monkeypatch):
     from unfool.training import memory_forecast
 
     monkeypatch.setattr(memory_forecast, "free_bytes", lambda device: 2**20)
@@ -430,8 +430,8 @@ def test_too_much_memory_is_told_before_it_starts(elsewhere, monkeypatch):
     assert not (elsewhere / "run" / "latest.pt").exists()
 
 
-def test_the_forecast_counts_what_a_step_keeps():
-    """Against the bytes of a network of known size: a stack of linear maps keeps each input once."""
+def test_memory_forecast_counts_what_a_step_keeps():
+    """The bytes of a stack of linear maps are known: it keeps the input of each layer once."""
     from unfool.training.memory_forecast import BACKWARD, forecast
 
     model = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(5)))
@@ -444,7 +444,7 @@ def test_the_forecast_counts_what_a_step_keeps():
     assert 5 * 64 * 4 <= each / BACKWARD <= 7 * 64 * 4
 
 
-def test_what_does_not_fit_the_data_is_told_before_it_is_trained(elsewhere, mistake):
+def test_model_that_does_not_fit_the_data_is_refused_before_training(elsewhere, mistake):
     few = ["train", "digits-classifier", "--quiet", "--set", "classifier.classes=5"]
     said = mistake(*few, "--out", "few")
     assert "10 classes (the last is 'nine')" in said or "10 classes (the last is '9')" in said
@@ -476,11 +476,13 @@ def test_what_does_not_fit_the_data_is_told_before_it_is_trained(elsewhere, mist
         ("digits-denoiser", "pgd-at", "the objective pgd-at trains a classifier"),
     ],
 )
-def test_an_objective_of_another_kind_is_told(elsewhere, mistake, spec, objective, said):
+def test_objective_for_the_other_kind_of_model_is_refused(
+    elsewhere, mistake, spec, objective, said
+):
     assert said in mistake("train", spec, "--quiet", "--set", f"objective={objective}")
 
 
-def test_a_classifier_gives_a_row_of_numbers():
+def test_classifier_without_a_row_of_logits_is_refused():
     with pytest.raises(SpecError, match=r"\(1, K\), and returned \(1,\)"):
         check_trainable(
             "classifier", {"name": "mine"}, lambda x, noise: x.flatten(1).sum(1), Blobs(size=2)

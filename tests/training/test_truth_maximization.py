@@ -1,4 +1,4 @@
-"""Truth maximization: the loss by hand, the images from disk, and what the released code does."""
+"""Truth maximization: its loss, the images kept on disk, and the behavior of the released code."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ NOISE = Noise.of(3, range(6))
 
 
 class Net(nn.Module):
-    """A denoising network with two classes that keeps what it was given."""
+    """A denoising network with two classes that records its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ class Net(nn.Module):
 
 
 class Bright(nn.Module):
-    """Two classes: is the mean above 1/2?"""
+    """A classifier of two classes: is the mean above 1/2?"""
 
     edge: torch.Tensor
 
@@ -72,7 +72,7 @@ def made(**options):
     return TruthMaximization(**({"source": Bright(), "attack": PGD(steps=3), "eps": 0.1} | options))
 
 
-def test_the_loss_is_that_of_the_true_class_by_hand():
+def test_loss_matches_the_formula_for_the_true_class():
     denoiser = model()
     loss = made()(denoiser, X, Y, NOISE)
     x_t, _, label = seen_by(denoiser)[0]
@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_the_true_class_by_hand():
 
 
 @pytest.mark.parametrize("predicts", ["velocity", "edm", "image"])
-def test_other_networks_learn_their_own_target_which_weighs_the_error_of_the_noise(predicts):
+def test_other_prediction_types_weight_the_noise_error(predicts):
     denoiser = model()
     denoiser.predicts = predicts
     loss = made()(denoiser, X, Y, NOISE)
@@ -104,8 +104,8 @@ def test_other_networks_learn_their_own_target_which_weighs_the_error_of_the_noi
     torch.testing.assert_close(loss, wanted, rtol=1e-3, atol=1e-5)
 
 
-def test_released_noise_is_too_large_by_exactly_its_size():
-    """Given z + s e in place of alpha (z + s e): sqrt(1 + s^2) times too large."""
+def test_released_noise_scales_the_input_as_in_the_release():
+    """The release uses z + s e instead of alpha (z + s e): sqrt(1 + s^2) times too large."""
     denoiser = model()
     made()(denoiser, X, Y, NOISE)
     made(released=["noise"])(denoiser, X, Y, NOISE)
@@ -116,7 +116,7 @@ def test_released_noise_is_too_large_by_exactly_its_size():
     assert torch.allclose(released, right * (1 + (sigma / alpha) ** 2).sqrt(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_attack_stays_within_the_threat():
+def test_attack_stays_within_the_threat():
     x_adv = made().attacked(X, Y, NOISE)
     assert bool(Threat("linf", 0.1).allows(X, x_adv).all())
     assert not torch.equal(x_adv, X)
@@ -126,8 +126,8 @@ def test_the_attack_stays_within_the_threat():
         made(attack=lambda model, x, y, threat, noise: 1 - x).attacked(X, Y, NOISE)
 
 
-def test_the_released_range_clips_the_contrast_even_without_an_attack():
-    """Half of all pixels become mid-gray, with a budget of 0; a budget is half of what it says."""
+def test_released_range_clips_images_even_with_zero_budget():
+    """With a budget of 0, half of all pixels become mid-gray; other budgets count only half."""
     many = Noise.of(0, range(64))
     x = many.uniform(torch.empty(64, 1, 8, 8))
     y = (x.flatten(1).mean(1) > 0.5).long()
@@ -140,7 +140,7 @@ def test_the_released_range_clips_the_contrast_even_without_an_attack():
     assert torch.equal(made(eps=0.0).attacked(x, y, many), x)
 
 
-def test_released_images_stay_clean_where_the_source_was_wrong_or_is_not_fooled():
+def test_released_images_stay_clean_unless_the_attack_fools_the_source():
     source, many = Bright(), Noise.of(0, range(200))
     x = many.uniform(torch.empty(200, 1, 4, 4))
     bright = (x.flatten(1).mean(1) > 0.5).long()
@@ -157,7 +157,7 @@ DATA = Blobs(size=70)
 ASKED = {"source": "bright", "attack": {"name": "pgd", "steps": 3}, "norm": "linf", "eps": 0.1}
 
 
-def test_images_are_made_once(elsewhere):
+def test_adversarial_images_are_made_once(elsewhere):
     objective = made()
     data = cache.make_adversarial_images(DATA, objective, ASKED, elsewhere, quiet=True)
     calls = objective.source.calls
@@ -176,7 +176,7 @@ def test_images_are_made_once(elsewhere):
     assert facts["images"] == 70
 
 
-def test_the_loss_on_a_fixed_batch_falls_over_20_steps(elsewhere):
+def test_loss_on_a_fixed_batch_falls_over_20_steps(elsewhere):
     objective = made(images=8)
     data = cache.make_adversarial_images(
         DATA, objective, ASKED | {"images": 8}, elsewhere, quiet=True
@@ -204,7 +204,7 @@ def test_the_loss_on_a_fixed_batch_falls_over_20_steps(elsewhere):
     assert loss(ended) < 0.7 * before
 
 
-def test_a_gradient_is_clipped_to_the_norm_that_is_asked(elsewhere):
+def test_gradient_is_clipped_to_the_given_norm(elsewhere):
     norms = []
     for clip in (1.0, 1e9):
         denoiser = model()
@@ -212,12 +212,12 @@ def test_a_gradient_is_clipped_to_the_norm_that_is_asked(elsewhere):
         options = TrainingOptions(**settings)
         train(denoiser, made(), DATA, elsewhere / str(clip), options, quiet=True)
         grads = [p.grad.flatten() for p in denoiser.parameters() if p.grad is not None]
-        norms.append(float(torch.cat(grads).norm()))  # of the last step
+        norms.append(float(torch.cat(grads).norm()))  # gradient of the last step
     assert norms[0] <= 1 + 1e-6
     assert norms[1] > 1, "there was something to clip"
 
 
-def test_a_killed_attack_goes_on_where_it_was(elsewhere, monkeypatch):
+def test_killed_attack_resumes_where_it_stopped(elsewhere, monkeypatch):
     whole = cache.make_adversarial_images(DATA, made(), ASKED, elsewhere / "whole", quiet=True)
     real = cache.attack_block
 
@@ -239,7 +239,7 @@ def test_a_killed_attack_goes_on_where_it_was(elsewhere, monkeypatch):
         assert torch.equal(whole[index][0], resumed[index][0])
 
 
-def test_the_name_of_a_set_says_all_it_depends_on(elsewhere):
+def test_cache_key_covers_all_that_the_images_depend_on(elsewhere):
     def key(data=DATA, source=None, images=None, **asked):
         objective = made(images=images, source=source or Bright())
         options = ASKED | asked | {"images": images}
@@ -265,7 +265,7 @@ def test_the_name_of_a_set_says_all_it_depends_on(elsewhere):
     assert len(set(keys[:-1])) == len(keys) - 1
 
 
-def test_a_damaged_block_is_told(elsewhere):
+def test_damaged_block_is_refused(elsewhere):
     data = cache.make_adversarial_images(DATA, made(), ASKED, elsewhere, quiet=True)
     (data.folder / "00001.safetensors").write_bytes(b"none")
     with pytest.raises(ValueError, match="damaged or missing: delete it"):
@@ -273,7 +273,7 @@ def test_a_damaged_block_is_told(elsewhere):
     assert data[3][0].shape == (1, 4, 4)
 
 
-def test_some_of_the_images(elsewhere):
+def test_images_option_limits_the_set(elsewhere):
     data = cache.make_adversarial_images(
         DATA, made(images=10), ASKED | {"images": 10}, elsewhere, quiet=True
     )
@@ -290,7 +290,7 @@ def test_bad_options_are_refused(bad):
         made(**bad)
 
 
-def test_a_denoiser_without_classes_is_refused():
+def test_denoiser_without_classes_is_refused():
     with pytest.raises(ValueError, match="class-conditional"):
         made()(NetworkDenoiser(nn.Conv2d(1, 1, 1)), X, Y, NOISE)
 
@@ -309,7 +309,7 @@ SPEC = {
 }
 
 
-def test_the_source_may_be_a_trained_model_or_the_denoiser_itself(elsewhere):
+def test_source_may_be_a_trained_model_or_the_denoiser_itself(elsewhere):
     objective = check(specs.load(SPEC))["objective"]
     assert objective["source"] == {
         "name": "trained",
@@ -331,8 +331,8 @@ def test_the_source_may_be_a_trained_model_or_the_denoiser_itself(elsewhere):
         training.run(check(specs.load(SPEC, ["objective.source=nowhere"])), elsewhere)
 
 
-def test_weights_are_kept_at_the_steps_that_are_asked(elsewhere):
-    """They are those of a training that ends there (the rate is still rising: no other is asked)."""
+def test_weights_are_saved_at_the_requested_steps(elsewhere):
+    """They equal the weights of a run that ends there, as both are still in the same warm-up."""
     asks = check(
         specs.load(SPEC, ["training.steps=4", "training.save_steps=[1, 3]", "training.ema_decay=0"])
     )
@@ -360,8 +360,8 @@ def test_weights_are_kept_at_the_steps_that_are_asked(elsewhere):
         check(specs.load(SPEC, ["training.save_steps=[1, 7]"]))
 
 
-def test_times_and_noise_are_new_at_each_step_whatever_an_attack_seeds(tmp_path):
-    """The release's attacks seed torch at every call, and so repeat what is drawn after them."""
+def test_times_and_noise_are_new_at_each_step_even_if_attacks_seed_torch(tmp_path):
+    """The release's attacks seed torch at every call, and so repeat the draws that follow."""
 
     def reseeding(model, x, y, threat, noise):
         torch.manual_seed(2024)  # noqa: TID251
@@ -393,13 +393,13 @@ def test_times_and_noise_are_new_at_each_step_whatever_an_attack_seeds(tmp_path)
     assert float(alike.abs().max()) < 0.95
 
 
-def test_a_constant_rate_stays():
+def test_schedule_none_keeps_the_learning_rate_constant():
     plan = Plan(9, warmup=4, lr_schedule="none")
     assert [plan.rate(step) for step in (0, 1, 3, 4, 8)] == [0.25, 0.5, 1, 1, 1]
     assert Plan(9, warmup=4).rate(8) < 0.2
 
 
-def test_a_transfer_attack_never_asks_the_model():
+def test_transfer_attack_never_queries_the_model():
     def model(x, noise):
         raise AssertionError
 
@@ -408,8 +408,8 @@ def test_a_transfer_attack_never_asks_the_model():
     assert torch.equal(x_adv, PGD(steps=3)(source, X, Y, threat, NOISE))
 
 
-def test_a_little_training_raises_accuracy_on_its_attack(elsewhere):
-    """Of the diffusion classifier, on images made against a small CNN: 45 % before, 75 % after."""
+def test_short_training_raises_accuracy_on_its_attack(elsewhere):
+    """The diffusion classifier, on images made against a small CNN: 45 % before, 75 % after."""
     source = card.trained_classifier("digits-classifier")
     objective = TruthMaximization(source, PGD(steps=5), eps=0.3, images=100)
     data = cache.make_adversarial_images(digits("train"), objective, {}, elsewhere, quiet=True)
