@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from unfool.api.evaluate import evaluate
+from unfool.attacks.pgd import PGD
 from unfool.cli.main import run
 from unfool.data import image_files
 from unfool.defenses.diffpure import DiffPure
 from unfool.evaluation.evaluate import Machine, evaluate_into
-from unfool.noise import Noise
+from unfool.evaluation.prepare import AttackOnView
 from unfool.results.run_folder import Run, merge, seal
-from unfool.threat import Threat
+from unfool.threat import Knowledge, Threat
 from unfool.toy.blobs import Blobs
 from whole_run import manifest
 
@@ -284,31 +286,26 @@ def test_worst_attack_is_not_chosen_by_the_verdict_draws(elsewhere):
     assert greedy <= right
 
 
-def test_search_and_verdict_streams_share_no_noise():
-    """The noise keys of the search and those of the verdict are disjoint."""
-    searching, judging = set(), set()
+@pytest.mark.parametrize("knows", [None, Knowledge("both")])
+def test_evaluation_scores_on_noise_that_the_search_has_not_seen(knows):
+    """The model records all its random numbers. Only an attacker who knows them meets them again."""
+    drawn: dict[str, set[float]] = {"search": set(), "scoring": set()}
+    phase = ["scoring"]
 
-    class Spy:
-        place = searching
+    def model(x, noise):
+        drawn[phase[0]].update(noise.child("forward").normal(x[:, 0, 0, 0]).tolist())
+        return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
 
-        def __call__(self, x, noise):
-            self.place.update(noise.keys)
-            return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
+    def attack(model, x, y, threat, noise):
+        phase[0] = "search"
+        x = PGD(steps=3, eot=2)(model, x, y, threat, noise)
+        phase[0] = "scoring"
+        return x
 
-    from unfool.attacks.pgd import PGD
-    from unfool.defenses.purified_classifier import predict_draws
-
-    spy, data = Spy(), Blobs(size=4)
-    x = torch.stack([data[i][0] for i in range(4)])
-    noise = Noise.of(0, range(4))
-    PGD(steps=3, eot=2)(
-        spy, x, torch.tensor([0, 1, 0, 1]), Threat("linf", 0.1), noise.child("search", "pgd")
-    )
-    spy.place = judging
-    predict_draws(spy, x, noise.child("verdict"), 4)
-    assert searching
-    assert judging
-    assert not searching & judging
+    viewed = AttackOnView(attack, lambda model: model, knows)
+    evaluate(model, Blobs(size=4), attacks={"PGD": viewed}, threat=Threat("linf", 0.1), draws=4)
+    assert all(len(numbers) >= 4 for numbers in drawn.values())
+    assert bool(drawn["search"] & drawn["scoring"]) == bool(knows)
 
 
 def test_merge_can_be_called_from_python(elsewhere, whole, facts):

@@ -1,5 +1,6 @@
 """The settings of the page, and how a link encodes them."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -44,6 +45,8 @@ class Settings:
         _within("votes", self.votes, limits.votes)
         _within("steps", self.steps, limits.steps)
         _within("draws per step", self.eot, EOT)
+        if not math.isfinite(self.eps):
+            raise Refused(400, "eps must be a finite number")
         if self.seed is not None and not limits.seeds:
             raise Refused(
                 403,
