@@ -286,7 +286,7 @@ def test_misspelled_guides_corrections_and_samplers_are_refused(strangers, mista
     assert "sampler ddim" in said("{name: diffpure, sampler: {name: ddim, eta: 1}}")
 
 
-def test_only_the_surrogate_view_supports_user_defined_steps(strangers, mistake):
+def test_surrogate_supports_user_steps_and_same_noise_view_refuses_them(strangers, mistake):
     command = ["evaluate", "blobs", "--quiet", "--set", "purifier.sampler=seams:fresh"]
     command += ["--set", "data.size=4", "--set", "purifier.steps=10", "--set"]
     row = "attacks=[{name: pgd, steps: 1, view: %s}]"
@@ -320,7 +320,7 @@ def test_guide_function_or_class_receives_the_classifier(strangers):
     noise, x = (
         Noise.of(0, [0]),
         torch.full((1, 1, 4, 4), 0.5).double(),
-    )  # halfway between the classes
+    )  # on the boundary between the classes
 
     def purified(guide):
         part = {"name": "diffpure", "steps": 3, "guide": guide}

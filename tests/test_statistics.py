@@ -71,7 +71,7 @@ def test_images_with_equal_rates_count_every_draw():
 
 
 def test_interval_follows_the_scatter_of_the_rates():
-    """The variance is that of the four images and of four more with the variance of coins."""
+    """The variance is that of the four images and four more with the variance of a coin."""
     rates = [0.2, 0.4, 0.9, 0.3]
     variance = (sum((r - 0.45) ** 2 for r in rates) + 4 * 0.45 * 0.55) / 8
     n = 0.45 * 0.55 / variance * 4 / 1

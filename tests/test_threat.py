@@ -185,7 +185,7 @@ def test_random_images_do_not_depend_on_the_batch(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_allows_checks_the_ball_the_box_and_nan(norm):
+def test_allows_checks_the_ball_the_box_and_finite_values(norm):
     threat, x = Threat(norm, 0.1), torch.full((7, *SHAPE), 0.05)
     other = x.clone()
     side = 0.1 if norm == "linf" else 0.1 / (x[0].numel() ** 0.5)

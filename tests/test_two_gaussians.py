@@ -140,7 +140,7 @@ def test_proposition_2_bounds_the_displacement(t: float):
 
 @pytest.mark.parametrize("t", [0.05, 0.1])
 def test_proposition_2_is_sharp(t: float):
-    """With a constant outward score, it moves by N((e^gamma - 1) (x + 2 C_s), e^(2 gamma) - 1)."""
+    """With a constant outward score, x moves by N((e^gamma - 1) (x + 2 C_s), e^(2 gamma) - 1)."""
     e = growth(t)
     expected = stats.norm((e - 1) * (0.8 + 2 * 2.0), math.sqrt(e * e - 1))
     assert stats.kstest(gone(Pushed(2.0), 0, t, 0.8), expected.cdf).pvalue > 0.01
@@ -157,7 +157,7 @@ def test_forward_noise_doubles_the_variance():
 
 
 def test_guidance_prevents_fewer_flips_as_the_classifier_gets_worse():
-    """Guidance prevents most flips with an exact classifier, and fewer the larger its error."""
+    """Guidance prevents label flips, but fewer the larger the error of the classifier is."""
     runs = 3000
     shares = label_flips([0, 4], [0, 1, 6], runs=runs)
     assert shares.shape == (3, 2)

@@ -134,7 +134,7 @@ def test_contrast_and_brightness_match_their_formulas():
     assert torch.allclose(black, torch.tensor(0.1), atol=0.51 / 255)
 
 
-def test_fog_has_clouds_of_the_whole_range():
+def test_fog_clouds_cover_the_whole_range():
     foggy = on_flat("fog", 5)  # (0.4 + 1.5 cloud) 0.4 / (0.4 + 1.5), for clouds from 0 to 1
     assert float(foggy.min()) == pytest.approx(0.16 / 1.9, abs=1 / 255)
     assert float(foggy.max()) == pytest.approx(0.4, abs=1 / 255)

@@ -67,7 +67,7 @@ def test_optimum_of_a_linear_model_is_reached(norm, loss, start, schedule, eot: 
     ],
 )
 def test_default_steps_nearly_reach_the_optimum(norm, loss, start, schedule):
-    """At least 97 % of the way (by default, an l2 run circles the optimum and need not reach it)."""
+    """At least 97 % of the way (a default l2 run turns toward the optimum, and need not arrive)."""
     threat = THREATS[norm]
     found = PGD(loss=loss, start=start, step_schedule=schedule)(Linear(), X, Y, threat, NOISE)
     assert threat.allows(X, found).all()
