@@ -88,9 +88,7 @@ def test_views_share_the_reduced_batch_size(capsys):
 def test_out_of_memory_is_raised_when_the_batch_cannot_shrink():
     with pytest.raises(torch.OutOfMemoryError):
         predict_draws(Batched(Crowded(0, False), 64), X, NOISE, 1)
-    with pytest.raises(
-        torch.OutOfMemoryError
-    ):  # without `Batched`, there is no batch size to reduce
+    with pytest.raises(torch.OutOfMemoryError):  # no `Batched`, so no retry
         query_model(Crowded(4, False), X, Y, "ce", NOISE, 0, 1)
 
 

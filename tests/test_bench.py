@@ -70,9 +70,7 @@ def test_section_on_public_code_is_kept_when_it_is_not_measured():
 
 def test_agreement_with_bayes_rule_is_measured(monkeypatch, capsys):
     assert bayes.measure(200, 60, 0, (0.05, 0.6))[0].value > 0.98
-    faint = bayes.measure(
-        200, 20, 0, (0.0, 0.02)
-    )  # here the randomness of the draws hides the class
+    faint = bayes.measure(200, 20, 0, (0.0, 0.02))  # here the noise hides the class
     assert faint[0].value < 0.95
     asked = ["--points", "200", "--draws", "20", "--span", "0", "0.02"]
     monkeypatch.setattr(sys, "argv", ["bayes.py", *asked])

@@ -317,10 +317,7 @@ def test_guide_function_or_class_receives_the_classifier(strangers):
     text += "        return classifier(denoiser.decode(z), noise).log_softmax(1).max(1).values\n"
     text += "    return weight * ascent(surest, x_t)\n"
     (strangers / "sure.py").write_text(text)
-    noise, x = (
-        Noise.of(0, [0]),
-        torch.full((1, 1, 4, 4), 0.5).double(),
-    )  # on the boundary between the classes
+    noise, x = Noise.of(0, [0]), torch.full((1, 1, 4, 4), 0.5).double()  # at the boundary
 
     def purified(guide):
         part = {"name": "diffpure", "steps": 3, "guide": guide}

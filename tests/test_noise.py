@@ -167,9 +167,7 @@ def test_copies_of_an_image_are_adjacent_and_have_distinct_streams():
     assert len(set(copies.keys)) == 6
     assert copies.keys[:3] == Noise.of(0, [3]).repeat(3).keys
     assert copies.keys[3:] == Noise.of(0, [4]).repeat(3).keys
-    assert (
-        copies.keys[:2] == Noise.of(0, [3]).repeat(2).keys
-    )  # more copies do not change the first ones
+    assert copies.keys[:2] == Noise.of(0, [3]).repeat(2).keys  # more copies keep these
 
 
 def test_fresh_noise_never_repeats():

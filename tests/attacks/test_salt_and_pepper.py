@@ -24,9 +24,7 @@ def test_pixels_turn_black_or_white_within_the_budget():
     x_adv = SaltAndPepper()(counts, X, Y, threat, NOISE)
     changed = (x_adv != X).any(1)
     assert threat.allows(X, x_adv, slack=0).all()
-    assert (
-        changed.flatten(1).sum(1) == 16
-    ).all()  # the whole budget: the loss rises with each pixel
+    assert (changed.flatten(1).sum(1) == 16).all()  # the whole budget, as each raises the loss
     for image, where in zip(x_adv, changed, strict=True):
         levels = image[:, where]
         assert set(levels.flatten().tolist()) == {0.0, 1.0}

@@ -24,9 +24,7 @@ def test_constant_flow_shifts_the_image_by_one_pixel():
 def test_roughness_by_hand():
     assert float(roughness(STILL).max()) < 1e-3
     flow = STILL.clone()
-    flow[:, 1, 1] = torch.tensor(
-        [3.0, 4.0], dtype=torch.float64
-    )  # differs from its 4 neighbors by 5
+    flow[:, 1, 1] = torch.tensor([3.0, 4.0], dtype=torch.float64)  # 5 off its 4 neighbors
     assert torch.allclose(roughness(flow), torch.full_like(X[:, 0, 0, 0], 20), atol=1e-3)
 
 

@@ -326,9 +326,7 @@ def test_classifier_without_a_purifier_is_certified_up_to_its_distance(spec):
 
     for row in report["images"]:
         x = Blobs(size=6)[row["index"]][0]
-        distance = (
-            abs(float(x.sum()) - 8) / 4
-        )  # from the plane on which the 16 pixels have mean 1/2
+        distance = abs(float(x.sum()) - 8) / 4  # from the plane of mean 1/2 over 16 pixels
         assert row["radius"] <= distance
         assert row["radius"] > min(0.8 * distance - 0.05, 0.9 * report["reach"])
 
