@@ -85,6 +85,7 @@ def test_target_classes_are_tried_in_order():
     def model(x, noise):
         up = (x - X[:1]).flatten(1).sum(1)
         return torch.stack([0 * up, -0.5 - 0.2 * up, -2 + 1.2 * up], 1)
+
     x, y, threat = X[:1], torch.zeros(1, dtype=torch.long), Threat("linf", 0.04)  # up to 1.92
     noise = NOISE.take([0])
     for targets, reached in ((1, 0), (2, 2)):
