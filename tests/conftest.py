@@ -1,4 +1,4 @@
-"""What the tests share: one thread, the same examples, no data of the machine's own; a run's facts."""
+"""Settings that all tests share (one thread, fixed hypothesis examples), and fixtures."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from unfool.results.run_folder import Run
 
 torch.set_num_threads(int(os.environ.get("UNFOOL_TEST_THREADS", "1")))  # see `make test-portable`
 settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=60)
-# Others each time.
+# Other examples in each run.
 settings.register_profile("long", database=None, deadline=None, max_examples=1500)
 settings.load_profile("same")  # the same examples in each run, however fast the machine is
 
@@ -28,7 +28,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @pytest.fixture(scope="module")
 def browser():
-    """A browser without a window."""
+    """A headless browser (Chromium or Chrome)."""
     api = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: run make test-browser"
     )
@@ -43,7 +43,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def violations():
-    """What axe finds wrong on an open page: rules, each with the elements that break it."""
+    """A function that runs axe on an open page, and returns each broken rule with its elements."""
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright",
         reason="axe-playwright-python is not installed: run make test-browser",
@@ -58,7 +58,7 @@ def violations():
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """An empty folder to work in, without shards or data folders from the environment."""
+    """An empty current folder, with no shards or data folders set in the environment."""
     for name in ("RANK", "WORLD_SIZE", "UNFOOL_DATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("UNFOOL_CACHE", str(tmp_path / "cache"))
@@ -71,7 +71,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def edited():
-    """Change the text of a file of outcomes; its name goes by its run and its contents, as in a run."""
+    """Change the text of an outcomes file, and rename it: its name is a hash of run and contents."""
 
     def edit(path, change):
         content = change(path.read_text()).encode()
@@ -86,7 +86,7 @@ def edited():
 
 @pytest.fixture
 def facts():
-    """The outcomes of a run folder, without what may differ: time and memory."""
+    """Read the outcomes of a run folder, without time and memory, which may differ."""
 
     def read(folder: Path):
         return [(o.index, o.label, o.chosen, o.conditions) for o in Run.open(folder).outcomes()]
@@ -96,9 +96,9 @@ def facts():
 
 @pytest.fixture
 def killed():
-    """Run a command in a process, and kill it (-9) once its run folder has so many blocks.
+    """Run a command in a process, and kill it (-9) once its run folder has `blocks` blocks.
 
-    Returns the blocks with the times at which they were written.
+    Returns the paths of the blocks with the times at which they were written.
     """
 
     def start_and_kill(arguments: list[str], folder: Path, blocks: int) -> dict[Path, int]:
@@ -119,7 +119,7 @@ def killed():
 
 @pytest.fixture
 def mistake(capsys):
-    """Run a command that must be refused: exit code 2 and one sentence, which is returned."""
+    """Run a command that must fail with exit code 2 and one sentence, and return the sentence."""
 
     def refuse(*arguments: object) -> str:
         capsys.readouterr()

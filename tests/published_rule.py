@@ -1,4 +1,4 @@
-"""Numbers by a rule from a name alone: a test makes the weights for which an answer is known."""
+"""Weights computed from their names alone, for networks whose outputs with them are known."""
 
 import math
 import zlib
@@ -20,7 +20,7 @@ GOLDEN, MIX, FIRST, SECOND = (
 
 
 def numbers(name: str, shape: Sequence[int]) -> np.ndarray:
-    """Numbers spread evenly over [-1, 1), float64: SplitMix64, seeded by the CRC-32 of the name."""
+    """Numbers uniform over [-1, 1), float64, by SplitMix64 seeded with the CRC-32 of the name."""
     with np.errstate(over="ignore"):
         bits = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) * GOLDEN
         bits += np.uint64(zlib.crc32(name.encode())) * MIX
@@ -31,7 +31,7 @@ def numbers(name: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def weight(name: str, shape: Sequence[int]) -> Tensor:
-    """The weight of that name: kernels of unit gain, scales near 1, shifts near 0."""
+    """The weight of a name: kernels have unit gain, scales are near 1, and shifts near 0."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros(tuple(shape), dtype=torch.long)
     spread = numbers(name, shape)

@@ -1,4 +1,4 @@
-"""For tests of trainings: one that is stopped in the middle, and the weights that one ended in."""
+"""Helpers for tests of training: interrupt a training, and compare final weights."""
 
 from itertools import count
 from pathlib import Path
@@ -12,7 +12,7 @@ from unfool.training import train as loop
 
 
 def stopped(asked, folder: Path, at: int) -> Path:
-    """Run a checked training spec until its batch number `at` (from 1); its folder."""
+    """Run a checked training spec, interrupt it at batch `at` (from 1), and return its folder."""
     real, numbers = loop.load_batch, count(1)
 
     def stops(*arguments):
@@ -32,7 +32,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
-    """Two folders hold the same weights bit for bit."""
+    """Check that two folders hold the same weights bit for bit."""
     ours, theirs = weights(one), weights(other)
     assert list(ours) == list(theirs)
     for name, tensor in ours.items():

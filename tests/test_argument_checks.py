@@ -1,4 +1,4 @@
-"""What the library refuses at its entrances, and that it refuses nothing else."""
+"""The public functions refuse invalid arguments, and nothing else."""
 
 from functools import partial
 
@@ -61,7 +61,7 @@ def threat_of(name):
 
 
 def broken(x, y, noise):
-    """One mistake after the other, each with what its message names."""
+    """Invalid arguments (x, y, noise), each with a pattern that its message must match."""
     hole = x.clone()
     hole[0, 0, 0, 0] = torch.nan
     return {
@@ -82,20 +82,20 @@ def broken(x, y, noise):
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("mistake", broken(X, Y, NOISE))
-def test_no_attack_takes_it(name, mistake):
+def test_attack_refuses_invalid_arguments(name, mistake):
     (x, y, noise), word = broken(X, Y, NOISE)[mistake]
     with pytest.raises((ValueError, TypeError), match=word):
         ATTACKS[name](bayes(), x, y, threat_of(name), noise)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_no_images_come_back_as_none(name):
+def test_attack_on_an_empty_batch_returns_no_images(name):
     none = ATTACKS[name](bayes(), X[:0], Y[:0], threat_of(name), NOISE.take([]))
     assert none.shape == (0, *X.shape[1:])
 
 
 @pytest.mark.parametrize("name", PURIFIERS)
-def test_no_purifier_takes_other_images(name):
+def test_purifier_refuses_images_of_other_ranges_and_types(name):
     purify = PURIFIERS[name]()
     assert purify(X, NOISE).shape == X.shape
     for x in (2 * X - 1, 255 * X):
@@ -106,7 +106,7 @@ def test_no_purifier_takes_other_images(name):
 
 
 @pytest.mark.parametrize("vote", ["draws", "majority"])
-def test_no_vote_takes_it(vote):
+def test_vote_refuses_invalid_arguments_and_invalid_logits(vote):
     def judge(model, x, noise):
         if vote == "draws":
             return predict_draws(model, x, noise, 2)
@@ -124,13 +124,13 @@ def test_no_vote_takes_it(vote):
         judge(lambda x, noise: x[:, 0, 0, :1], X, NOISE)
 
 
-def test_a_verdict_is_not_drawn_from_an_attackers_noise():
+def test_verdict_refuses_the_noise_of_an_attacker():
     told = NOISE.with_known_noise(Noise.of(1, range(6)))
     with pytest.raises(ValueError, match="attacker"):
         predict_draws(bayes(), X, told, 2)
 
 
-def test_search_and_verdict_share_no_draw_though_their_noise_be_the_same():
+def test_search_and_verdict_share_no_draws_even_with_the_same_noise():
     met = []
 
     def model(x, noise):
@@ -146,7 +146,7 @@ def test_search_and_verdict_share_no_draw_though_their_noise_be_the_same():
     assert not searched & met[0]
 
 
-def test_a_budget_is_in_the_unit_of_pixels():
+def test_budget_beyond_the_pixel_range_is_refused():
     for norm in ("linf", "l0"):
         Threat(norm, 1)
         with pytest.raises(ValueError, match="at most 1"):
@@ -159,14 +159,14 @@ def test_a_budget_is_in_the_unit_of_pixels():
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_labels_are_among_the_classes(name):
-    if name in ("corruption", "outside"):  # which do not look at what the model says
+def test_label_beyond_the_classes_of_the_model_is_refused(name):
+    if name in ("corruption", "outside"):  # these ignore the model's outputs
         return
     with pytest.raises(ValueError, match="2"):
         ATTACKS[name](bayes(), X, Y + 1, threat_of(name), NOISE)
 
 
-def test_one_logit_is_no_answer():
+def test_model_with_a_single_logit_is_refused():
     single = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
     for model in (NormalizedClassifier(single), lambda x, noise: single(x)):
         with pytest.raises(ValueError, match="zeros_like"):
@@ -175,7 +175,7 @@ def test_one_logit_is_no_answer():
     assert PGD(1)(two, X, 0 * Y, LINF, NOISE).shape == X.shape
 
 
-def test_a_model_in_training_mode_is_neither_attacked_nor_judged():
+def test_model_in_training_mode_is_refused_by_attacks_and_verdicts():
     seed_torch(0)
     layers = [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Dropout(0.5)]
     inner = nn.Sequential(*layers, nn.Linear(8, 2))
@@ -205,26 +205,26 @@ def test_a_model_in_training_mode_is_neither_attacked_nor_judged():
     for model in ways:
         assert PGD(1)(model, X, Y, LINF, NOISE).shape == X.shape
     defended.train()
-    inner.eval()  # the rest is the same in both modes
+    inner.eval()  # the other modules behave the same in both modes
     PGD(1)(defended, X, Y, LINF, NOISE)
     layers[3].p = 0.0
     layers[3].train()
     PGD(1)(defended, X, Y, LINF, NOISE)
 
 
-def test_a_purifier_in_training_mode_is_found_too():
+def test_purifier_in_training_mode_is_refused():
     purifier = DiffPure(mixture(), steps=1)
     purifier.denoiser.extra = nn.Dropout(0.1)
     with pytest.raises(ValueError, match="Dropout"):
         predict_draws(Purified(bayes(), purifier), X, NOISE, 1)
 
 
-def test_images_that_rounding_put_aside_are_images():
+def test_images_outside_the_range_by_rounding_errors_are_accepted():
     PGD(1)(bayes(), X.clamp(0, 1) + 1e-6, Y, LINF, NOISE)
     assert checks.check_images(X.double()) is None
 
 
-def test_evaluation_under_inference_mode_is_the_same():
+def test_pgd_under_inference_mode_finds_the_same_images():
     expected = PGD(3)(bayes(), X, Y, LINF, NOISE)
     model = bayes()
     with torch.inference_mode():
@@ -234,7 +234,7 @@ def test_evaluation_under_inference_mode_is_the_same():
 
 
 class Normalized:
-    """A data set of one's own whose loader normalizes."""
+    """A user's data set whose loader normalizes the images."""
 
     classes = ("0", "1")
 
@@ -246,7 +246,7 @@ class Normalized:
 
 
 @pytest.mark.parametrize("function", ["evaluate", "certify"])
-def test_no_evaluation_takes_normalized_images(function):
+def test_evaluate_and_certify_refuse_normalized_images(function):
     options = {"threat": LINF, "attacks": {}} if function == "evaluate" else {"sigma": 0.1}
     for data in (Normalized(), (2 * X - 1, Y)):
         with pytest.raises(ValueError, match="NormalizedClassifier"):
@@ -254,7 +254,7 @@ def test_no_evaluation_takes_normalized_images(function):
 
 
 @pytest.mark.parametrize("label", [1.5, 2, -1, "1"])
-def test_no_label_of_a_data_set_is_bent_into_a_class(label):
+def test_label_that_is_no_class_index_is_refused(label):
     class Labeled(Blobs):
         def __getitem__(self, index):
             return super().__getitem__(index)[0], label
@@ -264,7 +264,7 @@ def test_no_label_of_a_data_set_is_bent_into_a_class(label):
 
 
 def trained():
-    """A small network on handwritten digits, which was taught normalized images."""
+    """A small network trained on normalized images of handwritten digits."""
     seed_torch(0)
     x, y = fetch(digits("train"), range(1000))
     layers = [nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10)]
@@ -277,7 +277,7 @@ def trained():
     return network.eval()
 
 
-def test_a_network_normalized_outside_looks_robust_and_is_refused():
+def test_normalization_outside_the_model_looks_robust_and_is_refused():
     network = trained()
     x, y = fetch(digits("test"), range(128))
     threat, noise, z = Threat("linf", 0.3), Noise.of(1, range(128)), (x - 0.13) / 0.31
@@ -288,9 +288,9 @@ def test_a_network_normalized_outside_looks_robust_and_is_refused():
     inside = NormalizedClassifier(network, 0.13, 0.31)
     x_adv = PGD(20)(inside, x, y, threat, noise)
     assert right(network, z) > 0.9
-    assert right(inside, x_adv) < 0.02  # the truth
+    assert right(inside, x_adv) < 0.02  # the true robust accuracy
     bare = NormalizedClassifier(network)
-    with checks.images_of_any_range():  # what came out when nobody looked
+    with checks.images_of_any_range():  # the result without the check
         told = PGD(20)(bare, z, y, threat, noise)
     assert right(bare, told) > right(inside, x_adv) + 0.3
     for use in (
@@ -302,13 +302,13 @@ def test_a_network_normalized_outside_looks_robust_and_is_refused():
             use()
 
 
-def test_arrays_hold_images_alone():
+def test_arrays_refuse_images_outside_the_unit_range():
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         Arrays(2 * X - 1, Y, ("0", "1"))
 
 
 @pytest.mark.parametrize("by", ["logits", "softmax", "votes"])
-def test_no_aggregate_of_paths_answers_from_what_is_not_finite(by):
+def test_aggregate_refuses_logits_that_are_not_finite(by):
     model = unfool.Aggregated(
         Purified(lambda x, noise: x.new_full((len(x), 2), torch.nan), lambda x, noise: x),
         paths=2,

@@ -1,4 +1,4 @@
-"""As many images at a time as memory allows, and the same answers however many they are."""
+"""Batches are as large as memory allows, and the outputs do not depend on their size."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from unfool.threat import Threat
 
 
 class Crowded(nn.Module):
-    """A noisy model that runs out of memory above so many images, on the way there or back."""
+    """A noisy model that runs out of memory above `most` images, in the forward or backward pass."""
 
     def __init__(self, most: int, back: bool):
         super().__init__()
@@ -45,13 +45,13 @@ NOISE = Noise.of(0, range(10))
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_when_memory_runs_out_smaller_parts_give_the_same(back: bool, capsys):
+def test_outputs_are_the_same_after_running_out_of_memory(back: bool, capsys):
     roomy, narrow = Batched(Crowded(1000, back), 64), Crowded(6, back)
     limited = Batched(narrow, 64)
     mine, wanted = (query_model(m, X, Y, "margin", NOISE, 0, 2) for m in (limited, roomy))
     for one, other in zip(mine, wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-15)
-    assert limited.batch_size == 5  # of 20, half of a half
+    assert limited.batch_size == 5  # 20 images, halved twice
     assert narrow.asked[-4:] == [5] * 4
     said = capsys.readouterr().err.splitlines()
     assert said == [
@@ -60,13 +60,13 @@ def test_when_memory_runs_out_smaller_parts_give_the_same(back: bool, capsys):
     ]
     narrow.asked.clear()
     assert torch.equal(predict_draws(limited, X, NOISE, 3), predict_draws(roomy, X, NOISE, 3))
-    assert max(narrow.asked) == 5  # what was learned is kept
+    assert max(narrow.asked) == 5  # the smaller batch size is kept
     assert torch.allclose(
         query_logits(limited, X, NOISE, 0, 2), query_logits(roomy, X, NOISE, 0, 2), rtol=1e-12
     )
 
 
-def test_an_attack_survives_it_and_finds_the_same():
+def test_attack_that_runs_out_of_memory_finds_the_same_images():
     threat = Threat("linf", 0.1)
     found = [
         PGD(steps=3, eot=4)(Batched(Crowded(most, True), 64), X, Y, threat, NOISE)
@@ -76,7 +76,7 @@ def test_an_attack_survives_it_and_finds_the_same():
     assert not torch.equal(found[0], X)
 
 
-def test_views_share_what_was_learned(capsys):
+def test_views_share_the_reduced_batch_size(capsys):
     inner = Crowded(6, False)
     whole = Batched(Purified(inner, lambda x, noise: x), 64)
     for _ in range(2):
@@ -85,15 +85,15 @@ def test_views_share_what_was_learned(capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1, "it is found out once"
 
 
-def test_when_one_image_is_too_much_it_is_said():
+def test_out_of_memory_is_raised_when_the_batch_cannot_shrink():
     with pytest.raises(torch.OutOfMemoryError):
         predict_draws(Batched(Crowded(0, False), 64), X, NOISE, 1)
-    with pytest.raises(torch.OutOfMemoryError):  # nobody said how many it may be
+    with pytest.raises(torch.OutOfMemoryError):  # no `Batched`, so no retry
         query_model(Crowded(4, False), X, Y, "ce", NOISE, 0, 1)
 
 
-def test_how_many_fit_is_measured(monkeypatch):
-    """Of a purified classifier: what one image's graphs take, in a quarter of the free memory."""
+def test_batch_size_is_estimated_from_free_memory(monkeypatch):
+    """For a purified classifier, the graphs of a batch may take a quarter of the free memory."""
     seed_torch(0, "fit")
     denoiser = unet(channels=1, size=8, widths=(8, 16), groups=4).eval().requires_grad_(False)
     model = Purified(small_cnn(), DiffPure(denoiser, steps=1)).eval().requires_grad_(False)

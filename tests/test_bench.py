@@ -1,4 +1,4 @@
-"""The benchmark: its variants take the same gradient, and its page is rewritten between its marks."""
+"""The benchmarks: exact variants agree on the gradient, and pages change between their marks."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ import variants
 
 
 @pytest.mark.parametrize("guided", [False, True])
-def test_every_exact_variant_takes_the_same_gradient(guided: bool):
+def test_exact_variants_compute_the_same_gradient(guided: bool):
     case = variants.Case(
         variants.pair(), 2, even(0.1, 4), euler_maruyama, guided, dtype=torch.float64
     )
@@ -28,14 +28,14 @@ def test_every_exact_variant_takes_the_same_gradient(guided: bool):
             assert measuring.error(case.gradient(chain), true) < 1e-12, name
 
 
-def test_the_adjoint_is_seen_to_be_wrong():
-    """The error column can tell: torchsde's adjoint is not the gradient."""
+def test_error_of_the_adjoint_gradient_is_detected():
+    """The error column shows that torchsde's adjoint is not the exact gradient."""
     pytest.importorskip("torchsde")
     case = variants.Case(variants.pair(), 2, even(0.1, 4), euler_maruyama)
     assert measuring.error(case.gradient(case.adjoint), case.gradient(case.plain)) > 0.01
 
 
-def test_variants_take_turns_and_a_ratio_is_taken_within_a_turn(monkeypatch):
+def test_variants_alternate_and_ratios_are_taken_within_a_round(monkeypatch):
     asked = []
     clock = {"floor": iter([1.0, 2.0]), "other": iter([3.0, 2.0])}
     monkeypatch.setattr(measuring, "seconds", lambda run, device: next(clock[run()]))
@@ -45,7 +45,7 @@ def test_variants_take_turns_and_a_ratio_is_taken_within_a_turn(monkeypatch):
     assert measuring.over(took, "other", "floor") == (1.0, 2.0, 3.0)
 
 
-def test_a_page_changes_between_its_marks_alone():
+def test_page_changes_only_between_its_marks():
     begin, end = speed.MARKS
     page = f"above\n{begin}\nold\n{end}\nbelow\n"
     assert speed.between(page, ["new"]) == f"above\n{begin}\n\nnew\n\n{end}\nbelow\n"
@@ -53,7 +53,7 @@ def test_a_page_changes_between_its_marks_alone():
         speed.between("no marks", ["new"])
 
 
-def test_what_is_said_of_public_code_stays_on_a_page_that_is_measured_without():
+def test_section_on_public_code_is_kept_when_it_is_not_measured():
     docs = Path(__file__).parents[1] / "docs" / "speed.md"
     section = speed.public_section(docs.read_text("utf-8"))
     assert section[0] == speed.PUBLIC
@@ -70,7 +70,7 @@ def test_what_is_said_of_public_code_stays_on_a_page_that_is_measured_without():
 
 def test_agreement_with_bayes_rule_is_measured(monkeypatch, capsys):
     assert bayes.measure(200, 60, 0, (0.05, 0.6))[0].value > 0.98
-    faint = bayes.measure(200, 20, 0, (0.0, 0.02))  # where the draws of noise hide the class
+    faint = bayes.measure(200, 20, 0, (0.0, 0.02))  # here the noise hides the class
     assert faint[0].value < 0.95
     asked = ["--points", "200", "--draws", "20", "--span", "0", "0.02"]
     monkeypatch.setattr(sys, "argv", ["bayes.py", *asked])
@@ -79,7 +79,7 @@ def test_agreement_with_bayes_rule_is_measured(monkeypatch, capsys):
     assert row == f"| 20 | {' | '.join(map(str, faint))} | 200 | 0 |"
 
 
-def test_what_a_model_takes_is_measured_in_a_process_of_its_own(monkeypatch, capsys):
+def test_deployment_costs_are_measured_in_a_separate_process(monkeypatch, capsys):
     asked = ["--spec", "demo", "--set", "purifier.steps=1", "--images", "2", "--seconds", "0"]
     monkeypatch.setattr(sys, "argv", ["deploy.py", *asked])
     deploy.main()

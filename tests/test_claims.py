@@ -1,4 +1,4 @@
-"""The table of claims: what it tells is what the run folders and the file of claims hold."""
+"""The table of claims reports what the run folders and the file of claims contain."""
 
 import re
 import sys
@@ -57,12 +57,12 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def folders(made, monkeypatch):
-    """The folder of the runs, which is the current one."""
+    """The folder with both runs, made the current folder."""
     monkeypatch.chdir(made)
     return made
 
 
-def test_every_number_of_the_page_is_of_the_folders_and_the_claims(folders, capsys):
+def test_numbers_of_the_page_match_the_run_folders_and_the_claims(folders, capsys):
     given = ["runs/first", "runs/second", "--claims", "claims.yaml"]
     claims.main([*given, "--write", "docs"])
     page = (folders / "docs" / "claims.md").read_text()
@@ -106,7 +106,7 @@ def test_every_number_of_the_page_is_of_the_folders_and_the_claims(folders, caps
 
 
 @pytest.mark.parametrize("change", ["data.size=3", "evaluation.seed=1", "threat.eps=0.05"])
-def test_a_row_that_does_not_compare_is_refused(folders, change):
+def test_run_that_is_not_comparable_is_refused(folders, change):
     out = f"{change}/second"
     asked = ["data.size=4", change, "evaluation.draws=1", "attacks=[]"]
     given = [word for each in asked for word in ("--set", each)]
@@ -115,7 +115,7 @@ def test_a_row_that_does_not_compare_is_refused(folders, change):
         claims.main(["runs/first", out, "--claims", "claims.yaml"])
 
 
-def test_a_folder_that_is_no_row_is_named(folders):
+def test_folder_without_a_claimed_run_is_refused(folders):
     for folder, named in (("runs", "'runs'"), ("nowhere/first", "first")):
         with pytest.raises(SystemExit, match=named):
             claims.main([folder, "--claims", "claims.yaml"])
@@ -124,14 +124,14 @@ def test_a_folder_that_is_no_row_is_named(folders):
 @pytest.mark.parametrize(
     ("change", "named"), [({"robust": 101}, "101"), ({"like": "fgsm"}, "fgsm"), ({"odd": 1}, "odd")]
 )
-def test_a_wrong_claim_is_named(tmp_path, change, named):
+def test_invalid_claim_is_refused_by_name(tmp_path, change, named):
     wrong = CLAIMED["first"] | {"claims": [CLAIMED["first"]["claims"][0] | change]}
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump({"first": wrong}))
     with pytest.raises(SystemExit, match=named):
         claims.read_claims(tmp_path / "claims.yaml")
 
 
-def test_every_row_has_a_claim_or_says_why_and_every_claim_a_spec():
+def test_every_entry_has_a_spec_and_a_claim_or_a_note():
     entries = claims.read_claims(claims.DATA)
     assert sorted(entries) == [path.stem for path in SPECS]
     for name, entry in entries.items():
@@ -139,7 +139,7 @@ def test_every_row_has_a_claim_or_says_why_and_every_claim_a_spec():
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
-def test_rows_are_on_the_same_images_and_under_the_same_attacks(path):
+def test_specs_share_the_same_images_and_attacks(path):
     row, model = (
         evaluation.check(specs.load(at), "anywhere")
         for at in (path, path.with_name("diffpure.yaml"))
@@ -149,7 +149,7 @@ def test_rows_are_on_the_same_images_and_under_the_same_attacks(path):
     for key in ("images", "seed", "subset_seed"):
         assert row["evaluation"][key] == model["evaluation"][key]
     assert row["evaluation"]["images"] == claims.ENOUGH
-    if path.stem == "diffusion-classifier":  # it has no purifier to go around
+    if path.stem == "diffusion-classifier":  # without a purifier, BPDA does not apply
         kinds = {claims.kind_of(attack) for attack in row["attacks"]}
         assert kinds == {"transfer", *claims.COLUMNS} - {"bpda"}
     elif "purifier" in row:

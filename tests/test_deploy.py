@@ -1,4 +1,4 @@
-"""The files for a service and for CI name commands and options that exist."""
+"""The files for deployment and CI name commands and options that exist."""
 
 import configparser
 import json
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def parsed(command: str) -> dict:
-    """The arguments of a command line of unfool, as the command would get them."""
+    """Parse a command line of unfool into the arguments that the command would receive."""
     program, verb, *words = shlex.split(command)
     assert Path(program).name == "unfool"
     group = typer.main.get_command(app)
@@ -26,7 +26,7 @@ def parsed(command: str) -> dict:
     return group.commands[verb].make_context(verb, words).params
 
 
-def test_the_unit_of_systemd_starts_the_service():
+def test_systemd_unit_starts_the_service():
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # pyright: ignore[reportAttributeAccessIssue]
     unit.read(ROOT / "deploy" / "unfool.service")
@@ -37,7 +37,7 @@ def test_the_unit_of_systemd_starts_the_service():
     assert int(service["TimeoutStopSec"]) > asked["timeout"]
 
 
-def test_the_image_starts_the_service():
+def test_docker_image_starts_the_service():
     text = (ROOT / "deploy" / "Dockerfile").read_text()
     words = [
         word
@@ -60,11 +60,11 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: command.split()[1])
-def test_the_action_runs_commands_that_exist(command):
+def test_github_action_runs_commands_that_exist(command):
     assert parsed(command)
 
 
-def test_the_action_holds_both_gates():
+def test_github_action_has_both_gates():
     verbs = {command.split()[1]: parsed(command) for command in commands()}
     assert verbs["evaluate"]["strict"] is True
     assert verbs["evaluate"]["min_robust"] > 0

@@ -1,4 +1,4 @@
-"""Pages lead somewhere: links, anchors, the tree of the site, and the bibliography; without Sphinx."""
+"""Links, anchors, toctrees, and citations of the docs are valid, checked without Sphinx."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-GENERATED = ("_build", "gallery", "reference")  # under docs/, by `make docs`
+GENERATED = ("_build", "gallery", "reference")  # folders in docs/ that `make docs` generates
 FOLDERS = (".github", "bench", "deploy", "docs", "examples", "experiments", "src", "tests")
 PAGES = sorted(
     page
@@ -18,12 +18,12 @@ PAPER = r"([A-Z][\w-]+)(?: et al\.| and [A-Z]\w+),? \(?((?:19|20)\d\d)"
 
 
 def without_code(page: Path) -> str:
-    """The text of a page without its blocks of code."""
+    """The text of a page without its code blocks."""
     return re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.S | re.M)
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of the headings of a page, as GitHub and MyST make them."""
+    """The anchors of a page's headings, as GitHub and MyST generate them."""
     found: set[str] = set()
     for title in re.findall(r"^#+ (.*)$", without_code(page), re.M):
         words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).lower()
@@ -36,7 +36,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def papers(text: str) -> set[tuple[str, str]]:
-    """The papers that a text cites: first author and year."""
+    """The papers that a text cites, as (first author, year)."""
     return set(re.findall(PAPER, " ".join(text.split())))
 
 
@@ -65,7 +65,7 @@ def test_every_page_of_docs_is_in_the_site():
     assert pages <= listed
 
 
-def test_the_bibliography_has_every_paper_that_is_cited():
+def test_every_cited_paper_is_in_the_bibliography():
     bibliography = (DOCS / "bibliography.md").read_text()
     known = papers(bibliography)
     for page in [page for page in PAGES if DOCS in page.parents]:
@@ -75,6 +75,6 @@ def test_the_bibliography_has_every_paper_that_is_cited():
             assert identifier in bibliography, f"{page.name}: {identifier}"
 
 
-def test_every_paper_of_the_bibliography_has_one_entry():
+def test_bibliography_has_no_duplicate_links():
     links = re.findall(r"\]\((https://[^)]+)\)", (DOCS / "bibliography.md").read_text())
     assert len(links) == len(set(links)) > 50

@@ -1,4 +1,4 @@
-"""The generated pages of the reference tell all that the code has."""
+"""The generated reference pages cover the parts, public names, and commands of the code."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", [kind for kind, names in menu.MENU.items() if names])
-def test_every_part_has_its_options(reference, kind):
+def test_every_part_is_documented_with_its_options(reference, kind):
     page = (reference / "options" / f"{kind}.md").read_text()
     for name in menu.MENU[kind]:
         section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
@@ -42,14 +42,14 @@ def test_every_public_name_is_documented_once(reference):
             assert own + linked == 1, name
 
 
-def test_every_command_is_there(reference):
+def test_reference_lists_commands_and_their_options(reference):
     page = (reference / "commands.md").read_text()
     for name in ("evaluate", "serve", "analyze gradients"):
         assert f"## unfool {name}\n" in page
     assert "--min-robust" in page
 
 
-def test_a_report_fits_its_schema(reference, elsewhere):
+def test_report_matches_its_schema(reference, elsewhere):
     small = ["data.size=4", "purifier.steps=2", "evaluation.draws=2", "evaluation.images=4"]
     changes = [word for change in small for word in ("--set", change)]
     assert run(["evaluate", "blobs", *changes, "--quiet", "--out", "out"]) == 0
@@ -60,7 +60,7 @@ def test_a_report_fits_its_schema(reference, elsewhere):
     assert not Draft202012Validator(schema).is_valid(report)
 
 
-def test_pages_that_do_not_change_are_left_alone(tmp_path):
+def test_unchanged_pages_are_kept_and_stale_pages_are_removed(tmp_path):
     generate.write_pages(tmp_path)
     (tmp_path / "options" / "gone.md").write_text("an older page")
     before = {page: page.stat().st_mtime_ns for page in tmp_path.rglob("*.md")}

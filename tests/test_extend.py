@@ -1,4 +1,4 @@
-"""A stranger's purifier, attack, data set and backbone: each under 20 lines, from a spec alone."""
+"""A user's own purifier, attack, data set, and network: under 20 lines each, from a spec alone."""
 
 import inspect
 import re
@@ -96,7 +96,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
 
 
 def of_page(heading: str) -> list[str]:
-    """The Python programs below a heading of the page."""
+    """The Python code blocks below a heading of the page."""
     section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, re.S)
 
@@ -140,20 +140,20 @@ def strangers(elsewhere, monkeypatch):
     return elsewhere
 
 
-def test_the_page_tells_every_option_of_every_data_set():
+def test_docs_page_lists_every_option_of_every_data_set():
     rows = dict(re.findall(r"^\| `([\w-]+)` \|(.*)\|$", PAGE, re.M))
     for name in menu.MENU["data"]:
         for option in inspect.signature(menu.find("data", name)).parameters:
             assert option == "folder" or re.search(rf"`{option}\b", rows[name]), (name, option)
 
 
-def test_each_is_under_twenty_lines():
+def test_each_example_is_under_twenty_lines():
     strangers = (PURIFIER, FUNCTION, DATA, NETWORK, CLASSIFIER, ATTACK, OUTSIDE)
     for text in (*strangers, GUIDE, PULL, CORRECTION, STEP, REVERSE):
         assert len(text.strip().splitlines()) < 20
 
 
-def test_every_seam_from_a_spec(strangers, facts):
+def test_user_parts_of_every_kind_work_from_a_spec(strangers, facts):
     spec = {
         "data": {"name": "mydata:Mine", "path": "images.npy"},
         "classifier": {"name": "network", "network": {"name": "mynet:Net", "classes": 2}},
@@ -174,7 +174,7 @@ def test_every_seam_from_a_spec(strangers, facts):
 @pytest.mark.parametrize(
     "purifier", ["{name: 'purifiers:Blur', size: 3}", "{name: 'purifiers:halve', bits: 2}"]
 )
-def test_a_purifier_of_a_class_or_a_function(strangers, facts, purifier):
+def test_purifier_can_be_a_class_or_a_function(strangers, facts, purifier):
     arguments = [
         "evaluate",
         "blobs",
@@ -189,12 +189,12 @@ def test_a_purifier_of_a_class_or_a_function(strangers, facts, purifier):
     assert len(facts(strangers / "out")) == 4
 
 
-def test_a_strangers_misspelt_option_is_told_too(strangers, mistake):
+def test_misspelled_option_of_a_user_part_is_refused(strangers, mistake):
     said = mistake("evaluate", "blobs", "--set", "purifier={name: 'purifiers:Blur', sizes: 3}")
     assert "no option 'sizes'; did you mean 'size'" in said
 
 
-def test_an_attack_that_leaves_the_threat_is_refused(strangers, mistake):
+def test_attack_that_exceeds_the_threat_is_refused(strangers, mistake):
     (strangers / "cheat.py").write_text(
         "def shift(model, x, y, threat, noise):\n    return x + 2 * threat.eps\n"
     )
@@ -203,11 +203,11 @@ def test_an_attack_that_leaves_the_threat_is_refused(strangers, mistake):
     assert "threat.project" in said
 
 
-def test_a_function_of_a_model_and_images_is_an_attack(strangers, facts, mistake):
+def test_function_of_a_model_and_images_works_as_an_attack(strangers, facts, mistake):
     row = "attacks=[{name: 'theirs:descend', eps: 0.1}]"
     command = ["evaluate", "blobs", "--set", row, "--set", "data.size=6", "--quiet"]
     command += ["--set", "purifier.steps=2", "--out"]
-    torch.rand(3)  # noqa: TID251  (what else is drawn does not matter)
+    torch.rand(3)  # noqa: TID251  (other draws must not matter)
     assert run([*command, "out"]) == 0
     assert run([*command, "again"]) == 0
     assert facts(strangers / "out") == facts(strangers / "again")
@@ -219,7 +219,7 @@ def test_a_function_of_a_model_and_images_is_an_attack(strangers, facts, mistake
     assert "exceeded the threat" in mistake(*command, "more", "--set", "attacks.0.eps=0.2")
 
 
-def test_what_an_attack_of_another_library_returns_must_be_images(strangers, mistake):
+def test_external_attack_that_does_not_return_images_is_refused(strangers, mistake):
     text = "def pair(model, x, y):\n    return x, y\n\n\ndef whole(model, x, y, threat):\n"
     text += "    return (x + threat.eps).clamp(max=1).numpy()\n"
     (strangers / "pairs.py").write_text(text)
@@ -229,9 +229,7 @@ def test_what_an_attack_of_another_library_returns_must_be_images(strangers, mis
     assert run([*command, "--set", "attacks=['pairs:whole']", "--out", "out2"]) == 0
 
 
-def test_an_object_of_a_model_and_images_is_an_attack_and_its_arguments_are_named(
-    strangers, mistake
-):
+def test_callable_object_works_as_an_attack_but_needs_the_right_arguments(strangers, mistake):
     text = "class Lift:\n    def __init__(self, by: float = 0.05):\n        self.by = by\n"
     text += "    def __call__(self, model, x, y):\n        return (x + self.by).clamp(0, 1)\n\n\n"
     text += "def odd(model, images, labels):\n    return images\n"
@@ -244,7 +242,7 @@ def test_an_object_of_a_model_and_images_is_an_attack_and_its_arguments_are_name
 
 
 @pytest.mark.parametrize("seam", SEAMS)
-def test_guide_correction_step_and_purifier_of_the_page_from_a_spec(strangers, facts, seam):
+def test_examples_of_the_page_run_from_a_spec_with_any_block_size(strangers, facts, seam):
     command = ["evaluate", "blobs", "--quiet", "--set", f"purifier={SEAMS[seam]}"]
     command += ["--set", "data.size=4", "--set", "attacks=[{name: pgd, steps: 2}]", "--out"]
     assert run([*command, "out"]) == 0
@@ -260,7 +258,7 @@ def double(checked: ModelSpec) -> Purified:
 
 
 @pytest.mark.parametrize("seam", SEAMS)
-def test_gradient_through_parts_of_the_page_is_the_slope(strangers, seam):
+def test_gradient_through_examples_of_the_page_matches_finite_differences(strangers, seam):
     checked = check_model({**load("blobs"), "purifier": yaml.safe_load(SEAMS[seam])})
     purify = double(checked).purifier
     noise, x = Noise.of(0, range(2)), torch.stack([Blobs(2)[i][0] for i in range(2)]).double()
@@ -276,7 +274,7 @@ def test_gradient_through_parts_of_the_page_is_the_slope(strangers, seam):
     assert float(slope) == pytest.approx(float((found * along).sum()), rel=1e-6)
 
 
-def test_misspelt_guides_corrections_and_steps_are_refused(strangers, mistake):
+def test_misspelled_guides_corrections_and_samplers_are_refused(strangers, mistake):
     def said(purifier: str) -> str:
         return mistake("evaluate", "blobs", "--set", f"purifier={purifier}", "--out", "out")
 
@@ -288,7 +286,7 @@ def test_misspelt_guides_corrections_and_steps_are_refused(strangers, mistake):
     assert "sampler ddim" in said("{name: diffpure, sampler: {name: ddim, eta: 1}}")
 
 
-def test_views_of_fewer_steps_know_a_step_of_ones_own(strangers, mistake):
+def test_surrogate_supports_user_steps_and_same_noise_view_refuses_them(strangers, mistake):
     command = ["evaluate", "blobs", "--quiet", "--set", "purifier.sampler=seams:fresh"]
     command += ["--set", "data.size=4", "--set", "purifier.steps=10", "--set"]
     row = "attacks=[{name: pgd, steps: 1, view: %s}]"
@@ -298,13 +296,13 @@ def test_views_of_fewer_steps_know_a_step_of_ones_own(strangers, mistake):
     assert "`surrogate`" in said
 
 
-def test_parts_that_are_null_do_not_change_the_spec(strangers):
+def test_null_parts_do_not_change_the_spec(strangers):
     plain = check_model(load("blobs"))
     null = check_model(load("blobs", ["purifier.guide=null", "purifier.correction=null"]))
     assert null == plain
 
 
-def test_a_number_called_guide_is_no_part(strangers):
+def test_numeric_option_named_guide_is_not_treated_as_a_part(strangers):
     text = (
         "class Weighed:\n    def __init__(self, guide: float = 1.0):\n        self.guide = guide\n"
     )
@@ -312,14 +310,14 @@ def test_a_number_called_guide_is_no_part(strangers):
     assert check("purifier", {"name": "weighed:Weighed", "guide": 2})["guide"] == 2.0
 
 
-def test_a_guide_of_a_function_or_a_class_is_given_the_classifier(strangers):
+def test_guide_function_or_class_receives_the_classifier(strangers):
     text = "from unfool.diffusion.reverse import ascent\n\n\n"
     text += "def sure(x_t, x_hat, now, then, noise, classifier, denoiser, weight: float = 1.0):\n"
     text += "    def surest(z):\n"
     text += "        return classifier(denoiser.decode(z), noise).log_softmax(1).max(1).values\n"
     text += "    return weight * ascent(surest, x_t)\n"
     (strangers / "sure.py").write_text(text)
-    noise, x = Noise.of(0, [0]), torch.full((1, 1, 4, 4), 0.5).double()  # of either class
+    noise, x = Noise.of(0, [0]), torch.full((1, 1, 4, 4), 0.5).double()  # at the boundary
 
     def purified(guide):
         part = {"name": "diffpure", "steps": 3, "guide": guide}

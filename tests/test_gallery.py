@@ -1,4 +1,4 @@
-"""The gallery: each example has a title, prose and a next page, is short, and runs as a script."""
+"""Each gallery example has a title, prose, and a next page, is short, and runs as a script."""
 
 import ast
 import os
@@ -16,12 +16,12 @@ SHORTEST = ("plot_purify_one_image", "plot_guidance_on_two_gaussians", "plot_sam
 
 
 def code_lines(source: str) -> int:
-    """Lines that are no prose: neither empty, nor a comment, nor of the first docstring."""
+    """Count the lines of code: not empty, no comment, and not in the module docstring."""
     body = "\n".join(source.splitlines()[ast.parse(source).body[0].end_lineno :])
     return sum(bool(line.strip()) and not line.startswith("#") for line in body.splitlines())
 
 
-def test_there_are_ten_examples_or_more():
+def test_gallery_has_at_least_ten_examples():
     assert len(EXAMPLES) >= 10
     assert set(SHORTEST) <= {path.stem for path in EXAMPLES}
     assert (GALLERY / "README.txt").is_file()

@@ -1,4 +1,4 @@
-"""The house stands as drawn: imports only fall, and some rooms never meet."""
+"""The architecture: modules import only from lower layers, and files stay small."""
 
 import ast
 import subprocess
@@ -47,7 +47,7 @@ def room_of(path: Path) -> str:
     return path.relative_to(HOUSE).parts[0].removesuffix(".py")
 
 
-def test_imports_only_fall():
+def test_modules_import_only_from_lower_layers():
     for path in HOUSE.rglob("*.py"):
         here = room_of(path)
         if here in ("__init__", "specs", "weights"):
@@ -56,7 +56,7 @@ def test_imports_only_fall():
             assert LEVEL[there] < LEVEL[here], f"{path.relative_to(HOUSE)} reaches up to {there}"
 
 
-def test_files_are_small():
+def test_files_have_fewer_than_400_lines():
     for path in HOUSE.rglob("*.py"):
         lines = len(path.read_text().splitlines())
         assert lines < 400, f"{path.relative_to(HOUSE)} has {lines} lines"
@@ -67,14 +67,14 @@ def test_importing_the_package_or_its_command_does_not_load_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_public_names_are_there():
+def test_public_names_can_be_imported():
     import unfool
 
     for name in dir(unfool):
         assert getattr(unfool, name) is not None
 
 
-def test_nothing_is_named_that_the_menu_does_not_find():
+def test_every_menu_entry_can_be_found():
     from unfool.spec import menu
 
     for kind, names in menu.MENU.items():

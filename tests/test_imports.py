@@ -1,4 +1,4 @@
-"""No command imports a library that what it runs does not need, and its threads do not spin."""
+"""Commands import only the heavy libraries they need, and idle threads do not spin."""
 
 import json
 import os
@@ -36,13 +36,13 @@ QUIET = ["--quiet", "--out"]
 
 
 def imported(code: str) -> set[str]:
-    """Which of the heavy libraries a process that runs `code` has imported in the end."""
+    """The heavy libraries that a process has imported after it has run `code`."""
     whole = code + AFTER.format(heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", whole], check=True, capture_output=True, text=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_the_first_attack_begins_without_any(elsewhere):
+def test_first_attack_begins_without_importing_heavy_libraries(elsewhere):
     command = ["evaluate", "demo", "--set", "evaluation.images=1", *QUIET, "run"]
     code = f"{BEFORE}\nassert run({command}) == 2"
     assert imported(code) == set()
@@ -66,14 +66,14 @@ def test_the_first_attack_begins_without_any(elsewhere):
         ([["certify", "digits-certify", *CERTIFY, *QUIET, "run"]], {"matplotlib", "scipy"}),
     ],
 )  # fmt: skip
-def test_a_command_imports_what_it_needs(elsewhere, commands, needed):
+def test_command_imports_only_what_it_needs(elsewhere, commands, needed):
     (elsewhere / "tiny.json").write_text(json.dumps(TINY))
     code = "from unfool.cli.main import run\n"
     code += "\n".join(f"assert run({command}) == 0" for command in commands)
     assert imported(code) == needed
 
 
-def test_comparing_draws_nothing_unless_asked(elsewhere):
+def test_compare_imports_no_heavy_library(elsewhere):
     command = ["evaluate", "demo", *SMALL, *QUIET, "a"]
     imported(f"from unfool.cli.main import run\nassert run({command}) == 0")
     assert (
@@ -89,7 +89,7 @@ def test_comparing_draws_nothing_unless_asked(elsewhere):
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
     ],
 )
-def test_threads_do_not_spin_unless_the_user_says_so(monkeypatch, own, found):
+def test_wait_policy_stops_spinning_unless_the_user_sets_one(monkeypatch, own, found):
     environment = dict(own)
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr(main, "run", lambda _: 0)

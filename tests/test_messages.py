@@ -1,6 +1,6 @@
-"""All messages of the package on one page, docs/_build/messages.txt, and the rules that they follow.
+"""Write all messages of the package to docs/_build/messages.txt, and check their style.
 
-Read the page after you change messages: no rule here can tell whether a sentence is clear.
+Read that page after you change messages: no rule here can tell whether a sentence is clear.
 """
 
 import ast
@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "unfool"
 PAGE = ROOT / "docs" / "_build" / "messages.txt"
 WORDS = 4  # a text of fewer words is a name, a key, or a label
-ERROR = "raise "  # how the call of a message begins that an error carries
+ERROR = "raise "  # the beginning of `Message.call` for the message of an error
 HELP = ("typer.Option", "typer.Argument")
-# Words that the style sheet in CONTRIBUTING.md has better ones for, and British spelling.
+# Words that the style guide in CONTRIBUTING.md replaces by better ones, and British spelling.
 AVOIDED = {
     r"(is|are|was|be) told|told (it|him|of)": "given, has, or knows",
     r"anew": "again",
@@ -36,7 +36,7 @@ AVOIDED = {
 
 
 class Message(NamedTuple):
-    """A text that the package may print: where it is, the call that it is given to, and itself."""
+    """A text that the package may print, with its place and the call that receives it."""
 
     module: str
     line: int
@@ -45,7 +45,7 @@ class Message(NamedTuple):
 
 
 def text_of(node: ast.AST) -> str | None:
-    """The text of a literal or of a sum with one, with holes as `{expression}`; else None."""
+    """The text of a string literal or a sum with one, with `{expression}` as in an f-string; or None."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -67,7 +67,7 @@ def text_of(node: ast.AST) -> str | None:
 
 
 def texts(node: ast.AST, call: str = "") -> Iterator[tuple[int, str, str]]:
-    """The texts under a node that are no docstrings, each with its line and the call around it."""
+    """Yield the texts below a node except docstrings, each with its line and the call around it."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return
     found = text_of(node)
@@ -84,7 +84,7 @@ def texts(node: ast.AST, call: str = "") -> Iterator[tuple[int, str, str]]:
 
 
 def messages_of(path: Path) -> Iterator[Message]:
-    """The messages of a module, in the order of its lines."""
+    """Yield the messages of a module in the order of their lines."""
     module = str(path.relative_to(SOURCE))
     for line, call, text in sorted(texts(ast.parse(path.read_text("utf-8")))):
         words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\{[^}]*\}", "", text))
@@ -94,7 +94,7 @@ def messages_of(path: Path) -> Iterator[Message]:
 
 @pytest.fixture(scope="module")
 def messages() -> list[Message]:
-    """Every message, also written to the page."""
+    """All messages, which are also written to the page."""
     found = [message for path in sorted(SOURCE.rglob("*.py")) for message in messages_of(path)]
     lines, module = [], ""
     for message in found:
@@ -108,13 +108,13 @@ def messages() -> list[Message]:
 
 
 def broken(messages: list[Message], pattern: str) -> list[str]:
-    """The messages in which a pattern is found, with their places; not in code, names, tags, or holes."""
+    """The messages, with their places, that match a pattern outside code, names, tags, and `{}`."""
     plain = [(m, re.sub(r"`[^`]*`|\{[^}]*\}|<[^>]*>", "_", m.text)) for m in messages]
     plain = [(m, re.sub(r"\S*[_/.]\S+", "_", text)) for m, text in plain]
     return [f"{m.module}:{m.line}: {m.text}" for m, text in plain if re.search(pattern, text)]
 
 
-def test_the_page_has_the_messages_of_every_kind(messages):
+def test_page_has_messages_of_every_kind(messages):
     page = PAGE.read_text("utf-8")
     for kind in ("raise ValueError", "raise SpecError", "Doubt", "Finding", "print", *HELP):
         assert f" {kind}: " in page
@@ -122,16 +122,16 @@ def test_the_page_has_the_messages_of_every_kind(messages):
 
 
 @pytest.mark.parametrize("avoided", AVOIDED)
-def test_messages_use_the_words_of_the_field(messages, avoided):
+def test_messages_avoid_nonstandard_words(messages, avoided):
     assert not broken(messages, rf"(?i)\b({avoided})(?!\w)"), AVOIDED[avoided]
 
 
-def test_words_have_one_space_between_them(messages):
+def test_messages_have_single_spaces_between_words(messages):
     assert not broken(messages, r"[\w,;:]  +\w")
 
 
-def test_percentages_are_written_alike():
-    """As `statistics.percent` writes them, with a space, in code, in messages, and in docs."""
+def test_percentages_are_written_with_a_space():
+    """Code, messages, and docs write percentages with a space, as `statistics.percent` does."""
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *SOURCE.rglob("*.py")]
     for path in pages:
         if "_build" not in path.parts:
@@ -140,7 +140,7 @@ def test_percentages_are_written_alike():
             assert not tight, f"{path.relative_to(ROOT)}: {tight[0] if tight else ''}"
 
 
-def test_errors_are_half_sentences_that_others_can_go_around(messages):
+def test_errors_begin_in_lowercase_and_end_without_a_period(messages):
     errors = [message for message in messages if message.call.startswith(ERROR)]
     assert not broken(
         errors, r"^(?!LPIPS|Ray\b|RANK|CIFAR|LoRA|YAML|AutoAttack|RobustBench|Every)[A-Z]"
@@ -148,6 +148,6 @@ def test_errors_are_half_sentences_that_others_can_go_around(messages):
     assert not broken(errors, r"[a-z][.!?]$")
 
 
-def test_help_is_a_sentence_of_its_own(messages):
+def test_help_texts_are_full_sentences(messages):
     helps = [m for m in messages if m.call in HELP and not re.fullmatch("[A-Z._=-]+", m.text)]
     assert not broken(helps, r"^[^A-Z_]|^(Of|From|Whether) |[a-z)]$")

@@ -1,4 +1,4 @@
-"""Randomness as a value: what an image meets depends on its key alone."""
+"""Noise as a value: the random numbers of an image depend on its key alone."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from unfool.toy.blobs import Blobs, bayes, mixture
 SHAPE = (1, 5, 5)
 
 
-def test_noise_is_taken_of_images_there_are():
+def test_take_refuses_images_beyond_the_batch():
     with pytest.raises(ValueError, match=r"noise is for 3 images, .* image 3"):
         Noise.of(0, range(3)).take(range(4))
 
@@ -24,7 +24,7 @@ def blank(size: int, *shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("make", [torch.tensor, np.array, list, tuple])
-def test_a_mask_selects(make):
+def test_take_accepts_a_boolean_mask(make):
     noise = Noise.of(0, range(4)).with_known_noise(Noise.of(1, range(4)))
     assert noise.take(make([False, True, False, True])) == noise.take([1, 3])
     assert len(noise.take(make([False] * 4))) == 0
@@ -35,7 +35,7 @@ def test_a_mask_selects(make):
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
-def test_a_whole_number_of_numpy_is_the_same_seed(kind):
+def test_numpy_integers_are_the_same_seeds_as_python_integers(kind):
     noise, one = Noise.of(0, range(4)), kind(1)
     assert Noise.of(kind(0), np.arange(4, dtype=kind)) == noise
     assert Noise.of(kind(0), [kind(i) for i in range(4)]) == noise
@@ -51,7 +51,7 @@ def test_a_whole_number_of_numpy_is_the_same_seed(kind):
 
 
 @pytest.mark.parametrize("odd", [1.0, True, np.True_, np.float64(1), None])
-def test_what_is_no_whole_number_is_no_seed(odd):
+def test_seed_that_is_no_integer_is_refused(odd):
     noise = Noise.of(0, range(4))
     for make in (
         lambda: Noise.of(odd, range(4)),
@@ -66,7 +66,7 @@ def test_what_is_no_whole_number_is_no_seed(odd):
 
 
 @pytest.mark.parametrize("draw", [Noise.normal, Noise.uniform])
-def test_an_image_meets_the_same_numbers_in_any_company(draw):
+def test_noise_of_an_image_does_not_depend_on_the_batch(draw):
     alone = torch.cat([draw(Noise.of(3, [i]).child("a", 1), blank(1)) for i in range(6)])
     together = Noise.of(3, range(6)).child("a", 1)
     assert torch.equal(draw(together, blank(6)), alone)
@@ -74,12 +74,12 @@ def test_an_image_meets_the_same_numbers_in_any_company(draw):
     assert torch.equal(draw(Noise.of(3, order).child("a", 1), blank(5)), alone[order])
     assert torch.equal(draw(together.take(order), blank(5)), alone[order])
     assert torch.equal(draw(together.take(torch.tensor(order)), blank(5)), alone[order])
-    assert torch.equal(draw(together, blank(6)), alone)  # and again
+    assert torch.equal(draw(together, blank(6)), alone)  # a second call returns the same
 
 
 @pytest.mark.parametrize("draw", [Noise.normal, Noise.uniform])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_every_precision_sees_the_same_numbers(draw, dtype: torch.dtype):
+def test_noise_is_the_same_in_every_precision(draw, dtype: torch.dtype):
     noise = Noise.of(0, [7, 8])
     single = draw(noise, blank(2))
     assert single.dtype == torch.float32
@@ -88,7 +88,7 @@ def test_every_precision_sees_the_same_numbers(draw, dtype: torch.dtype):
     assert torch.equal(other, single.to(dtype))
 
 
-def test_memory_format_of_the_images_does_not_matter():
+def test_noise_does_not_depend_on_the_memory_format():
     like = blank(2, 3, 8, 8)
     noise = Noise.of(0, [0, 1])
     strided = like.contiguous(memory_format=torch.channels_last)
@@ -104,7 +104,7 @@ def test_names_are_paths():
     assert len(keys) == 2 * len(paths)
 
 
-def test_streams_have_keys_of_their_own():
+def test_streams_have_distinct_keys():
     found: list[int] = []
     for seed in range(5):
         noise = Noise.of(seed, range(20))
@@ -117,13 +117,13 @@ def test_streams_have_keys_of_their_own():
     assert len(set(found)) == len(found) == 5 * 20 * (1 + 4 + 4 * (3 + 3))
 
 
-def test_what_differs_above_the_lowest_32_bits_still_differs():
+def test_keys_that_differ_only_in_high_bits_give_different_noise():
     low, high = Noise((5,)), Noise((5 + (7 << 32),))
     assert not torch.equal(low.normal(blank(1)), high.normal(blank(1)))
 
 
 def test_streams_are_independent():
-    """Neighbors in every sense (seed, index, name, copy, query) are uncorrelated."""
+    """Streams that differ in one of seed, index, name, copy, or query are uncorrelated."""
     base = Noise.of(0, range(40))
     streams = [
         base,
@@ -139,14 +139,14 @@ def test_streams_are_independent():
     rows = torch.cat([s.normal(blank(40, size)) for s in streams]).double()
     correlation = torch.corrcoef(rows) - torch.eye(len(rows), dtype=torch.float64)
     pairs = len(rows) * (len(rows) - 1) / 2
-    limit = -stats.norm.ppf(1e-4 / pairs)  # of the largest of them all
+    limit = -stats.norm.ppf(1e-4 / pairs)  # for the maximum over all pairs
     assert float(correlation.abs().max()) * size**0.5 < limit
     assert float(correlation.square().mean()) * size == pytest.approx(1, abs=0.05)
 
 
-def test_normal_numbers_are_normal_and_uniform_ones_uniform():
+def test_normal_and_uniform_draws_have_their_distributions():
     noise = Noise.of(0, range(400))
-    # small images and large ones are filled by different code in torch
+    # torch fills small and large tensors by different code
     for shape in ((3,), (5, 50)):
         normal = noise.normal(blank(400, *shape)).flatten().numpy()
         uniform = noise.uniform(blank(400, *shape)).flatten().numpy()
@@ -161,20 +161,20 @@ def test_normal_numbers_are_normal_and_uniform_ones_uniform():
     assert abs(stats.kurtosis(normal)) < 4 * (24 / n) ** 0.5
 
 
-def test_copies_stand_in_a_row_and_have_streams_of_their_own():
+def test_copies_of_an_image_are_adjacent_and_have_distinct_streams():
     noise = Noise.of(0, [3, 4])
     copies = noise.repeat(3)
     assert len(set(copies.keys)) == 6
     assert copies.keys[:3] == Noise.of(0, [3]).repeat(3).keys
     assert copies.keys[3:] == Noise.of(0, [4]).repeat(3).keys
-    assert copies.keys[:2] == Noise.of(0, [3]).repeat(2).keys  # more copies leave these alone
+    assert copies.keys[:2] == Noise.of(0, [3]).repeat(2).keys  # more copies keep these
 
 
 def test_fresh_noise_never_repeats():
     assert len(set(Noise.fresh(50).keys) | set(Noise.fresh(50).keys)) == 100
 
 
-def test_sizes_must_agree():
+def test_noise_for_another_batch_size_is_refused():
     noise = Noise.of(0, [0, 1])
     with pytest.raises(ValueError, match=r"noise is for 2 images, .* 3"):
         noise.normal(blank(3))
@@ -182,14 +182,14 @@ def test_sizes_must_agree():
         noise.with_known_noise(Noise.of(0, [0]))
 
 
-def test_who_was_told_nothing_draws_afresh_at_each_turn_and_copy():
+def test_noise_without_known_streams_is_fresh_in_each_query_and_copy():
     noise = Noise.of(0, [0, 1])
     keys = [key for query_index in range(5) for key in noise.for_query(query_index, 4).keys]
     assert len(set(keys)) == len(keys) == 5 * 4 * 2
     assert noise.for_query(2, 4) == noise.for_query(2, 4)
 
 
-def test_who_knows_a_stream_knows_its_copies():
+def test_attacker_who_knows_a_stream_knows_its_copies():
     secret, own = Noise.of(0, [0, 1]), Noise.of(1, [0, 1])
     told = own.with_known_noise(secret, ["forward"]).for_query(3)
     assert told.repeat(3).child("forward").keys == secret.repeat(3).child("forward").keys
@@ -197,7 +197,7 @@ def test_who_knows_a_stream_knows_its_copies():
 
 
 def streams(noise: Noise) -> dict[str, Noise]:
-    """What a defense draws from, as `Purified` with `DiffPure` does."""
+    """The streams from which a defense draws, as `Purified` with `DiffPure` does."""
     inner = noise.child("purify")
     return {
         "forward": inner.child("forward"),
@@ -208,7 +208,7 @@ def streams(noise: Noise) -> dict[str, Noise]:
 
 
 @pytest.mark.parametrize("told", ["forward", "reverse"])
-def test_who_knows_a_stream_meets_exactly_it_and_fresh_others(told: str):
+def test_attacker_gets_the_known_stream_and_fresh_others(told: str):
     secret = Noise.of(0, [0, 1, 2]).child("verdict")
     attacker = Noise.of(0, [0, 1, 2]).child("search").with_known_noise(secret, [told])
     theirs, seen = streams(secret), []
@@ -227,12 +227,12 @@ def test_who_knows_a_stream_meets_exactly_it_and_fresh_others(told: str):
     assert not set(seen) & {key for stream in theirs.values() for key in stream.keys}
 
 
-def test_what_is_told_survives_take_and_what_an_attacker_folds_before():
+def test_known_noise_survives_take_and_the_attackers_own_child_names():
     secret = Noise.of(0, [0, 1, 2]).child("verdict")
     plain = Noise.of(1, [0, 1, 2]).with_known_noise(secret, ["forward"])
     for attacker in (
         plain.child("restart", 3),
-        plain.child("forward"),  # his own name for something, not the defense's stream
+        plain.child("forward"),  # the attacker's own name, not the defense's stream
         plain.child("purify", "forward", "reverse"),
     ):
         drawn = attacker.for_query(4).child("purify", "forward")
@@ -240,11 +240,11 @@ def test_what_is_told_survives_take_and_what_an_attacker_folds_before():
         assert attacker.keys != plain.keys
     drawn = plain.take([2, 0]).for_query(0, 2).take([1, 2]).child("purify", "forward")
     assert drawn == secret.take([2, 0]).child("purify", "forward")
-    # his own numbers, for a start say, are not those of the defense
+    # the attacker's own draws, such as for a random start, are not those of the defense
     assert plain.child("forward").keys != secret.child("forward").keys
 
 
-def test_names_below_a_stream_that_is_not_told_are_found():
+def test_known_name_is_found_below_an_unknown_stream():
     secret, mine = Noise.of(0, [0]), Noise.of(1, [0])
     drawn = mine.with_known_noise(secret, ["guide"]).for_query(0).child("purify", "reverse", 7)
     assert drawn.child("guide") == secret.child("purify", "reverse", 7, "guide")
@@ -258,7 +258,7 @@ def defended():
     return Purified(bayes(), DiffPure(mixture(), t=0.1, steps=4)), x
 
 
-def test_who_knows_all_sees_a_deterministic_model(defended):
+def test_attacker_who_knows_all_noise_sees_a_deterministic_model(defended):
     model, x = defended
     secret = Noise.of(0, range(4)).child("verdict")
     attacker = Noise.of(0, range(4)).child("search").with_known_noise(secret)
@@ -274,7 +274,7 @@ def test_who_knows_all_sees_a_deterministic_model(defended):
     assert not torch.equal(model(x, ignorant.for_query(0)), model(x, ignorant.for_query(1)))
 
 
-def test_who_knows_both_streams_of_diffpure_knows_all_of_it(defended):
+def test_attacker_who_knows_both_streams_of_diffpure_sees_its_output(defended):
     model, x = defended
     secret = Noise.of(0, range(4)).child("verdict")
     attacker = Noise.of(1, range(4)).with_known_noise(secret, ["forward", "reverse"])
@@ -284,7 +284,7 @@ def test_who_knows_both_streams_of_diffpure_knows_all_of_it(defended):
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3, 5])
-def test_a_pool_has_exactly_its_size(copies: int):
+def test_pool_has_exactly_its_size(copies: int):
     secret = Noise.of(0, [0, 1]).child("verdict")
     attacker = Noise.of(1, [0, 1]).with_known_noise(secret, pool=4)
     met: list[set[int]] = [set(), set()]
@@ -298,7 +298,7 @@ def test_a_pool_has_exactly_its_size(copies: int):
     assert not met[0] & met[1]
 
 
-def test_a_pool_of_one_stream_leaves_the_others_fresh():
+def test_pool_of_one_stream_leaves_the_others_fresh():
     secret = Noise.of(0, [0]).child("verdict")
     attacker = Noise.of(1, [0]).with_known_noise(secret, ["forward"], pool=3)
     drawn = [attacker.for_query(query_index) for query_index in range(9)]
@@ -308,7 +308,7 @@ def test_a_pool_of_one_stream_leaves_the_others_fresh():
     assert len({n.child("purify", "reverse").keys for n in drawn}) == 9
 
 
-def test_permutation_is_one_and_depends_on_all_arguments():
+def test_permutation_is_complete_and_depends_on_seed_and_epoch():
     order = permutation(100, 0, "epoch", 1)
     assert sorted(order) == list(range(100))
     assert order == permutation(100, 0, "epoch", 1)
@@ -316,7 +316,7 @@ def test_permutation_is_one_and_depends_on_all_arguments():
     assert order not in [*others, list(range(100))]
 
 
-def test_seed_torch_fixes_the_first_weights():
+def test_seed_torch_fixes_initial_weights():
     weights = []
     for seed in (0, 0, 1):
         seed_torch(seed, "network")
@@ -325,8 +325,8 @@ def test_seed_torch_fixes_the_first_weights():
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_threads_draw_the_same_numbers(monkeypatch):
-    """A large batch is drawn by several threads; each image has a stream of its own."""
+def test_multithreaded_draws_equal_single_threaded_ones(monkeypatch):
+    """Several threads share a large batch, which is possible because each image has its own stream."""
     keys, like = Noise.of(3, range(37)), torch.empty(37, 3, 32, 32)
     alone = keys.normal(like), keys.uniform(like)
     monkeypatch.setattr(noise, "MIN_NUMBERS_PER_THREAD", 2**12)

@@ -57,7 +57,7 @@ def test_workflow_runs_the_same_tests_as_contributors():
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
-def test_the_browser_tests_of_the_makefile_are_all_that_open_a_page():
+def test_makefile_lists_all_tests_that_open_a_browser():
     listed = re.findall(r"^BROWSER_TESTS := (.*)$", (ROOT / "Makefile").read_text(), re.M)[0]
     opening = {
         path.relative_to(ROOT).as_posix()
@@ -115,7 +115,7 @@ def test_design_names_every_part_of_the_tree():
             assert path.name in named, f"docs/design.md does not name {path.name}"
 
 
-def test_design_lists_the_floors_that_are_checked():
+def test_design_lists_the_layers_that_are_checked():
     design = (ROOT / "docs" / "design.md").read_text()
     listed = re.findall(r"```text\n(.*?)```", design, re.S)[0].splitlines()
     assert [set(line.split(", ")) for line in listed] == FLOORS[::-1]
@@ -136,7 +136,7 @@ def test_examples_for_contributors_run(example, elsewhere, part, change):
     assert (elsewhere / "out" / "report.json").is_file()
 
 
-def test_the_example_loader_reads_and_checks_weights(example):
+def test_example_loader_reads_and_checks_weights(example):
     example("loader")
     from contributed_loader import linear  # pyright: ignore[reportMissingImports]
 

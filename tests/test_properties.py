@@ -1,4 +1,4 @@
-"""Properties of threats and noise, on images and keys that nobody chose."""
+"""Properties of threats and noise, on generated images and keys."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ WILD = [0.0, -0.0, 1.0, 1e-40, -1e30, 1e30, float("inf"), -float("inf")]
 
 @st.composite
 def images(draw):
-    """A batch of images of [0, 1], and one shaped like it of any numbers but NaN."""
+    """A batch of images in [0, 1], and a tensor of the same shape with any values but NaN."""
     shape = (draw(st.integers(1, 4)), draw(st.sampled_from([1, 3])), draw(SIDES), draw(SIDES))
     noise = Noise.of(draw(st.integers(0, 10**6)), range(shape[0]))
     x = noise.uniform(torch.empty(shape))
@@ -33,7 +33,7 @@ def images(draw):
 
 
 @given(THREATS, images())
-def test_projections_stay_inside_and_a_second_one_changes_nothing(threat, pair):
+def test_projection_is_allowed_and_idempotent(threat, pair):
     x, far = pair
     near = threat.project(x, far)
     assert threat.allows(x, near, slack=1e-6 * (1 + threat.eps)).all()
@@ -42,7 +42,7 @@ def test_projections_stay_inside_and_a_second_one_changes_nothing(threat, pair):
 
 
 @given(THREATS, images(), SEEDS)
-def test_random_images_of_a_threat_stay_inside(threat, pair, seed):
+def test_random_images_of_a_threat_are_allowed(threat, pair, seed):
     x, _ = pair
     noise = Noise.of(seed, range(len(x)))
     for made in (threat.start(x, noise), threat.random_at_full_budget(x, noise)):
@@ -50,7 +50,7 @@ def test_random_images_of_a_threat_stay_inside(threat, pair, seed):
 
 
 @given(THREATS, images(), st.permutations(range(4)))
-def test_what_a_threat_makes_of_an_image_depends_on_no_other(threat, pair, order):
+def test_threat_operations_do_not_depend_on_the_batch(threat, pair, order):
     x, far = pair
     order = [place for place in order if place < len(x)]
     noise = Noise.of(3, range(len(x)))
@@ -65,7 +65,7 @@ def test_what_a_threat_makes_of_an_image_depends_on_no_other(threat, pair, order
 
 
 @given(SEEDS, INDICES, st.data())
-def test_noise_is_that_of_the_image_in_any_batch_and_order(seed, indices, data):
+def test_noise_does_not_depend_on_batch_or_order(seed, indices, data):
     places = data.draw(st.lists(st.integers(0, len(indices) - 1), max_size=8))
     shape = (data.draw(SIDES), data.draw(SIDES))
     noise = Noise.of(seed, indices).child("a", 1)
@@ -78,7 +78,7 @@ def test_noise_is_that_of_the_image_in_any_batch_and_order(seed, indices, data):
 
 
 @given(SEEDS, INDICES, st.data())
-def test_a_mask_takes_what_its_positions_take(seed, indices, data):
+def test_mask_takes_the_same_noise_as_its_positions(seed, indices, data):
     mask = data.draw(st.lists(st.booleans(), min_size=len(indices), max_size=len(indices)))
     noise = Noise.of(seed, indices)
     places = [i for i, taken in enumerate(mask) if taken]
@@ -86,7 +86,7 @@ def test_a_mask_takes_what_its_positions_take(seed, indices, data):
 
 
 @given(SEEDS, INDICES, st.integers(1, 4), st.integers(0, 9))
-def test_parts_of_a_batch_join_to_the_whole(seed, indices, copies, query_index):
+def test_joining_parts_of_a_batch_restores_it(seed, indices, copies, query_index):
     noise = Noise.of(seed, indices)
     cut = len(indices) // 2
     parts = [noise.take(range(cut)), noise.take(range(cut, len(indices)))]
@@ -98,12 +98,12 @@ def test_parts_of_a_batch_join_to_the_whole(seed, indices, copies, query_index):
 
 
 @given(st.one_of(st.floats(), st.booleans(), st.text(), st.none()))
-def test_seeds_that_are_no_whole_numbers_are_refused(seed):
+def test_seeds_that_are_no_integers_are_refused(seed):
     for make in (lambda: Noise.of(seed, [0]), lambda: permutation(3, seed)):
         with pytest.raises(TypeError, match="whole numbers"):
             make()
 
 
 @given(st.integers(0, 50), SEEDS)
-def test_a_permutation_holds_each_number_once(size, seed):
+def test_permutation_holds_each_index_once(size, seed):
     assert sorted(permutation(size, seed, "order")) == list(range(size))

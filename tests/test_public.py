@@ -1,4 +1,4 @@
-"""The public face: what the packages export, at run time and to a type checker."""
+"""The public API: what the packages export, at run time and to a type checker."""
 
 import importlib
 import importlib.util
@@ -19,7 +19,7 @@ PACKAGES = [
         for name in ("attacks", "data", "defenses", "diffusion", "models", "toy", "training")
     ),
 ]
-# functions that are called like a module beside them, which a package cannot export under that name
+# Functions with the name of a module in the same package, which the package cannot export.
 BESIDE_THEIR_MODULE = {
     "unfool.models.build:jem",
     "unfool.models.unet:unet",
@@ -28,7 +28,7 @@ BESIDE_THEIR_MODULE = {
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_what_is_exported_is_there(name):
+def test_exported_names_exist(name):
     package = importlib.import_module(name)
     assert dir(package) == sorted(package.__all__)
     for exported in package.__all__:
@@ -38,14 +38,14 @@ def test_what_is_exported_is_there(name):
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_no_exported_name_is_that_of_another_module(name):
+def test_exported_names_do_not_hide_modules(name):
     package = importlib.import_module(name)
     for exported in package.__all__:
         if not inspect.ismodule(getattr(package, exported)):
             assert importlib.util.find_spec(f"{name}.{exported}") is None, exported
 
 
-def test_all_of_the_menu_is_exported():
+def test_all_parts_of_the_menu_are_exported():
     exported = set()
     for name in PACKAGES:
         package = importlib.import_module(name)
@@ -59,7 +59,7 @@ def test_all_of_the_menu_is_exported():
     assert hidden == BESIDE_THEIR_MODULE
 
 
-def test_a_name_is_the_same_wherever_it_is_imported_from():
+def test_name_is_the_same_object_from_every_import_path():
     code = """
 import unfool
 assert unfool.attacks.APGD is unfool.APGD
@@ -74,7 +74,7 @@ assert callable(digits) and callable(train) and callable(unfool.reverse)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_pyright_sees_types_and_mistakes(tmp_path):
+def test_pyright_sees_types_and_wrong_arguments(tmp_path):
     pyright = Path(sys.executable).with_name("pyright")
     if not pyright.exists():
         pytest.skip("pyright is not installed")

@@ -1,3 +1,5 @@
+"""Options out of range are refused by name, and every numeric option has a range."""
+
 import inspect
 import math
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -36,13 +38,13 @@ class Part:
         ({"least": 5}, "least must be from 2 to below 5, not 5"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(options, said):
+def test_value_out_of_range_is_refused_by_name(options, said):
     with pytest.raises(ValueError) as refused:  # noqa: PT011
         Part(**options)
     assert str(refused.value) == said
 
 
-def test_values_within_their_range_are_taken():
+def test_values_within_range_are_accepted():
     Part(steps=1, t=1, weight=0, rate=None, share="all", kind="b", least=4)
 
 
@@ -55,18 +57,18 @@ def test_values_within_their_range_are_taken():
         ("purifier.variance=best", "purifier.variance must be one of small, large, not"),
     ],
 )
-def test_a_spec_is_refused_before_anything_is_loaded(change, said, monkeypatch):
+def test_spec_out_of_range_is_refused_before_loading(change, said, monkeypatch):
     monkeypatch.setattr("unfool.toy.blobs.Mixture", None)
     with pytest.raises(SpecError) as refused:
         evaluation.check(spec.load("blobs", [change]))
     assert said in str(refused.value)
 
 
-ANY_NUMBER = {"seed", "mean", "center"}  # options of parts that may be any number
+ANY_NUMBER = {"seed", "mean", "center"}  # options that accept any number
 
 
 def unbounded_numbers(hint: Any) -> list[Any]:
-    """The numbers in a type, also inside of lists, that have no range."""
+    """The number types in a type, also inside lists, that have no range."""
     if hint in (int, float):
         return [hint]
     if get_origin(hint) is Annotated:
@@ -79,7 +81,7 @@ def unbounded_numbers(hint: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("kind", "name"), [(k, n) for k, names in menu.MENU.items() for n in names]
 )
-def test_every_number_of_every_part_has_a_range(kind, name):
+def test_every_numeric_option_of_every_part_has_a_range(kind, name):
     part = menu.find(kind, name)
     types, options = ranges.hints(part), menu.options_of(kind, part)
     named = {k for k, p in options.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
@@ -87,9 +89,9 @@ def test_every_number_of_every_part_has_a_range(kind, name):
     assert {key for key in named if unbounded_numbers(types[key])} <= ANY_NUMBER
 
 
-# Parts whose options another object checks, or a file of weights, or a model that comes later.
+# Kinds of parts whose options are checked later, by another object, a weights file, or a model.
 CHECKED_LATER = {"denoiser", "sampler", "view"}
-EXCLUSIVE = {"densepure", "one-step"}  # of two options, one must be given
+EXCLUSIVE = {"densepure", "one-step"}  # exactly one of two options must be given
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 GIVEN = {
     "denoiser": mixture(),
@@ -102,7 +104,7 @@ GIVEN = {
 
 
 def values_out_of_range(hint: Any) -> list[Any]:
-    """For each bound of a type a value just beyond it; and a word that is none of its words."""
+    """A value just beyond each bound of a type, and a word that is not among its choices."""
     beyond = {"ge": -1, "gt": 0, "le": 1, "lt": 0}
     found: list[Any] = [bound + beyond[key] for key, bound in ranges.bounds(hint).items()]
     return [*found, "none-such"] if ranges.choices(hint) else found
@@ -117,7 +119,7 @@ def values_out_of_range(hint: Any) -> list[Any]:
         if k not in CHECKED_LATER and n not in EXCLUSIVE
     ],
 )
-def test_whoever_builds_a_part_in_python_is_refused_values_out_of_range(kind, name):
+def test_part_built_in_python_refuses_values_out_of_range(kind, name):
     part: Any = menu.find(kind, name)
     types, options = ranges.hints(part), menu.options_of(kind, part)
     taken = inspect.signature(part).parameters.values()
@@ -134,7 +136,7 @@ def test_whoever_builds_a_part_in_python_is_refused_values_out_of_range(kind, na
 @pytest.mark.parametrize(
     "hint", [int, float | None, list[int], dict[str, Annotated[float, "note"]]]
 )
-def test_a_number_without_a_range_is_found(hint):
+def test_number_without_a_range_is_found(hint):
     assert unbounded_numbers(hint)
 
 
@@ -150,7 +152,7 @@ def test_a_number_without_a_range_is_found(hint):
         ("schedule", {"name": "vp", "beta_max": 0}, "schedule.beta_max must be above 0, not 0"),
     ],
 )
-def test_a_part_is_refused_by_its_place_and_value(kind, part, said):
+def test_error_names_the_path_of_the_option_and_its_value(kind, part, said):
     with pytest.raises(SpecError) as refused:
         spec.check(kind, part)
     assert said in str(refused.value)
@@ -167,6 +169,6 @@ def test_a_part_is_refused_by_its_place_and_value(kind, part, said):
         ("samples", "--sets", "0"),
     ],
 )
-def test_an_analysis_refuses_its_options(command, option, value, mistake, monkeypatch):
+def test_analysis_refuses_options_out_of_range(command, option, value, mistake, monkeypatch):
     monkeypatch.setattr("unfool.toy.blobs.Mixture", None)
     assert option in mistake("analyze", command, "blobs", option, value)

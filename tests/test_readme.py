@@ -1,4 +1,4 @@
-"""What the README and the docs say is true: their code runs, their commands and files exist."""
+"""The README and the docs are correct: their code runs, and their commands and files exist."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ LESS = [  # so that the page runs in seconds
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_library_example_runs(capsys):
+def test_library_example_of_the_readme_runs(capsys):
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     for much, little in [*LESS, ("images=16", "images=2")]:
@@ -39,7 +39,7 @@ def test_the_library_example_runs(capsys):
         assert said in printed
 
 
-def test_the_page_from_python_runs(elsewhere, capsys):
+def test_code_of_the_python_page_runs(elsewhere, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
     x, y = fetch(digits(), range(3))
     given = {"network": small_cnn(), "x": x, "y": y}
@@ -53,7 +53,7 @@ def test_the_page_from_python_runs(elsewhere, capsys):
     assert (elsewhere / "runs/mine/report.html").is_file()
 
 
-def test_the_tutorial_on_your_own_model_runs(elsewhere, monkeypatch, capsys):
+def test_own_model_tutorial_runs(elsewhere, monkeypatch, capsys):
     text = (ROOT / "docs/tutorial-own-model.md").read_text()
     module, *blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     Path("mine.py").write_text(module)
@@ -88,7 +88,7 @@ def test_commands_and_specs_exist(page):
             assert there, f"{page.name}: {spec}"
 
 
-def test_every_doubt_has_a_paragraph():
+def test_every_doubt_is_documented():
     files = (ROOT / "src/unfool/results").rglob("*.py")
     source = "".join(file.read_text() for file in files)
     raised = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))

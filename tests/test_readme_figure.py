@@ -1,4 +1,4 @@
-"""The picture of README.md shows the numbers of the tables, and can be drawn."""
+"""The figure in README.md shows the numbers of the tables, and can be drawn."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_the_tables_have_the_numbers_of_the_figure(page):
+def test_tables_have_the_numbers_of_the_figure(page):
     text = (ROOT / page).read_text()
     for row in readme_figure.read_numbers(readme_figure.NUMBERS):
         if page == "README.md" and row["classifier"] != "ours":
@@ -24,7 +24,7 @@ def test_the_tables_have_the_numbers_of_the_figure(page):
         assert any(said in line for line in lines), (row["condition"], said)
 
 
-def test_the_figure_shows_the_measured_and_the_claimed_numbers():
+def test_figure_shows_measured_and_claimed_numbers():
     numbers = readme_figure.read_numbers(readme_figure.NUMBERS)
     claims = read_claims(DATA)["diffpure"].claims
     strips = readme_figure.make_strips([10], steps=1, eot=1)

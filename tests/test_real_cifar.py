@@ -1,4 +1,4 @@
-"""On real CIFAR-10 and public weights, in folders that the user names; skipped without them."""
+"""Tests on real CIFAR-10 and public weights in folders of the user; skipped without them."""
 
 import json
 import os
@@ -25,7 +25,7 @@ ACCURACY = {  # docs/results.md
 @pytest.mark.skipif(
     not (DATA and WEIGHTS), reason="needs the folders UNFOOL_DATA and UNFOOL_WEIGHTS"
 )
-def test_pgd_20_leaves_nothing_of_resnet_20(tmp_path):
+def test_pgd_20_reduces_resnet_20_to_zero_robust_accuracy(tmp_path):
     weights = next(Path(str(WEIGHTS)).rglob("resnet20*"))
     spec = {
         "data": "cifar10",
@@ -45,7 +45,7 @@ def test_pgd_20_leaves_nothing_of_resnet_20(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA, reason="needs the folder UNFOOL_DATA")
 @pytest.mark.parametrize("name", ACCURACY)
-def test_the_shipped_classifiers_are_as_right_as_the_docs_say(name):
+def test_shipped_classifiers_have_the_documented_accuracy(name):
     model, data, right = trained_classifier(name), cifar10(Path(str(DATA))), 0
     for block in (range(i, i + 500) for i in range(0, len(data), 500)):
         x, y = fetch(data, block)

@@ -1,4 +1,4 @@
-"""The soak test sees what differs, and only that."""
+"""The soak test reports real differences between runs, and only those."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def left(folder: Path, draws: list[int], seconds: float, blocks: int = 1) -> dic
     return soak.contents(folder)
 
 
-def test_only_times_names_and_drafts_may_differ(tmp_path):
+def test_only_times_file_names_and_temporary_files_may_differ(tmp_path):
     whole = left(tmp_path / "a", [1, 1], 0.5)
     assert soak.differences(left(tmp_path / "b", [1, 1], 0.7, blocks=2), whole) == []
     assert soak.differences(left(tmp_path / "c", [1, 0], 0.5), whole) == ["outcomes 3"]
@@ -32,7 +32,7 @@ def test_only_times_names_and_drafts_may_differ(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the soak test forks")
-def test_a_command_that_is_killed_and_one_that_fails_are_told(tmp_path):
+def test_killed_and_failed_commands_are_distinguished(tmp_path):
     (tmp_path / "spec.yaml").write_text("data: 3\n")
     words = ("certify", "spec.yaml", "--out", "out", "--quiet")
     killed, _ = soak.wait(soak.start(words, tmp_path), tmp_path, lambda seconds, changes: True)

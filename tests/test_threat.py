@@ -29,7 +29,7 @@ def test_size_is_the_norm():
 
 @pytest.mark.parametrize("norm", [*NORMS, "l1"])
 @pytest.mark.parametrize("eps", [0.0, 8 / 255, 0.5, 1.0])
-def test_project_ends_inside_and_is_idempotent(norm, eps: float):
+def test_projection_is_allowed_and_idempotent(norm, eps: float):
     threat, x = Threat(norm, eps), draw(50)
     far = x + 2 * gauss(50)
     near = threat.project(x, far)
@@ -38,7 +38,7 @@ def test_project_ends_inside_and_is_idempotent(norm, eps: float):
 
 
 @pytest.mark.parametrize("norm", [*NORMS, "l1"])
-def test_project_leaves_what_is_allowed_alone(norm):
+def test_projection_leaves_allowed_images_unchanged(norm):
     threat, x = Threat(norm, 0.3), 0.5 * draw(20) + 0.25
     inside = x + 0.2 * gauss(20).clamp(-1, 1) / {"linf": 1, "l2": SHAPE[1] * 2, "l1": 48}[norm]
     assert threat.allows(x, inside, slack=0).all()
@@ -46,8 +46,8 @@ def test_project_leaves_what_is_allowed_alone(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_project_finds_the_nearest_point_of_the_ball(norm):
-    """Where the box allows: no random point of the ball is nearer, in Euclidean terms."""
+def test_projection_is_the_nearest_point_of_the_ball(norm):
+    """Away from the box, no random point of the ball is nearer in Euclidean distance."""
     threat, x = Threat(norm, 0.1), torch.full((20, *SHAPE), 0.5)
     far = x + 0.2 * gauss(20)
     near = threat.project(x, far)
@@ -69,7 +69,7 @@ def dual(norm: str, gradient: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-25, 1e-37, 1e25])
-def test_steepest_ascends_fastest(norm, scale: float):
+def test_steepest_direction_ascends_fastest(norm, scale: float):
     threat, gradient = Threat(norm, 1.0), gauss(20)
     way = threat.steepest(gradient * scale)
     assert torch.allclose(threat.size(way), torch.ones(20), atol=1e-5)
@@ -81,8 +81,8 @@ def test_steepest_ascends_fastest(norm, scale: float):
             assert ((gradient * rival).flatten(1).sum(1) < gain).all()
 
 
-def test_l1_projects_onto_the_nearest_image_of_the_ball_and_the_box():
-    """No allowed image is further along the way that is left, by scipy's linear program."""
+def test_l1_projection_is_the_nearest_image_of_ball_and_box():
+    """No allowed image is further along the residual, by scipy's linear program."""
     threat, x, way = Threat("l1", 1.5), draw(8).double(), gauss(8).double()
     near = threat.project(x, x + way)
     for origin, left, delta in zip(x, x + way - near, near - x, strict=True):
@@ -96,7 +96,7 @@ def test_l1_projects_onto_the_nearest_image_of_the_ball_and_the_box():
         assert -best.fun == pytest.approx(float((left * delta).sum()), abs=1e-6)
 
 
-def test_l1_measures_sums_and_steps_where_the_slope_is_largest():
+def test_l1_size_is_a_sum_and_a_step_follows_the_largest_slope():
     delta = torch.tensor([0.3, -0.4, 0.0, 0.1]).view(1, 1, 2, 2)
     assert float(Threat("l1", 1).size(delta)) == pytest.approx(0.8)
     x, gradient = torch.full((1, 1, 2, 2), 0.5), torch.tensor([3.0, -5, 1, 2]).view(1, 1, 2, 2)
@@ -106,7 +106,7 @@ def test_l1_measures_sums_and_steps_where_the_slope_is_largest():
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_steepest_of_no_gradient_is_nowhere(norm):
+def test_steepest_direction_of_a_zero_gradient_is_zero(norm):
     gradient = gauss(3)
     gradient[1] = 0
     way = Threat(norm, 1.0).steepest(gradient)
@@ -116,7 +116,7 @@ def test_steepest_of_no_gradient_is_nowhere(norm):
 
 
 @pytest.mark.parametrize("norm", [*NORMS, "l1"])
-def test_infinity_is_projected_as_far_as_it_may(norm):
+def test_infinite_values_are_projected_to_the_edge(norm):
     x, threat = draw(5), Threat(norm, 0.1)
     far = x.clone()
     far[0, 0, 0, 0], far[1, 0, 0, 0], far[2] = torch.inf, -torch.inf, torch.inf
@@ -142,7 +142,7 @@ def test_random_images_are_allowed(norm, eps: float):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_edge_spends_the_whole_budget_where_the_box_allows(norm):
+def test_random_image_at_full_budget_spends_it_where_the_box_allows(norm):
     threat, x = Threat(norm, 0.2), torch.full((50, *SHAPE), 0.5)
     delta = threat.random_at_full_budget(x, Noise.of(1, range(50))) - x
     assert torch.allclose(threat.size(delta), torch.full((50,), 0.2), atol=1e-6)
@@ -160,7 +160,7 @@ def test_linf_start_is_uniform_in_the_cube():
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (1, 2, 2), SHAPE])
 def test_l2_start_is_uniform_in_the_ball(shape: tuple[int, int, int]):
-    """(r / eps)^d is uniform, and r says nothing of the direction, which prefers none."""
+    """(r / eps)^d is uniform, the direction is isotropic, and both are uncorrelated."""
     size, eps = 3000, 0.4
     x = torch.full((size, *shape), 0.5, dtype=torch.float64)
     delta = (Threat("l2", eps).start(x, Noise.of(0, range(size))) - x).flatten(1)
@@ -185,7 +185,7 @@ def test_random_images_do_not_depend_on_the_batch(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_what_is_allowed(norm):
+def test_allows_checks_the_ball_the_box_and_finite_values(norm):
     threat, x = Threat(norm, 0.1), torch.full((7, *SHAPE), 0.05)
     other = x.clone()
     side = 0.1 if norm == "linf" else 0.1 / (x[0].numel() ** 0.5)
@@ -208,7 +208,7 @@ def test_projecting_a_nan_does_not_make_it_allowed(norm):
     assert threat.allows(x, threat.project(x, broken)).tolist() == [False, True]
 
 
-def test_mistakes_are_told():
+def test_invalid_norm_and_eps_are_refused():
     with pytest.raises(ValueError, match="norm must be one of linf, l2, l1, l0, not 'l3'"):
         Threat("l3", 0.1)  # pyright: ignore[reportArgumentType]
     for eps in (-0.1, float("nan"), float("inf")):
@@ -216,21 +216,21 @@ def test_mistakes_are_told():
             Threat("linf", eps)
 
 
-# ------------------------------------------------------------------- l0, shares of places
+# ------------------------------------------------------------------- l0, shares of pixels
 
 
 def changed(x: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
     return (x_adv != x).any(1).flatten(1).sum(1)
 
 
-def test_size_of_l0_is_the_share_of_places():
+def test_l0_size_is_the_share_of_changed_pixels():
     delta = torch.zeros(3, 3, 4, 4)
     delta[0, 1, 0, 0], delta[1, :, 2, 2], delta[2, 0] = 1e-9, 0.5, 0.1
     assert Threat("l0", 1).size(delta).tolist() == [1 / 16, 1 / 16, 1]
 
 
 @pytest.mark.parametrize(("eps", "places"), [(0, 0), (0.06, 0), (1 / 16, 1), (0.3, 4), (1, 16)])
-def test_l0_changes_so_many_places(eps: float, places: int):
+def test_l0_changes_the_allowed_number_of_pixels(eps: float, places: int):
     threat, x = Threat("l0", eps), 0.2 + 0.6 * draw(20)
     noise = Noise.of(3, range(20))
     for x_adv in (
@@ -250,8 +250,8 @@ def test_l0_changes_so_many_places(eps: float, places: int):
         )
 
 
-def test_project_of_l0_finds_the_nearest():
-    """Of all choices of 2 of 16 places."""
+def test_l0_projection_is_the_nearest_image():
+    """No other choice of 2 of the 16 pixels is nearer."""
     threat, x, far = Threat("l0", 2 / 16), draw(5), draw(5) + gauss(5)
     near = threat.project(x, far)
     assert torch.equal(threat.project(x, near), near)
@@ -263,7 +263,7 @@ def test_project_of_l0_finds_the_nearest():
             assert ((far.flatten(2) - other).flatten(1).norm(dim=1) > best - 1e-6).all()
 
 
-def test_edge_of_l0_is_salt_and_pepper_alike_and_everywhere():
+def test_random_l0_image_has_equal_salt_and_pepper_at_uniform_pixels():
     x = torch.full((4000, *SHAPE), 0.5)
     noise = Noise.of(0, range(4000))
     edge = Threat("l0", 0.25).random_at_full_budget(x, noise)
@@ -274,7 +274,7 @@ def test_edge_of_l0_is_salt_and_pepper_alike_and_everywhere():
     assert stats.chisquare(where).pvalue > 0.01
 
 
-def test_a_fraction_is_taken_as_a_spec_takes_it():
+def test_eps_accepts_a_fraction_as_in_a_spec():
     assert Threat("linf", "8/255") == Threat("linf", 8 / 255)
     with pytest.raises(ValueError, match="'8/0'"):
         Threat("linf", "8/0")

@@ -1,4 +1,4 @@
-"""The world of two Gaussians, and the two propositions of COUP, as statistics."""
+"""The example of two Gaussians, and statistical tests of the two propositions of COUP."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ GRID = np.linspace(-3, 3, 601)
 
 
 def drift(x, t: float, weight: float, mean: float = 1.0, spread: float = 0.5):
-    """Of the guided reverse SDE, times dt < 0: beta (x / 2 + score + lambda grad log max p)."""
+    """Drift of the guided SDE in reversed time: beta (x / 2 + score + lambda grad log max p)."""
     alpha = math.exp(-(19.9 * t * t / 4 + 0.1 * t / 2))
     variance = (alpha * spread) ** 2 + 1 - alpha**2
     score = (alpha * mean * np.tanh(alpha * mean * x / variance) - x) / variance
@@ -35,15 +35,15 @@ def drift(x, t: float, weight: float, mean: float = 1.0, spread: float = 0.5):
 
 
 def transition(t: float, h: float, weight: float):
-    """The density of one Euler-Maruyama step on the grid, (from, to), a row summing to 1."""
+    """The density of one Euler-Maruyama step on the grid, (from, to); each row sums to 1."""
     mean = GRID + h * drift(GRID, t, weight)
     rows = stats.norm.pdf(GRID[None], mean[:, None], math.sqrt((0.1 + 19.9 * t) * h))
     return rows / rows.sum(1, keepdims=True)
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
-def test_the_flip_probability_is_that_of_the_chain_s_density(weight: float):
-    """20 steps, by quadrature of the transition densities; 20 000 runs agree (binomial test)."""
+def test_flip_probability_matches_quadrature_of_the_chain(weight: float):
+    """20,000 runs of 20 steps agree with the chained transition densities (binomial test)."""
     times = even(0.1, 20).tolist()
     density = (np.abs(GRID - 0.2) < 1e-9).astype(float)
     for now, then in itertools.pairwise(times):
@@ -54,7 +54,7 @@ def test_the_flip_probability_is_that_of_the_chain_s_density(weight: float):
     assert (0.15 < flipped < 0.25) if weight == 0 else (0.03 < flipped < 0.1)
 
 
-def test_the_denoiser_is_that_of_a_mixture_of_one_pixel():
+def test_line_denoiser_equals_a_mixture_of_one_pixel():
     exact = Mixture(torch.tensor([-1.0, 1.0]).double().view(2, 1, 1, 1), 0.5)
     z = torch.linspace(-3, 3, 13).double()
     for t in (0.001, 0.1, 0.5):
@@ -63,18 +63,18 @@ def test_the_denoiser_is_that_of_a_mixture_of_one_pixel():
         assert torch.allclose(Line()(z.view(1, 1, 1, -1), time).flatten(), expected)
 
 
-def test_proposition_1():
-    """Where the guided drift is larger above 0, and a step rises with x, fewer labels flip.
+def test_proposition_1_guidance_reduces_label_flips():
+    """If guidance raises the drift above 0, and a step is increasing in x, fewer labels flip.
 
-    P(some x_k < 0) is strictly smaller with guidance. With the same draws no run crosses that did
-    not cross without, and some cross no longer (sign test on the runs that differ).
+    P(some x_k < 0) is strictly smaller with guidance. With the same draws, every run that crosses 0
+    with guidance also crosses without, and some cross only without (sign test on these runs).
     """
     h = 0.001
     for t in even(0.1, 100).tolist():
         above = GRID[GRID > 1e-9]
         assert (drift(above, t, 1) > drift(above, t, 0)).all()
         assert (drift(above, t, 4) > drift(above, t, 1)).all()
-        for weight in (0, 1, 4):  # below 0, where the guide points the other way, nothing is asked
+        for weight in (0, 1, 4):  # the premise excludes x < 0, where guidance points away from 0
             assert (np.diff(above + h * drift(above, t, weight)) > 0).all()
     plain, guided, more = (ends(weight, runs=2000).crossed for weight in (0, 1, 4))
     assert not (guided & ~plain).any()
@@ -85,7 +85,7 @@ def test_proposition_1():
 
 
 class Pushed(Denoiser):
-    """A denoiser whose score is `push` times a direction in [-1, 1], at every time, of each pixel."""
+    """A denoiser whose score at any time is `push` times a direction in [-1, 1] of each pixel."""
 
     def __init__(self, push: float, direction=torch.ones_like):
         super().__init__()
@@ -97,7 +97,7 @@ class Pushed(Denoiser):
 
 
 def surest(slope: float):
-    """A classifier of each pixel z of [-1, 1] into two classes, with log-odds slope z."""
+    """A classifier of each pixel z in [-1, 1] into two classes, with log-odds slope * z."""
 
     def classifier(x, noise):
         odds = slope * (2 * x - 1).flatten()
@@ -107,7 +107,7 @@ def surest(slope: float):
 
 
 def gone(denoiser: Denoiser, weight: float, t: float, start: float):
-    """How far 4000 runs of COUP from `start` went."""
+    """The displacements of 4000 runs of COUP from `start`."""
     purify = COUP(denoiser, surest(1.0), t=t, steps=100, weight=weight)
     x = torch.full((1, 1, 1, 4000), (start + 1) / 2, dtype=torch.float64)
     with torch.no_grad():
@@ -120,13 +120,13 @@ def growth(t: float) -> float:
 
 
 @pytest.mark.parametrize("t", [0.05, 0.2])
-def test_proposition_2(t: float):
-    """If |score| <= C_s and |grad log max p| <= C_p, an image x goes no further than
+def test_proposition_2_bounds_the_displacement(t: float):
+    """If |score| <= C_s and |grad log max p| <= C_p, an image x moves by at most
 
         (e^gamma - 1) (|x| + 2 C_s + 2 lambda C_p) + sqrt(e^(2 gamma) - 1) q
 
-    but for the chance that the noise exceeds q: the solution of the linear SDE, whose noise enters
-    once as there is no forward noise, and the pushes carried along by it. The bound grows with t*.
+    unless the noise exceeds q. This follows from the solution of the linear SDE, driven by score
+    and guide; its noise counts once, as there is no forward noise. The bound grows with t*.
     """
     e, q = growth(t), stats.norm.isf(0.025)
     push, weight, slope = 2.0, 3.0, 0.5  # the guide is at most half of the slope 1
@@ -140,13 +140,13 @@ def test_proposition_2(t: float):
 
 @pytest.mark.parametrize("t", [0.05, 0.1])
 def test_proposition_2_is_sharp(t: float):
-    """Pushed outward all the way it is N((e^gamma - 1) (x + 2 C_s), e^(2 gamma) - 1) from x."""
+    """With a constant outward score, x moves by N((e^gamma - 1) (x + 2 C_s), e^(2 gamma) - 1)."""
     e = growth(t)
     expected = stats.norm((e - 1) * (0.8 + 2 * 2.0), math.sqrt(e * e - 1))
     assert stats.kstest(gone(Pushed(2.0), 0, t, 0.8), expected.cdf).pvalue > 0.01
 
 
-def test_forward_noise_would_count_twice():
+def test_forward_noise_doubles_the_variance():
     """Without a score, DiffPure's variance is twice that of COUP, 2 (e^(2 gamma) - 1)."""
     x = torch.full((1, 1, 1, 4000), 0.9, dtype=torch.float64)
     e = growth(0.1)
@@ -156,12 +156,12 @@ def test_forward_noise_would_count_twice():
         assert stats.chi2(3999).ppf(0.005) < ratio < stats.chi2(3999).ppf(0.995)
 
 
-def test_what_the_experiment_shows():
-    """Guidance keeps labels if the classifier is right, and loses them if it is wrong enough."""
+def test_guidance_prevents_fewer_flips_as_the_classifier_gets_worse():
+    """Guidance prevents label flips, but fewer the larger the error of the classifier is."""
     runs = 3000
     shares = label_flips([0, 4], [0, 1, 6], runs=runs)
     assert shares.shape == (3, 2)
-    assert (shares[:, 0] == shares[0, 0]).all()  # without guidance nobody asks the classifier
+    assert (shares[:, 0] == shares[0, 0]).all()  # without guidance, the classifier is not used
     noise = 3 * math.sqrt(0.25 / runs)
     assert shares[0, 1] < shares[1, 1] - noise
     assert shares[1, 1] < shares[0, 0] - noise
@@ -169,15 +169,15 @@ def test_what_the_experiment_shows():
     assert float((ends(0, runs=runs).end < 0).double().mean()) == shares[0, 0]
 
 
-def test_a_classifier_that_is_wrong_enough_does_harm():
-    """Paired runs: those that flip with guidance only outnumber those that it saves."""
+def test_guidance_by_a_wrong_classifier_causes_more_flips():
+    """In paired runs, guidance causes more label flips than it prevents."""
     plain, guided = (ends(weight, 6, runs=6000, steps=50).end < 0 for weight in (0, 8))
     harmed, saved = int((guided & ~plain).sum()), int((plain & ~guided).sum())
     assert stats.binomtest(harmed, harmed + saved, alternative="greater").pvalue < 0.01
 
 
 @pytest.mark.parametrize("options", [{"start": 0}, {"runs": 0}, {"level": -1}])
-def test_mistakes_are_told(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(ValueError, match=r"start .*runs .*level"):
         ends(1, **options)
 
@@ -194,6 +194,6 @@ def test_label_flips_are_drawn_with_intervals():
     assert [line.get_label() for line in axes.lines] == ["noise level 0", "noise level 4"]
 
 
-def test_the_example_writes_a_png(elsewhere):
+def test_example_writes_a_png(elsewhere):
     main(["--runs", "50", "--out", "f.png"])
     assert Path("f.png").read_bytes().startswith(b"\x89PNG")

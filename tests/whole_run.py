@@ -1,4 +1,4 @@
-"""A whole `run.json` for the tests that write a run of their own, and the name of a file in it."""
+"""A complete `run.json` for tests that write their own runs, and a writer of outcomes files."""
 
 import hashlib
 from pathlib import Path
@@ -24,7 +24,7 @@ CERTIFICATION = {key: SPEC[key] for key in ("data", "classifier")} | {
 
 
 def manifest(indices, spec=None, **told) -> Any:
-    """What `run.json` holds of a run on `indices`; `spec` changes options of SPEC, or adds sections."""
+    """The contents of `run.json` for `indices`; `spec` changes options of SPEC or adds sections."""
     changed = {
         name: SPEC[name] | part if name in ("threat", "evaluation", "machine") else part
         for name, part in (spec or {}).items()
@@ -34,7 +34,7 @@ def manifest(indices, spec=None, **told) -> Any:
 
 
 def write_outcomes(run: Run, content: bytes) -> Path:
-    """Write a file of outcomes under the name that a file of this run with these contents has."""
+    """Write an outcomes file, named after the run and its contents as in a real run."""
     told = run.manifest["identity"].encode() + b"\n" + content
     path = run.folder / "outcomes" / f"9999999-{hashlib.sha256(told).hexdigest()[:8]}.jsonl"
     path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Compression rates of purifiers whose singular values are known, and critical eps in closed form."""
+"""Compression rates of purifiers with known singular values, and critical eps in closed form."""
 
 import json
 from typing import Any
@@ -44,7 +44,7 @@ class Linear(nn.Module):
 
 
 def x_of(size=(3, 1, 4, 4)):
-    """Images so near to gray that no perturbation is cut."""
+    """Images so close to gray that no perturbation is clipped."""
     return 0.45 + 0.1 * NOISE.child("images").uniform(torch.zeros(size))
 
 
@@ -54,7 +54,7 @@ def rates(purifier, **options):
     return compression(model, x_of(), LINF, NOISE, **asked, **QUIET)
 
 
-def test_a_linear_purifier_has_its_singular_values():
+def test_rate_of_a_linear_purifier_follows_its_singular_values():
     singular = torch.linspace(0.1, 0.7, 16)
     singular[3] = 1.8
     found = rates(Linear(singular), steps=40)
@@ -69,7 +69,7 @@ def test_a_linear_purifier_has_its_singular_values():
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25, 3.0])
-def test_a_multiple_of_the_identity_has_its_factor(scale: float):
+def test_rate_of_a_scaled_identity_is_its_factor(scale: float):
     found = rates(lambda x, noise: scale * x)
     for kind in (RANDOM, ADVERSARIAL):
         assert np.allclose(found.rates[kind], scale, atol=1e-5), kind
@@ -79,14 +79,14 @@ def test_a_multiple_of_the_identity_has_its_factor(scale: float):
     assert at["length"] == pytest.approx(8 / 255 * 4)
 
 
-def test_noise_that_is_the_same_for_both_contracts_nothing():
+def test_noise_shared_by_both_images_does_not_contract():
     assert np.allclose(rates(AddGaussianNoise(0.4)).rates[ADVERSARIAL], 1, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     "constant", [lambda x, noise: torch.full_like(x, 0.5), lambda x, noise: 0 * x + 0.5]
 )
-def test_a_constant_has_rate_zero_with_and_without_a_graph(constant):
+def test_constant_purifier_has_rate_zero_with_and_without_a_graph(constant):
     found = rates(constant)
     assert not any(values.any() for values in found.rates.values())
     assert found.summary()["sizes"][0][RANDOM]["contracts"]["accuracy"] == 1
@@ -99,7 +99,7 @@ def test_power_iteration_without_a_gradient_keeps_the_random_direction():
     assert not rates(Linear(torch.linspace(0.1, 2, 16))).without_gradient
 
 
-def test_a_perturbation_that_the_box_cuts_counts_for_what_is_left():
+def test_clipped_perturbation_is_measured_after_clipping():
     model = Batched(Purified(RandomGuess(), lambda x, noise: x / 2).eval(), 2)
     x, asked = torch.ones(3, 1, 4, 4), {"draws": 1, "sizes": (8.0,), "steps": 2}
     found = compression(model, x, LINF, NOISE, **asked, **QUIET)
@@ -119,7 +119,7 @@ def test_rates_do_not_depend_on_the_batch():
             assert np.allclose(alone.rates[kind][0], whole.rates[kind][place], atol=1e-5)
 
 
-def test_what_compression_needs_is_told():
+def test_compression_refuses_invalid_arguments():
     for options in ({"draws": 0}, {"steps": 0}, {"sizes": ()}, {"sizes": (0.0,)}):
         with pytest.raises(ValueError, match=next(iter(options))):
             rates(lambda x, noise: x, **options)
@@ -132,13 +132,13 @@ def test_what_compression_needs_is_told():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_critical_eps_of_a_linear_model_is_its_distance(norm: Norm):
+def test_critical_eps_of_a_linear_model_is_its_distance(norm: Norm):
     model, noise = MultiPlaneClassifier(2).eval(), Noise.of(0, range(6))
     x = 0.5 + 0.02 * noise.child("images").normal(torch.zeros(6, 3, 4, 4))
     y = model(x, noise).argmax(1)
     true = model.distances(x, norm).numpy()
-    y[0] = 1 - y[0]  # wrong as it is
-    reach = float(np.sort(true[1:])[-2:].mean())  # the farthest image is beyond it
+    y[0] = 1 - y[0]  # wrong without an attack
+    reach = float(np.sort(true[1:])[-2:].mean())  # below the distance of the farthest image
     found = critical_eps(
         Batched(model, 4), x, y, Threat(norm, 1e-3), noise, reach=reach / 1e-3, rounds=7, eot=1,
         draws=3, steps=30, **QUIET,
@@ -150,14 +150,14 @@ def test_the_critical_eps_of_a_linear_model_is_its_distance(norm: Norm):
     for place in set(range(1, 6)) - {farthest}:
         width = found.high[place] - found.low[place]
         assert width == pytest.approx(reach / 2**7)
-        assert found.low[place] < true[place] * 1.05  # PGD comes as near as that
+        assert found.low[place] < true[place] * 1.05  # PGD gets this close
         assert true[place] <= found.high[place], "no attack breaks an image below its distance"
     told = found.summary()
     assert told["wrong"]["accuracy"] == told["unbroken"]["accuracy"] == pytest.approx(1 / 6)
     assert told["brackets"][farthest]["high"] is None
 
 
-def test_what_critical_eps_needs_is_told():
+def test_critical_eps_refuses_invalid_arguments():
     at = (Batched(LinearClassifier(), 4), torch.full((2, 3, 4, 4), 0.5), torch.zeros(2).long())
     mistakes: list[dict[str, Any]] = [{"rounds": 0}, {"draws": 0}, {"reach": 0}]
     for options in mistakes:
@@ -169,7 +169,7 @@ def test_what_critical_eps_needs_is_told():
 
 @pytest.fixture
 def runs(elsewhere):
-    """Two runs with purifiers, and one without, of the toy world."""
+    """Two runs on blobs with purifiers, and one without."""
     small = ["--set", "data.size=6", "--set", "evaluation.draws=2", "--quiet"]
     known = "attacks=[{name: pgd, steps: 2}, {name: pgd, label: DW-box, knows: both, steps: 2}]"
     for name, change in (
@@ -183,7 +183,7 @@ def runs(elsewhere):
     return elsewhere
 
 
-def test_the_page_of_compression_tells_what_the_runs_found_and_goes_on(runs, capsys, monkeypatch):
+def test_compression_command_reports_the_runs_and_resumes(runs, capsys, monkeypatch):
     asked = ["analyze", "compression", "short", "long", "none", "blobs", "--images", "4"]
     asked += ["--steps", "2", "--size", "1", "--size", "2", "--quiet", "--out", "seen"]
     assert run(asked) == 0
@@ -210,14 +210,14 @@ def test_the_page_of_compression_tells_what_the_runs_found_and_goes_on(runs, cap
     assert all(again[key] == told[key] for key in ("defenses", "runs", "skipped", "indices"))
 
 
-def test_compression_refuses_what_has_no_purifier(elsewhere, mistake):
+def test_compression_command_refuses_invalid_arguments(elsewhere, mistake):
     bare = ["--set", "purifier=null", "--images", "4"]
     assert "no purifier in blobs" in mistake("analyze", "compression", "blobs", *bare)
     assert "--size" in mistake("analyze", "compression", "blobs", "--size", "0")
     assert "nowhere" in mistake("analyze", "compression", "nowhere.yaml")
 
 
-def test_the_page_of_critical_eps(elsewhere, capsys):
+def test_critical_eps_command_writes_its_results(elsewhere, capsys):
     asked = ["--images", "3", "--steps", "2", "--eot", "1", "--draws", "3", "--rounds", "2"]
     assert run(["analyze", "critical-eps", "blobs", *asked, "--quiet", "--out", "seen"]) == 0
     assert "robust at the largest" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The comparison of gradients: what is exact agrees with finite differences, what is not does not."""
+"""The comparison of gradients: only exact gradients agree with finite differences."""
 
 import json
 
@@ -24,7 +24,7 @@ def rows(gradients):
     return {row["way"]: row for row in gradients.summary()["ways"]}
 
 
-def test_only_the_exact_gradient_is_that_of_finite_differences():
+def test_only_the_exact_gradient_matches_finite_differences():
     chain = ["purifier={name: diffpure, t: 0.3, steps: 20, sampler: ddpm}"]
     gradients = found(chain, coarse=5)
     told = rows(gradients)
@@ -38,7 +38,7 @@ def test_only_the_exact_gradient_is_that_of_finite_differences():
     assert told["exact"]["kept"] < told["exact, whole graph"]["kept"]
 
 
-def test_the_adjoint_is_near_and_not_exact():
+def test_adjoint_gradient_is_close_but_not_exact():
     pytest.importorskip("torchsde")
     coarse, fine = (
         rows(found([SDE[0].replace("8", steps)], directions=1))["adjoint"] for steps in ("8", "80")
@@ -47,7 +47,7 @@ def test_the_adjoint_is_near_and_not_exact():
     assert 1e-3 < fine["error"]["mean"] < coarse["error"]["mean"]
 
 
-def test_what_a_model_has_not_is_told():
+def test_unavailable_gradients_are_reported_or_omitted():
     gradients = found(["purifier={name: diffpure, t: 0.3, steps: 8, sampler: ode}"])
     assert "adjoint" in gradients.missing
     assert "`sde`" in gradients.missing["adjoint"]
@@ -60,7 +60,7 @@ class Rounding(torch.nn.Module):
         return x + (torch.round(4 * x) / 4 - x).detach()  # the gradient of the identity
 
 
-def test_a_gradient_masked_by_rounding_is_found_out():
+def test_gradient_masked_by_rounding_is_detected():
     seen = load_inputs("blobs", [], None, images=4, device="cpu")
     model = Purified(seen.model.model.classifier, Rounding())  # pyright: ignore
     gradients = compare_gradients(
@@ -70,7 +70,7 @@ def test_a_gradient_masked_by_rounding_is_found_out():
     assert errors.min() > 0.5
 
 
-def test_a_model_of_float32_only_is_compared_in_float32():
+def test_float32_only_model_is_compared_in_float32():
     class Picky(torch.nn.Module):
         def forward(self, x, noise):
             if x.dtype != torch.float32:
@@ -88,7 +88,7 @@ def test_a_model_of_float32_only_is_compared_in_float32():
     assert gradients.slope_errors().max() < 0.05
 
 
-def test_an_image_alone_has_the_same_gradients():
+def test_gradients_do_not_depend_on_the_batch():
     seen = load_inputs("blobs", SDE, None, images=3, device="cpu")
     options = {"draws": 2, "directions": 2, "repeats": 1, "quiet": True}
     both = compare_gradients(seen.model, seen.x, seen.y, seen.noise, **options)
@@ -96,7 +96,7 @@ def test_an_image_alone_has_the_same_gradients():
     assert np.allclose(both.gradients[:, 1:2], alone.gradients, rtol=1e-4, atol=1e-6)
 
 
-def test_the_command_writes_a_page(elsewhere, mistake):
+def test_command_writes_a_page_and_refuses_invalid_options(elsewhere, mistake):
     words = ["analyze", "gradients", "blobs", "--images", "3", "--out", "g", "--device", "cpu"]
     assert run([*words, "--quiet", "--set", *SDE]) == 0
     told = json.loads((elsewhere / "g" / "gradients.json").read_text())

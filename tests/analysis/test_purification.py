@@ -1,4 +1,4 @@
-"""What purification does to pictures, on purifiers whose answer is known; and generated pictures."""
+"""Effects of purifiers with known outputs on images, and statistics of generated images."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def look(at, purifier=None, **options):
     return purification(model, at.x, at.y, at.threat, at.noise, **SMALL | options)
 
 
-def test_a_purifier_that_does_nothing_leaves_all():
+def test_identity_purifier_leaves_the_whole_perturbation():
     found = look(seen(), lambda x, noise: x)
     assert np.allclose(found.remaining, 1, atol=1e-5)
     for metric in ("l2", "linf", "ssim"):
@@ -47,7 +47,7 @@ def test_a_purifier_that_does_nothing_leaves_all():
     assert found.noise_std is None
 
 
-def test_a_perfect_purifier_leaves_nothing():
+def test_perfect_purifier_removes_the_perturbation():
     at = seen()
     perfect = at.x.clone()
     found = look(at, lambda x, noise: perfect + 0 * x)
@@ -57,7 +57,7 @@ def test_a_perfect_purifier_leaves_nothing():
     assert np.abs(found.distances["attacked"]["linf"] - 0.2).max() < 0.2
 
 
-def test_noise_alone_is_the_forward_noise_of_the_defense():
+def test_noise_only_images_have_the_forward_noise_of_the_defense():
     at = seen()
     found = look(at)
     assert isinstance(at.model.model, Purified)
@@ -76,7 +76,7 @@ def test_noise_alone_is_the_forward_noise_of_the_defense():
 
 
 @pytest.mark.parametrize("sampler", ["ode", "ddim", "heun"])
-def test_of_a_deterministic_purifier_all_draws_are_the_same(sampler: str):
+def test_draws_of_a_deterministic_purifier_are_equal(sampler: str):
     found = look(seen(f"purifier={{name: coup, t: 0.3, steps: 3, sampler: {sampler}}}"))
     assert found.noise_std is None
     assert list(found.distances) == ["attacked", "clean, purified", "attacked, purified"]
@@ -89,7 +89,7 @@ def test_of_a_deterministic_purifier_all_draws_are_the_same(sampler: str):
         assert np.array_equal(told[:, 0], told[:, 1])
 
 
-def test_what_it_needs_is_told():
+def test_invalid_arguments_are_refused():
     at = seen()
     with pytest.raises(ValueError, match="draws must be 1"):
         look(at, draws=0)
@@ -109,7 +109,7 @@ def test_what_it_needs_is_told():
         )
 
 
-def test_without_lpips_it_is_told_before_the_work(monkeypatch):
+def test_missing_lpips_is_reported_before_the_attack(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     distances.lpips_network.cache_clear()
     monkeypatch.setattr(PGD, "__call__", lambda *args: pytest.fail("attacked"))
@@ -117,7 +117,7 @@ def test_without_lpips_it_is_told_before_the_work(monkeypatch):
         look(seen(), lpips=True)
 
 
-def test_intervals_stay_within_what_a_distance_can_be():
+def test_intervals_stay_within_the_range_of_a_distance():
     far = {REAL: [0.0, 10.0]}
     told = Samples(far, {}, 2).summary()["frechet"][REAL]
     assert (told["mean"], told["low"]) == (5, 0)
@@ -131,7 +131,7 @@ def test_intervals_stay_within_what_a_distance_can_be():
     assert row["ssim"] == {"mean": 0.5, "low": -1, "high": 1}
 
 
-def test_the_page_of_purification(elsewhere, capsys):
+def test_purification_command_writes_its_page(elsewhere, capsys):
     changes = [word for change in SPEC for word in ("--set", change)]
     asked = ["--images", "4", "--steps", "2", "--eot", "1", "--draws", "2", "--quiet"]
     assert run(["analyze", "purification", "blobs", *changes, *asked, "--out", "seen"]) == 0
@@ -144,7 +144,7 @@ def test_the_page_of_purification(elsewhere, capsys):
         assert (elsewhere / "seen" / name).stat().st_size
 
 
-def test_the_frechet_distance_in_closed_form():
+def test_frechet_distance_matches_the_closed_form():
     one = Noise.of(0, range(200)).normal(torch.empty(200, 3)).double()
     assert frechet(one, one) == pytest.approx(0, abs=1e-6)
     assert frechet(one, one + torch.tensor([3.0, 0, 4])) == pytest.approx(25)
@@ -153,14 +153,14 @@ def test_the_frechet_distance_in_closed_form():
     assert frechet(one, 2 * one) == pytest.approx(spread + away), "C + 4 C - 2 (2 C)"
 
 
-def test_without_torchmetrics_it_is_told_before_the_work(monkeypatch):
+def test_missing_torchmetrics_is_reported_before_sampling(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
     x, noise = torch.zeros(4, 1, 2, 2), Noise.of(0, range(4))
     with pytest.raises(ValueError, match=r"unfool\[metrics\]"):
         samples({}, lambda x, noise: pytest.fail("asked"), x, torch.zeros(4), noise)
 
 
-def test_features_go_into_the_last_linear_layer():
+def test_features_are_the_inputs_of_the_last_linear_layer():
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
 
     class Two(nn.Module):
@@ -177,7 +177,7 @@ def test_features_go_into_the_last_linear_layer():
     assert torch.equal(features(lambda x, noise: x.flatten(1), x, noise), x.flatten(1))
 
 
-def test_the_right_model_generates_what_is_alike():
+def test_right_model_has_a_smaller_frechet_distance():
     means = torch.stack([torch.full((1, 2, 2), -0.5), torch.full((1, 2, 2), 0.5)])
     noise = Noise.of(0, range(64))
     y = torch.arange(64) % 2
@@ -203,7 +203,7 @@ def test_the_right_model_generates_what_is_alike():
         samples(denoisers, lambda x, noise: x.flatten(1), x, y, noise, sets=1)
 
 
-def test_the_page_of_samples(elsewhere):
+def test_samples_command_writes_its_results(elsewhere):
     asked = ["--images", "24", "--steps", "2", "--sets", "2", "--quiet", "--out", "seen"]
     beside = ["--compare-with", "denoiser.weights=digits-denoiser"]
     assert run(["analyze", "samples", "demo", *beside, *asked]) == 0

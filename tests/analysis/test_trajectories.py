@@ -1,4 +1,4 @@
-"""Paths of attacks with the noise known and not, and the landscape they run over."""
+"""Paths of attacks with and without known noise, and the loss landscape around them."""
 
 import json
 from pathlib import Path
@@ -47,17 +47,17 @@ def follow(at, which=slice(None), **options):
     return trajectories(at.model, at.x[which], at.y[which], at.threat, noise, **settings)
 
 
-def test_known_noise_is_attacked_best_on_that_noise():
-    """On digits: among blobs all three attacks reach the same corner, so nothing can be told apart."""
+def test_attack_that_knows_the_noise_is_best_on_that_noise():
+    """It uses digits, because all three attacks reach the same corner on blobs."""
     found = follow(load_inputs("demo", DIGITS, None, images=6, device="cpu"))
     known = {name: runs.losses["known"].mean() for name, runs in found.runs.items()}
-    assert known[DW] > known[WHITE] + 5  # about 10 against -3 and -1
+    assert known[DW] > known[WHITE] + 5  # about 10, compared with -3 and -1
     assert known[DW] > known[EOT] + 5
     fresh = {name: runs.losses["fresh"].mean() for name, runs in found.runs.items()}
     assert fresh[EOT] > fresh[DW]
 
 
-def test_shapes_starts_and_bounds():
+def test_paths_have_the_expected_shapes_starts_and_bounds():
     at = seen()
     found = follow(at, shown=2)
     pixels = at.x[0].numel()
@@ -66,7 +66,7 @@ def test_shapes_starts_and_bounds():
         assert runs.ends.shape == (4, count, pixels)
         assert runs.paths.shape == (2, count, 6, pixels)
         assert np.abs(runs.ends).max() <= 0.2 + 1e-6
-        assert not runs.paths[:, :, 0].any()  # all begin at the image
+        assert not runs.paths[:, :, 0].any()  # all start at the image
         assert np.array_equal(runs.paths[:, :, -1], runs.ends[:2])
         for kind in ("known", "fresh"):
             assert np.allclose(runs.heights[kind][:, :, -1], runs.losses[kind][:2])
@@ -77,14 +77,14 @@ def test_shapes_starts_and_bounds():
     assert [name for name, _, _ in where] == [DW, *[WHITE] * 3, *[EOT] * 3]
 
 
-def test_an_image_alone_has_the_same_paths():
+def test_paths_do_not_depend_on_the_batch():
     at = seen()
     every, alone = follow(at), follow(at, slice(1, 2))
     for name in (DW, WHITE, EOT):
         assert np.allclose(every.runs[name].ends[1], alone.runs[name].ends[0], atol=1e-6), name
 
 
-def test_cosines_are_those_of_the_ends():
+def test_cosines_are_those_of_the_end_points():
     told = follow(seen()).summary()
     pairs = {tuple(row["between"]): row["cosine"]["mean"] for row in told["cosines"]}
     assert len(pairs) == 5  # DW-box has one run, which is not compared with itself
@@ -115,7 +115,7 @@ def around(at, **options):
     )
 
 
-def test_the_landscape_has_the_attacks_where_it_says():
+def test_landscape_has_the_attacks_and_losses_at_their_coordinates():
     at = digits()
     found = around(at, clip=False)
     assert found.along.tolist() == [0, 1, 2]
@@ -129,7 +129,7 @@ def test_the_landscape_has_the_attacks_where_it_says():
             logits = at.model(at.x[:1] + a * u.to(at.x), secret)
         loss = float(LOSSES["margin"](logits, at.y[:1]))
         assert found.known[b, a] == pytest.approx(loss, rel=1e-3)
-    assert found.known[0, 1] > found.known[0, 0]  # DW-box climbed
+    assert found.known[0, 1] > found.known[0, 0]  # DW-box raised the loss
     assert abs(float((found.directions[0] * found.directions[1]).sum())) < 1e-4
 
 
@@ -137,17 +137,17 @@ def test_the_landscape_has_the_attacks_where_it_says():
     ("options", "said"),
     [({"grid": 1}, "grid must be 2"), ({"draws": 0}, "draws must be 1")],
 )
-def test_a_wrong_number_is_told(options, said):
+def test_invalid_grid_and_draws_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         around(seen(2), **options)
 
 
-def test_one_direction_is_no_landscape():
+def test_landscape_is_refused_if_all_attacks_agree():
     with pytest.raises(ValueError, match="the same image"):
-        around(seen(2))  # two classes apart along one line: all attacks agree
+        around(seen(2))  # two classes along one line: all attacks agree
 
 
-def test_the_commands_write_pages(elsewhere, mistake):
+def test_commands_write_their_results_and_refuse_invalid_options(elsewhere, mistake):
     sets = [word for change in SPEC for word in ("--set", change)]
     few = ["--steps", "3", "--eot", "2", "--draws", "2", "--quiet", "--device", "cpu"]
     words = ["analyze", "trajectories", "blobs", *sets, *few, "--images", "3", "--runs", "2"]
@@ -176,14 +176,14 @@ def test_the_commands_write_pages(elsewhere, mistake):
     assert "--image" in mistake("analyze", "landscape", "demo", "--image", "-1")
 
 
-def test_an_interval_stays_within_what_a_cosine_can_be():
+def test_interval_stays_within_the_range_of_a_cosine():
     ends = np.array([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])  # cosines 1 and 0
     runs = Runs(ends, ends, {}, {"known": ends[:, :, 0]}, {"known": ends[:, :, 0]})
     (row,) = Trajectories({EOT: runs}, 1).summary()["cosines"]
     assert row["cosine"] == {"mean": pytest.approx(0.5), "low": -1, "high": 1}
 
 
-def test_a_landscape_opens_every_model_before_it_draws(elsewhere, mistake, monkeypatch):
+def test_landscape_refuses_invalid_options_before_it_computes(elsewhere, mistake, monkeypatch):
     at = "unfool.analysis.landscape.landscape"
     monkeypatch.setattr(at, lambda *args, **options: pytest.fail("drawn"))
     words = ["analyze", "landscape", "demo", "--device", "cpu"]
@@ -192,7 +192,7 @@ def test_a_landscape_opens_every_model_before_it_draws(elsewhere, mistake, monke
     assert "--image must be from 0 to 79" in said
 
 
-def test_one_image_is_opened_as_among_others():
+def test_single_image_is_loaded_as_in_a_batch():
     one, many = (load_inputs("blobs", SPEC, None, n, device="cpu", position=1) for n in (None, 3))
     assert one.indices == many.indices[1:2]
     assert torch.equal(one.x, many.x[1:2])
@@ -200,12 +200,12 @@ def test_one_image_is_opened_as_among_others():
     assert torch.equal(one.noise.normal(one.x), many.noise.take([1]).normal(one.x))
 
 
-def test_attacks_of_the_spec_are_not_looked_at():
+def test_attacks_of_the_spec_are_ignored():
     changes = ["purifier=null", "attacks=[{name: pgd, view: bpda}]"]
     assert load_inputs("blobs", changes, None, 2, device="cpu").spec["attacks"] == []
 
 
-def test_names_of_attacks_do_not_lie_on_their_paths(monkeypatch):
+def test_labels_of_attacks_do_not_overlap_their_paths(monkeypatch):
     ends = {DW: (1, 0), EOT: (1.5, 1)}
     paths = {name: np.linspace((0, 0), end, 9) for name, end in ends.items()}
     plane = np.arange(9.0).reshape(3, 3)
@@ -214,7 +214,7 @@ def test_names_of_attacks_do_not_lie_on_their_paths(monkeypatch):
     figures = []
     monkeypatch.setattr(report, "draw", lambda figure: figures.append(figure) or Drawing(b"", ""))
     report.surfaces({"the model": found})
-    style.draw_png(figures[0])  # which lays it out
+    style.draw_png(figures[0])  # drawing computes the layout
     names = 0
     for axes in figures[0].axes:
         for text in axes.texts:
@@ -228,7 +228,7 @@ def test_names_of_attacks_do_not_lie_on_their_paths(monkeypatch):
     assert names == 4
 
 
-def test_the_figure_of_the_docs_has_its_colors():
+def test_figure_of_the_docs_has_the_current_colors():
     path = Path(__file__).parents[2] / "docs" / "trajectories.png"
     assert path.stat().st_size < 250_000
     pixels = np.asarray(Image.open(path).convert("RGB"), dtype=int)

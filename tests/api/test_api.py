@@ -1,4 +1,4 @@
-"""From Python: the same outcomes as the command's, on whatever a user hands over."""
+"""The Python API has the same outcomes as the commands, for all kinds of models and data."""
 
 import importlib
 import subprocess
@@ -65,7 +65,7 @@ def evaluate(*arguments, **options):
     return unfool.evaluate(*arguments, **{**SMALL, "attacks": {"pgd": PGD(steps=2)}, **options})
 
 
-def test_the_outcomes_are_those_of_the_command(demo, tmp_path):
+def test_evaluate_gives_the_outcomes_of_the_command(demo, tmp_path):
     changes = [word for change in FEW for word in ("--set", change)]
     assert run(["evaluate", "demo", "--out", str(tmp_path), "--quiet", *changes]) == 0
     command = unfool.load_run(tmp_path)
@@ -82,7 +82,7 @@ def test_the_outcomes_are_those_of_the_command(demo, tmp_path):
     assert "<table>" in shared._repr_html_()
 
 
-def test_a_run_with_a_folder_goes_on_and_grows(network, tensors, tmp_path):
+def test_run_with_a_folder_resumes_and_grows(network, tensors, tmp_path):
     first = evaluate(network, tensors, images=2, out=tmp_path)
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "outcomes").iterdir()}
     again = evaluate(network, tensors, images=2, out=tmp_path)
@@ -95,7 +95,7 @@ def test_a_run_with_a_folder_goes_on_and_grows(network, tensors, tmp_path):
 @pytest.mark.parametrize(
     "change", ["weights", "buffer", "attack", "data", "threat", "seed", "draws"]
 )
-def test_a_folder_of_another_run_is_refused(change, network, tensors, tmp_path):
+def test_folder_of_another_run_is_refused(change, network, tensors, tmp_path):
     evaluate(network, tensors, out=tmp_path)
     options: dict = {"out": tmp_path}
     model, data = network, tensors
@@ -118,7 +118,7 @@ def test_a_folder_of_another_run_is_refused(change, network, tensors, tmp_path):
 
 
 class Pairs(torch.utils.data.Dataset):
-    """A torch data set of uint8 images and labels as tensors, as many have them."""
+    """A torch data set of uint8 images with labels as tensors, which is common."""
 
     def __init__(self, x, y):
         self.x, self.y = (x * 255).byte(), y
@@ -130,7 +130,7 @@ class Pairs(torch.utils.data.Dataset):
         return self.x[index], self.y[index]
 
 
-def test_code_of_one_s_own_counts_with_the_modules_that_it_imports(
+def test_run_is_refused_if_a_module_imported_by_user_code_changes(
     tensors, network, tmp_path, monkeypatch
 ):
     monkeypatch.syspath_prepend(tmp_path)
@@ -153,7 +153,7 @@ def test_code_of_one_s_own_counts_with_the_modules_that_it_imports(
         evaluate(darker, tensors, images=2, out=tmp_path / "a")
 
 
-def test_any_kind_of_data_will_do(network, tensors):
+def test_all_kinds_of_data_give_the_same_outcomes(network, tensors):
     x, y = tensors
     x = (x * 255).byte().float() / 255
     ours = evaluate(network, Arrays(x, y, tuple("0123456789")))
@@ -161,7 +161,7 @@ def test_any_kind_of_data_will_do(network, tensors):
         assert outcomes(evaluate(network, data).run) == outcomes(ours.run)
 
 
-def test_a_plain_module_is_called_with_images_alone_and_left_as_it_was(network, tensors):
+def test_plain_module_is_evaluated_and_keeps_its_modes(network, tensors):
     network.train()
     network[0].eval()
     modes = [module.training for module in network.modules()]
@@ -173,7 +173,7 @@ def test_a_plain_module_is_called_with_images_alone_and_left_as_it_was(network, 
 
 @dataclass
 class Nothing:
-    """An attack of one's own."""
+    """A user's own attack, which returns the image itself."""
 
     effort: int = 3
 
@@ -185,7 +185,7 @@ def no_attack(model, x, y):
     return x + 0 * model(x).sum()
 
 
-def test_an_attack_is_told_in_the_words_of_a_spec(network, tensors):
+def test_attacks_are_recorded_as_in_a_spec(network, tensors):
     told = {
         "mine": Nothing(),
         "function": no_attack,
@@ -198,12 +198,12 @@ def test_an_attack_is_told_in_the_words_of_a_spec(network, tensors):
     assert (rows[2]["name"], rows[2]["view"], rows[2].get("knows")) == ("pgd", "exact", "both")
 
 
-def test_an_attack_of_ones_own_alone_raises_a_doubt(network, tensors):
+def test_run_with_only_a_user_attack_raises_a_doubt(network, tensors):
     found = evaluate(network, tensors, attacks={"mine": Nothing()})
     assert "unknown-attack" in [doubt.name for doubt in found.doubts]
 
 
-def test_without_attacks_there_is_no_robustness(network, tensors):
+def test_run_without_attacks_reports_no_robustness(network, tensors):
     found = evaluate(network, tensors, attacks={})
     assert found.random is None
     assert "No attack was tried" in str(found)
@@ -223,13 +223,13 @@ def test_without_attacks_there_is_no_robustness(network, tensors):
         ({"attacks": {"pgd": unfool.AttackOnView(PGD(), "bpda")}}, "`exact`"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(change, sentence, network, tensors):
+def test_invalid_arguments_are_refused(change, sentence, network, tensors):
     with pytest.raises((ValueError, TypeError), match=sentence):
         evaluate(network, tensors, **change)
 
 
 @pytest.mark.parametrize("kind", ["tensors", "named classes", "a torch data set"])
-def test_images_with_their_channels_last_are_refused_in_one_sentence(kind):
+def test_images_with_channels_last_are_refused(kind):
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(0, 2)
     )
@@ -242,7 +242,7 @@ def test_images_with_their_channels_last_are_refused_in_one_sentence(kind):
         evaluate(network, data, **options)
 
 
-def test_data_that_are_no_images_are_refused(network, tensors):
+def test_invalid_data_are_refused(network, tensors):
     x, y = tensors
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y))
     for data, sentence in (
@@ -257,7 +257,7 @@ def test_data_that_are_no_images_are_refused(network, tensors):
             evaluate(network, data)
 
 
-def test_certify_gives_the_commands_certificates(tmp_path):
+def test_certify_gives_the_certificates_of_the_command(tmp_path):
     few = ["certification.images=2", "certification.n=60", "certification.n0=10"]
     changes = [word for change in few for word in ("--set", change)]
     command = ["certify", "digits-certify", "--out", str(tmp_path / "a"), "--quiet", *changes]
@@ -279,7 +279,7 @@ def test_certify_gives_the_commands_certificates(tmp_path):
         unfool.load_run(tmp_path / "b")
 
 
-def test_a_sweep_is_a_list_of_values_and_results(tmp_path):
+def test_sweep_is_a_list_of_values_and_results(tmp_path):
     changes = ["data.size=8", "purifier.steps=2", "evaluation.draws=2", "attacks=[]"]
     found = unfool.sweep("blobs", [*changes, "sweep={purifier.t: [0.05, 0.1]}"], quiet=True)
     assert [values["purifier.t"] for values, _ in found] == ["0.05", "0.1"]
@@ -294,7 +294,7 @@ def test_a_sweep_is_a_list_of_values_and_results(tmp_path):
     assert len(list((tmp_path / "cells").iterdir())) == 2
 
 
-def test_load_gives_the_model_of_a_spec(demo, tensors):
+def test_load_returns_the_model_of_a_spec(demo, tensors):
     x, _ = tensors
     assert demo(x).shape == (6, 10)
     assert not any(p.requires_grad for p in demo.parameters())
@@ -305,7 +305,7 @@ def test_load_gives_the_model_of_a_spec(demo, tensors):
     assert not torch.equal(demo(x), demo(x))
 
 
-def test_a_run_from_python_keeps_what_a_function_asked(network, tensors, tmp_path):
+def test_report_says_that_the_run_was_started_from_python(network, tensors, tmp_path):
     found = evaluate(network, tensors, out=tmp_path)
     text = (found.write_report() / "report.md").read_text()
     assert "`unfool.evaluate` was called from Python" in text
@@ -332,8 +332,8 @@ print(hash_contents(Net()))
 """
 
 
-def test_code_of_a_script_counts_with_what_it_uses(tmp_path):
-    """Each is run by a process of its own, where hashes of texts, and so the order of sets, differ."""
+def test_hash_of_a_script_covers_the_code_it_uses(tmp_path):
+    """Each runs in a process of its own, where string hashes, and so the order of sets, differ."""
 
     def told(old="", new=""):
         script = tmp_path / "script.py"

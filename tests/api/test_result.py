@@ -1,4 +1,4 @@
-"""A result: its numbers, what it prints, and what can be made of it."""
+"""A result: its numbers, its printed forms, and its exports."""
 
 import sys
 from typing import Any
@@ -29,7 +29,7 @@ def result():
     )
 
 
-def test_the_numbers_are_those_of_the_report(result):
+def test_numbers_match_the_report(result):
     told = result.to_dict()
     assert (result.n, result.requested) == (5, 5)
     for judged, readings in ((result.clean, told["clean"]), (result.robust, told["robust"])):
@@ -45,7 +45,7 @@ def test_the_numbers_are_those_of_the_report(result):
     assert len(result.doubts) == len(told["doubts"])
 
 
-def test_it_prints_the_table_of_the_command(result, capsys, monkeypatch):
+def test_print_shows_the_table_of_the_command(result, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "110")
     print(result)
     printed = capsys.readouterr().out
@@ -57,19 +57,19 @@ def test_it_prints_the_table_of_the_command(result, capsys, monkeypatch):
     assert "report:" not in printed
 
 
-def test_its_repr_is_one_short_line(result):
+def test_repr_is_one_short_line(result):
     assert len(repr(result)) < 120
     assert "\n" not in repr(result)
     assert "5 images" in repr(result)
 
 
-def test_a_notebook_gets_a_table(result):
+def test_notebook_shows_a_table(result):
     page = result._repr_html_()
     assert page.count("<table>") == 1
     assert "adaptive" in page
 
 
-def test_the_records_are_every_answer(result):
+def test_records_hold_every_answer(result):
     records = result.to_records()
     assert len(records) == 5 * 5 * 2  # images, conditions, draws
     assert list(records[0]) == ["index", "label", "condition", "draw", "answer", "correct"]
@@ -78,20 +78,20 @@ def test_the_records_are_every_answer(result):
     assert all(row["correct"] == (row["answer"] == row["label"]) for row in records)
 
 
-def test_without_pandas_a_sentence_names_it(result, monkeypatch):
+def test_missing_pandas_is_named_in_the_error(result, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="pip install pandas"):
         result.to_dataframe()
 
 
-def test_a_data_frame_is_made_of_the_records(result):
+def test_data_frame_equals_the_records(result):
     table = result.to_dataframe()
     assert table.to_dict("records") == result.to_records()
     right = table[table.condition == "robust"].groupby("draw").correct.mean()
     assert right.mean() == pytest.approx(result.robust.per_draw.value)
 
 
-def test_a_report_can_be_opened_again(result, tmp_path):
+def test_written_report_can_be_loaded_again(result, tmp_path):
     with pytest.raises(ValueError, match="name a folder"):
         result.write_report()
     assert result.write_report(tmp_path) == tmp_path
@@ -102,7 +102,7 @@ def test_a_report_can_be_opened_again(result, tmp_path):
     assert again.folder == tmp_path
 
 
-def test_a_temporary_folder_goes_with_the_result():
+def test_temporary_folder_is_deleted_with_the_result():
     x, y = fetch(digits(), range(2))
     found = unfool.evaluate(
         small_cnn(), (x, y), attacks={}, threat=Threat("linf", 0.2), draws=1, quiet=True
@@ -114,7 +114,7 @@ def test_a_temporary_folder_goes_with_the_result():
     assert not folder.exists()
 
 
-def test_an_unfinished_run_says_so(result, tmp_path):
+def test_unfinished_run_says_so(result, tmp_path):
     manifest: Any = {**result.run.manifest, "indices": list(range(9))}
     run = Run.begin(tmp_path, manifest)
     with pytest.raises(RuntimeError, match="no results yet"):
@@ -125,6 +125,6 @@ def test_an_unfinished_run_says_so(result, tmp_path):
     assert "5 of 9" in str(found)
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path):
+def test_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(RuntimeError, match="is not a run"):
         unfool.load_run(tmp_path)

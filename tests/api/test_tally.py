@@ -8,7 +8,7 @@ from unfool.defenses.purified_classifier import majority_class
 from unfool.noise import Noise
 
 
-def test_tally_is_the_majority_with_all_counts():
+def test_tally_returns_the_majority_and_all_counts():
     votes = (Noise.of(0, range(50)).uniform(torch.empty(50, 6)) * 4).long()
     found = tally(votes, 9)
     assert [each.winner for each in found] == majority_class(votes, 9).tolist()
@@ -21,5 +21,5 @@ def test_tally_is_the_majority_with_all_counts():
 
 
 @pytest.mark.parametrize("classes", [0, 3])
-def test_classes_beyond_those_that_are_known_are_counted(classes):
+def test_votes_beyond_the_known_classes_are_counted(classes):
     assert tally(torch.tensor([[4, 4, 1]]), classes)[0].counts == [0, 1, 0, 0, 2]

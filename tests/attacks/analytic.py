@@ -1,4 +1,4 @@
-"""Models whose best attack is known, for the tests of this folder."""
+"""Models whose best attack is known, for the tests in this folder."""
 
 import torch
 from scipy import stats
@@ -11,7 +11,7 @@ SIZE, SHAPE = 6, (3, 4, 4)
 NOISE = Noise.of(0, range(SIZE))
 WEIGHT = Noise.of(9, [0]).normal(torch.zeros(1, *SHAPE, dtype=torch.float64))[0] / 5
 X = 0.35 + 0.3 * NOISE.child("x").uniform(torch.zeros(SIZE, *SHAPE, dtype=torch.float64))
-Y = (((X - 0.5) * WEIGHT).flatten(1).sum(1) > 0).long()  # which noise aside is right
+Y = (((X - 0.5) * WEIGHT).flatten(1).sum(1) > 0).long()  # the right class without noise
 THREATS = {"linf": Threat("linf", 0.1), "l2": Threat("l2", 0.3)}
 
 
@@ -32,7 +32,7 @@ class Linear(nn.Module):
 
 
 class Blurred(Linear):
-    """With noise on the input, of which the logits see a Gaussian of known width."""
+    """`Linear` with Gaussian noise of known width on its score."""
 
     width = 0.3
 
@@ -41,7 +41,7 @@ class Blurred(Linear):
 
 
 class Bent(Linear):
-    """Nonlinear, with many local maxima; `luck`, if any, is noise that all images of a draw share."""
+    """Nonlinear, with many local maxima; `luck` scales noise that does not depend on the pixels."""
 
     def __init__(self, classes: int = 2, luck: float = 0.0):
         super().__init__(classes)
@@ -53,7 +53,7 @@ class Bent(Linear):
 
 
 class Shaken(nn.Module):
-    """Three classes, nonlinear, and no two draws have the same gradient."""
+    """A nonlinear model of three classes, in which no two draws have the same gradient."""
 
     def forward(self, x, noise):
         x = x + 0.1 * noise.child("blur").normal(x)
@@ -61,7 +61,7 @@ class Shaken(nn.Module):
 
 
 class Drifting(nn.Module):
-    """The model, with noise that moves all logits alike: no two draws are equal, but all answers are."""
+    """A model plus noise that shifts all logits alike: draws differ, but their answers do not."""
 
     def __init__(self, model):
         super().__init__()
@@ -72,7 +72,7 @@ class Drifting(nn.Module):
 
 
 class Coin(nn.Module):
-    """Right with probability `p`, whatever the image; of a class for every label of `Y`."""
+    """Predicts class 0 with probability `p`, whatever the image."""
 
     def __init__(self, p: float, classes: int = 4):
         super().__init__()
@@ -87,19 +87,19 @@ class Coin(nn.Module):
 
 
 def lead(x, y):
-    """By how much the true class leads, over 2."""
+    """Half of the margin by which the true class leads."""
     return (2 * y - 1) * ((x - 0.5) * WEIGHT).flatten(1).sum(1)
 
 
 def worst(threat, x, y):
-    """The best attack on a linear model, where the box allows it."""
+    """The worst image of a linear model, if the box does not interfere."""
     up = per_image((1 - 2 * y).to(x))
     way = WEIGHT.sign() if threat.norm == "linf" else WEIGHT / WEIGHT.norm()
     return x + threat.eps * up * way
 
 
 def progress(found, threat):
-    """How far towards the worst image, by the lead it takes; 1 is all the way."""
+    """The decrease in lead as a share of that of the worst image; 1 is optimal."""
     return (lead(X, Y) - lead(found, Y)) / (lead(X, Y) - lead(worst(threat, X, Y), Y))
 
 
@@ -109,7 +109,7 @@ def accuracy(at, y):
 
 
 def many(size):
-    """Images with labels, most of them right, and their noise."""
+    """Images with the labels that `Linear` gives them, and their noise."""
     noise = Noise.of(1, range(size))
     x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(size, *SHAPE, dtype=torch.float64))
     return x, (((x - 0.5) * WEIGHT).flatten(1).sum(1) > 0).long(), noise

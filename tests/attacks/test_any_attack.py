@@ -1,4 +1,4 @@
-"""What every attack promises: it stays within the threat, and no image depends on its company."""
+"""Promises of every attack: it stays within the threat, and images do not affect each other."""
 
 import pytest
 import torch
@@ -38,8 +38,8 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_it_does_not_depend_on_rows_nor_on_the_batch(name):
-    attack, threat = ATTACKS[name], THREATS["l2"]  # no sign turns a rounding error into a step
+def test_attack_does_not_depend_on_batch_size_or_other_images(name):
+    attack, threat = ATTACKS[name], THREATS["l2"]  # without signs, rounding errors stay small
     whole = attack(Shaken(), X, Y, threat, NOISE)
     assert not torch.equal(whole, X)
     assert torch.allclose(attack(Batched(Shaken(), 4), X, Y, threat, NOISE), whole, atol=1e-9)
@@ -50,7 +50,7 @@ def test_it_does_not_depend_on_rows_nor_on_the_batch(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("norm", THREATS)
-def test_it_stays_within_the_threat(name, norm):
+def test_attack_stays_within_the_threat(name, norm):
     attack = ATTACKS[name]
     if (name, norm) == ("carlini-wagner", "linf"):
         with pytest.raises(ValueError, match=r"Carlini-Wagner .*l2.* linf"):
@@ -67,7 +67,7 @@ def test_it_stays_within_the_threat(name, norm):
 
 
 class Rooted(Linear):
-    """Finite logits, whose gradient is NaN and infinite at the black pixels."""
+    """Finite logits whose gradient is NaN and infinite at black pixels."""
 
     def score(self, x, noise):
         return super().score(x, noise) + 1e-3 * (x.relu().sqrt() + 0 * (x * x).sqrt()).mean(
@@ -76,7 +76,7 @@ class Rooted(Linear):
 
 
 @pytest.mark.parametrize("name", sorted({*ATTACKS} - {"apgd"}))  # DLR needs 3 classes
-def test_a_gradient_that_is_no_number_stops_nothing(name):
+def test_attack_handles_nan_gradients(name):
     attack = PGD(3, start="zero") if name == "pgd" else ATTACKS[name]
     x, threat = X.clone(), THREATS["l2"]
     x[:, 0, 0, :2] = 0
@@ -87,7 +87,7 @@ def test_a_gradient_that_is_no_number_stops_nothing(name):
         assert ((found - x).flatten(1).norm(dim=1) > 0.9 * threat.eps).all()
 
 
-def test_fgsm_is_one_step_of_signs():
+def test_fgsm_is_one_signed_gradient_step():
     threat = THREATS["linf"]
     x = X.clone().requires_grad_()
     loss = torch.nn.functional.cross_entropy(Linear()(x, NOISE), Y, reduction="sum")
@@ -105,19 +105,19 @@ def test_random_search_returns_the_worst_of_its_points():
     assert Threat("l0", 0.2).allows(X, RandomSearch(2)(model, X, Y, Threat("l0", 0.2), NOISE)).all()
 
 
-def test_of_equals_the_first_is_chosen_and_what_is_no_number_last():
+def test_choose_prefers_the_first_of_equal_candidates_and_nan_last():
     def model(x, noise):
         level = torch.where(x[:, 0, 0, 0] > 0.9, torch.nan, 0.0)
         return torch.stack([1 + level, level], 1)
 
-    y = torch.arange(SIZE) % 2  # of what is no number, the highest is said to be class 0
+    y = torch.arange(SIZE) % 2  # the argmax of NaN logits is class 0
     first, second, broken = X, X + 0.01, per_image(torch.ones(SIZE)).to(X).expand_as(X)
     found = choose(model, y, [broken, first, second], "margin", NOISE, 2)
     assert torch.equal(found, first)
 
 
 class Counted(torch.nn.Module):
-    """Four classes without noise, or with noise that moves no answer; counts what it is asked."""
+    """Four classes, without noise or with noise that changes no answer; counts the images it gets."""
 
     def __init__(self, drifting=False):
         super().__init__()
@@ -133,7 +133,7 @@ class Counted(torch.nn.Module):
 @pytest.mark.parametrize("norm", THREATS)
 @pytest.mark.parametrize(
     ("attack", "to_the_end", "beaten", "with_noise"),
-    [  # calls of an image: to the end, beaten in the first run, and what noise costs on top
+    [  # calls per image: in full, if broken in the first run, and what noise adds
         (APGD(20, loss="margin", targets=3), 2 + 1 + 3 * 24 + 1, 2 + 1 + 24, 3 * 20),
         (APGD(20, restarts=3), 2 + 3 * 24 + 1, 2 + 24, 3 * 20),
         (APGD(20, 8, "margin", targets=3, steps_per_draw=21), 76, 27, None),
@@ -144,7 +144,7 @@ class Counted(torch.nn.Module):
     ],
     ids=["apgd-t", "apgd-restarts", "apgd-eot", "fab", "fab-eot", "square", "square-fresh"],
 )
-def test_images_that_are_beaten_are_left_alone_where_no_draw_can_be_luck(
+def test_broken_images_are_skipped_if_the_model_has_no_noise(
     attack, to_the_end, beaten, with_noise, norm
 ):
     still, random = Counted(), Counted(drifting=True)
@@ -168,7 +168,7 @@ def test_images_that_are_beaten_are_left_alone_where_no_draw_can_be_luck(
 
 
 class Partly(torch.nn.Module):
-    """Draws noise for bright images alone."""
+    """A model that draws noise only for bright images."""
 
     def forward(self, x, noise):
         logits, bright = Linear(classes=4)(x, noise), (x.mean((1, 2, 3)) > 0.5).nonzero()[:, 0]
@@ -188,7 +188,7 @@ class Partly(torch.nn.Module):
     ],
     ids=lambda attack: type(attack).__name__,
 )
-def test_images_with_and_without_noise_share_a_batch_and_are_none_the_wiser(attack):
+def test_images_with_and_without_noise_do_not_affect_each_other(attack):
     threat = THREATS["l2"]
     bright = X.mean((1, 2, 3)) > 0.5
     assert bright.any()
@@ -199,10 +199,10 @@ def test_images_with_and_without_noise_share_a_batch_and_are_none_the_wiser(atta
         assert torch.allclose(alone, whole[i : i + 1], atol=1e-9)
 
 
-def test_votes_that_agree_by_luck_are_not_taken_for_a_model_without_noise():
+def test_noise_is_detected_even_if_all_votes_agree():
     still = without_noise(Linear(), X, NOISE)
     assert still.all()
     assert not without_noise(Drifting(Linear()), X, NOISE).any()
-    assert not without_noise(Coin(1.0), X, NOISE).any()  # always right, and yet it draws
+    assert not without_noise(Coin(1.0), X, NOISE).any()  # always right, although it draws noise
     bright = X.mean((1, 2, 3)) > 0.5
     assert torch.equal(without_noise(Partly(), X, NOISE), ~bright)

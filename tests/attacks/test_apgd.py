@@ -1,4 +1,4 @@
-"""APGD where the best attack is known."""
+"""APGD on models whose best attack is known."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from unfool.threat import Threat
 @pytest.mark.parametrize("norm", THREATS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("targets", [0, 1])
-def test_the_optimum_of_a_linear_model_is_reached(norm, loss, targets: int):
+def test_optimum_of_a_linear_model_is_reached(norm, loss, targets: int):
     threat = THREATS[norm]
     attack = APGD(25, loss=loss, targets=targets)
     found = attack(Linear(classes=4), X, Y, threat, NOISE)
@@ -20,20 +20,20 @@ def test_the_optimum_of_a_linear_model_is_reached(norm, loss, targets: int):
     assert (progress(found, threat) > 0.99).all()
 
 
-def test_checkpoints_are_those_of_the_paper():
+def test_checkpoints_match_the_paper():
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert checkpoints(1) == [1]
     assert checkpoints(5) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("norm", THREATS)
-def test_the_step_size_shrinks_to_a_peak_inside(norm):
-    """The loss has its one peak halfway to the edge, where any step of one length overshoots."""
+def test_step_size_shrinks_toward_an_interior_peak(norm):
+    """The loss has a single peak halfway to the edge, which steps of a fixed length overshoot."""
     threat = THREATS[norm]
     peak = (X + worst(threat, X, Y)) / 2
 
     def model(x, noise):
-        aim = peak.repeat_interleave(len(x) // len(peak), 0)  # of each draw
+        aim = peak.repeat_interleave(len(x) // len(peak), 0)  # once per draw
         near = -(x - aim).square().flatten(1).sum(1)
         return torch.stack([-near, near], 1)
 
@@ -42,7 +42,7 @@ def test_the_step_size_shrinks_to_a_peak_inside(norm):
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
-def test_the_optimum_of_a_noisy_linear_model_is_reached(loss):
+def test_optimum_of_a_noisy_linear_model_is_reached(loss):
     threat = Threat("l2", 0.15)
     x, y, noise = many(24)
     found = APGD(16, 4, loss)(Blurred(), x, y, threat, noise.child("search"))
@@ -52,15 +52,15 @@ def test_the_optimum_of_a_noisy_linear_model_is_reached(loss):
 
 
 @pytest.mark.parametrize("hold", [1, 4])
-def test_luck_that_all_images_share_changes_nothing(hold: int):
-    """What is compared meets the same draws, so a lucky draw favors nobody."""
+def test_noise_shared_by_all_candidates_changes_nothing(hold: int):
+    """Candidates are compared on the same draws, so a lucky draw favors none of them."""
     threat, attack = THREATS["linf"], APGD(20, loss="margin", steps_per_draw=hold)
     still = attack(Bent(), X, Y, threat, NOISE)
     shaken = attack(Bent(luck=1.0), X, Y, threat, NOISE)
     assert torch.allclose(shaken, still, atol=1e-9)
 
 
-def test_one_draw_is_all_that_a_model_without_noise_is_asked_for():
+def test_model_without_noise_is_queried_with_a_single_draw():
     threat, calls = THREATS["l2"], []
 
     def model(x, noise):
@@ -72,15 +72,15 @@ def test_one_draw_is_all_that_a_model_without_noise_is_asked_for():
         calls.clear()
         found.append(attack(model, X, Y, threat, NOISE))
         assert calls.count((True, len(X))) == 13
-        assert calls.count((False, len(X))) == 3  # candidates; the image need not be met: all fell
-        assert calls.count((False, 2 * len(X))) == 1  # does it draw noise?
+        assert calls.count((False, len(X))) == 3  # candidates, but not the image: all broke
+        assert calls.count((False, 2 * len(X))) == 1  # checks whether it draws noise
         assert len(calls) == 17
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
 
-def test_targets_are_tried_in_their_order():
-    """Class 1 leads class 2, and the margin climbs to it, but only class 2 ever passes class 0."""
+def test_target_classes_are_tried_in_order():
+    """Class 1 leads class 2 and attracts the margin, but only class 2 can ever pass class 0."""
 
     def model(x, noise):
         up = (x - X[:1]).flatten(1).sum(1)
@@ -93,7 +93,7 @@ def test_targets_are_tried_in_their_order():
         assert int(model(found, noise).argmax(1)) == reached
 
 
-def test_too_few_classes_are_told():
+def test_too_few_classes_are_refused():
     for attack, classes in ((APGD(1, loss="dlr"), 3), (APGD(1, loss="dlr", targets=1), 4)):
         with pytest.raises(ValueError, match=f"{classes} classes, and the model has 2"):
             attack(Linear(), X, Y, THREATS["linf"], NOISE)

@@ -1,4 +1,4 @@
-"""Cascades: cheap first, survivors to the next, and nobody is done with by luck."""
+"""AutoAttack: surviving images go to the next stage, and a lucky draw breaks no image."""
 
 import pytest
 import torch
@@ -14,23 +14,23 @@ SMALL = {"steps": 3, "queries": 4, "targets": 2, "eot": 2, "draws": 16}
 
 
 def cost(coin: Coin, **options) -> float:
-    """Rows that the model sees per image."""
+    """The number of model calls per image."""
     AutoAttack(**{**SMALL, **options})(coin, X, RIGHT, THREATS["linf"], NOISE)
     return coin.rows_seen / SIZE
 
 
 @pytest.mark.parametrize("version", ["unfool", "rand", "standard"])
 @pytest.mark.parametrize("criterion", ["mean", "majority"])
-def test_a_coin_that_falls_wrong_now_and_then_is_no_broken_model(version, criterion):
+def test_occasional_errors_of_a_random_model_do_not_break_an_image(version, criterion):
     options = {"version": version, "criterion": criterion}
     whole = cost(Coin(1.0), **options)
-    # an image whose answers agree by luck is called once more by each attack, alone
+    # an image whose answers agree by chance costs each attack one more call
     assert abs(cost(Coin(0.75), **options) - whole) <= 7
-    assert cost(Coin(0.0), **options) == SMALL["draws"] + 3  # seen to be wrong, and left alone
+    assert cost(Coin(0.0), **options) == SMALL["draws"] + 3  # found to be wrong, and skipped
     assert whole > 3 * SMALL["draws"]
 
 
-def test_votes_decide_what_is_broken():
+def test_votes_decide_which_images_are_broken():
     def logits(*counts):
         answers = torch.tensor([c for c, n in enumerate(counts) for _ in range(n)])
         return torch.nn.functional.one_hot(answers, 3).double()[None]
@@ -40,7 +40,7 @@ def test_votes_decide_what_is_broken():
         ((0, 16, 0), True, True, True),
         ((1, 15, 0), False, True, True),
         ((4, 12, 0), False, True, True),
-        ((5, 11, 0), False, True, False),  # 6 ahead is within two standard errors, 8
+        ((5, 11, 0), False, True, False),  # a lead of 6 is within two standard errors, 8
         ((5, 5, 6), False, True, False),
         ((9, 7, 0), False, False, False),
     ):
@@ -51,7 +51,7 @@ def test_votes_decide_what_is_broken():
 
 
 @pytest.mark.parametrize("version", ["standard", "plus", "rand", "unfool"])
-def test_without_noise_it_decides_as_one_attack_after_another_would(version):
+def test_without_noise_it_equals_its_attacks_run_in_sequence(version):
     x, y, noise = many(12)
     threat, model = Threat("linf", 0.03), Bent(classes=4)
     y = model(x, noise).argmax(1)
@@ -71,7 +71,7 @@ def test_without_noise_it_decides_as_one_attack_after_another_would(version):
     assert 0 < len(robust) < len(x)
 
 
-def test_a_noisy_linear_model_is_brought_to_its_optimum():
+def test_optimum_of_a_noisy_linear_model_is_reached():
     threat = Threat("l2", 0.15)
     x, y, noise = many(24)
     attack = AutoAttack(steps=12, queries=10, targets=1, eot=4, criterion="mean")
@@ -79,7 +79,7 @@ def test_a_noisy_linear_model_is_brought_to_its_optimum():
     assert accuracy(found, y) < accuracy(worst(threat, x, y), y) + 0.01
 
 
-def test_versions_are_as_published():
+def test_versions_match_the_publication():
     names = {
         v: [type(s).__name__ for s in AutoAttack(v).stages()] for v in ("standard", "plus", "rand")
     }
@@ -99,15 +99,15 @@ def test_versions_are_as_published():
     assert told("standard", "queries", slice(3, 4)) == [5000]
 
 
-def test_too_few_classes_are_told_before_the_work():
+def test_too_few_classes_are_refused():
     with pytest.raises(ValueError, match=r"standard .*4 classes"):
         AutoAttack("standard")(Linear(), X, Y, THREATS["linf"], NOISE)
 
 
 @pytest.mark.parametrize("version", ["unfool", "rand"])
-def test_where_a_stage_keeps_several_classes_one_above_the_true_one_is_no_end(version):
+def test_image_is_broken_only_when_its_class_is_not_among_those_kept(version):
     def network(x, noise):
-        """Class 1 is always above the true one, 0; class 2 only once it is attacked."""
+        """Class 1 always exceeds the true class 0; class 2 does so only after an attack."""
         return torch.stack([0 * x[:, 0, 0, 0], 0 * x[:, 0, 0, 0] + 1, x.mean((1, 2, 3)) - 0.55], 1)
 
     x, y = torch.full((4, 3, 2, 2), 0.5), torch.zeros(4, dtype=torch.long)

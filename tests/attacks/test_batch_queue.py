@@ -1,4 +1,4 @@
-"""One queue for many searches: full calls, and nothing that an image is told changes."""
+"""One queue for many searches: calls are full, and each image gets the answers it gets alone."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ ATTACKS = {
 
 
 class Counted(Batched):
-    """It keeps the sizes of its calls."""
+    """A batched model that records the sizes of its calls."""
 
     def __init__(self, model, rows):
         super().__init__(model, rows)
@@ -43,7 +43,7 @@ class Counted(Batched):
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("rows", [5, None])
-def test_what_an_image_becomes_depends_on_no_other_and_not_on_the_size_of_calls(name, rows):
+def test_adversarial_image_does_not_depend_on_batch_size_or_other_images(name, rows):
     attack = ATTACKS[name]
     found = attack(Batched(MODEL, rows), X, Y, THREAT, NOISE)
     for i in (0, 5):
@@ -52,8 +52,8 @@ def test_what_an_image_becomes_depends_on_no_other_and_not_on_the_size_of_calls(
 
 
 @pytest.mark.parametrize("attack", [PGD(steps=5, eot=2, loss="margin"), APGD(5, 2, "margin")])
-def test_image_by_image_is_the_batch(attack):
-    """Without `stop` one search has all images: the queue makes of it what a search for each is."""
+def test_searching_image_by_image_equals_searching_the_batch(attack):
+    """Without early stopping, one search holds all images; one search per image gives the same."""
     whole = attack(MODEL, X, Y, THREAT, NOISE)
     if isinstance(attack, PGD):
         searches = (attack.search(X[[i]], Y[[i]], THREAT, NOISE.take([i])) for i in range(SIZE))
@@ -66,7 +66,7 @@ def test_image_by_image_is_the_batch(attack):
     assert torch.allclose(whole, apart, atol=1e-6)
 
 
-def test_calls_are_full_until_no_image_is_left_to_begin():
+def test_calls_are_full_while_images_are_waiting():
     model = Counted(MODEL, 8)
     PGD(steps=6, eot=2, loss="margin", early_stop=4)(model, X, Y, THREAT, NOISE)
     climbing = [size for size, gradient in model.calls if gradient]
@@ -75,7 +75,7 @@ def test_calls_are_full_until_no_image_is_left_to_begin():
     assert waiting == [8] * len(waiting)
 
 
-def test_an_image_that_falls_costs_no_more_and_is_as_wrong():
+def test_early_stopping_saves_calls_and_breaks_the_same_images():
     full, short = (PGD(steps=10, eot=4, loss="margin", early_stop=stop) for stop in (0, 8))
     calls, wrong = [], []
     for attack in (full, short):
@@ -92,8 +92,8 @@ def test_an_image_that_falls_costs_no_more_and_is_as_wrong():
     assert calls[1] < 0.9 * calls[0]
 
 
-def test_one_lucky_draw_ends_no_search():
-    """A coin that is wrong half of the time, whatever the image, is searched to the end."""
+def test_wrong_answers_of_a_coin_do_not_stop_a_search():
+    """A model that is wrong half of the time, whatever the image, is searched to the end."""
 
     def coin(x, noise):
         heads = (noise.uniform(x[:, 0, 0, 0]) < 0.5).to(x) - 0.5
@@ -104,7 +104,7 @@ def test_one_lucky_draw_ends_no_search():
     assert sum(size for size, gradient in model.calls if gradient) == 20 * SIZE
 
 
-def test_the_climb_of_the_images_that_hold_is_kept():
+def test_loss_curves_of_unbroken_images_are_kept():
     full, short = (PGD(steps=10, eot=4, loss="margin", early_stop=stop) for stop in (0, 8))
     kept = []
     for attack in (full, short):
@@ -117,14 +117,14 @@ def test_the_climb_of_the_images_that_hold_is_kept():
         assert kept[1][i] == pytest.approx(kept[0][i], abs=1e-4)
 
 
-def test_a_cascade_takes_it_too():
+def test_autoattack_accepts_early_stopping():
     found = AutoAttack(steps=5, eot=2, draws=8, queries=10, early_stop=8)(
         MODEL, X, Y, THREAT, NOISE
     )
     assert THREAT.allows(X, found).all()
 
 
-def test_a_search_is_sent_what_look_says():
+def test_queue_answers_searches_as_query_model_does():
     queries = [
         Query(X[:4], Y[:4], "margin", NOISE.take(range(4)), query_index, 3)
         for query_index in (0, 1)
@@ -139,7 +139,7 @@ def test_a_search_is_sent_what_look_says():
             assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_serve_apart_keeps_the_order():
+def test_serve_images_keeps_the_order():
     def search(which):
         yield Query(X[which], Y[which], "ce", NOISE.take(which), 0, 1, False)
         return X[which]

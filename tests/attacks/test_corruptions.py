@@ -1,4 +1,4 @@
-"""The common corruptions: what each is defined to do, and that an image's depends on it alone."""
+"""The common corruptions match their definitions, and depend on one image alone."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from unfool.threat import Threat
 
 GRAIN = Noise.of(9, range(4)).uniform(torch.empty(4, 3, 32, 32))
 SMOOTH = torch.nn.functional.avg_pool2d(GRAIN, 9, 1, 4, count_include_pad=False)
-X = ((SMOOTH - 0.5) * 3 + 0.5).clamp(0, 1)  # something between a picture and noise
+X = ((SMOOTH - 0.5) * 3 + 0.5).clamp(0, 1)  # something between a photograph and noise
 NOISE = Noise.of(0, range(4))
 FLAT = torch.full((1, 3, 64, 64), 0.4)
 
@@ -22,7 +22,7 @@ def on_flat(kind: str, severity: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_image_s_corruption_is_its_own(kind):
+def test_corruption_does_not_depend_on_other_images(kind):
     whole = corrupt(X, kind, None, NOISE)
     assert whole.shape == X.shape
     assert whole.dtype == X.dtype
@@ -58,12 +58,12 @@ def test_other_sizes_and_gray_images_work(kind, shape):
         "jpeg_compression",
     ],
 )
-def test_the_worst_severity_changes_more_than_the_mildest(kind):
+def test_highest_severity_changes_images_more_than_the_lowest(kind):
     mild, worst = ((corrupt(X, kind, s, NOISE) - X).norm() for s in (1, 5))
     assert worst > 1.15 * mild
 
 
-def test_noises_have_their_published_strength():
+def test_noise_corruptions_have_their_published_strength():
     assert float(on_flat("gaussian_noise", 3).std()) == pytest.approx(0.08, rel=0.03)
     shot = on_flat("shot_noise", 5)  # Poisson: the variance is the mean over 50 photons
     assert float(shot.mean()) == pytest.approx(0.4, rel=0.01)
@@ -79,7 +79,7 @@ def test_blurs_leave_a_flat_image_flat(kind):
     assert torch.equal(on_flat(kind, 4), FLAT)
 
 
-def test_a_disc_of_one_and_a_half_pixels_spreads_a_point_over_nine():
+def test_defocus_blur_spreads_a_point_over_nine_pixels():
     x = torch.zeros(1, 1, 15, 15)
     x[0, 0, 7, 7] = 1
     seen = corrupt(x, "defocus_blur", 5, Noise.of(0, [0]))[0, 0]
@@ -115,7 +115,7 @@ def test_motion_blur_streaks_to_one_side():
     assert (rows <= 15).all() or (rows >= 15).all()
 
 
-def test_glass_blur_moves_pixels_by_one_up_and_left_at_most():
+def test_glass_blur_moves_pixels_by_at_most_one_up_and_left():
     x = (torch.arange(100).view(1, 1, 10, 10) / 255).float()
     seen = (corrupt(x, "glass_blur", 1, Noise.of(0, [0])) * 255).round().long()[0, 0]
     moved = torch.arange(100).view(10, 10) - seen
@@ -124,7 +124,7 @@ def test_glass_blur_moves_pixels_by_one_up_and_left_at_most():
     assert (moved[:, :2] == 0).all()
 
 
-def test_contrast_and_brightness_are_their_formulas():
+def test_contrast_and_brightness_match_their_formulas():
     by_hand = X.mean((2, 3), keepdim=True) + 0.3 * (X - X.mean((2, 3), keepdim=True))
     assert torch.allclose(corrupt(X, "contrast", 4, NOISE), by_hand, atol=0.51 / 255)
     x = torch.tensor([0.6, 0.3, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
@@ -134,7 +134,7 @@ def test_contrast_and_brightness_are_their_formulas():
     assert torch.allclose(black, torch.tensor(0.1), atol=0.51 / 255)
 
 
-def test_fog_lays_clouds_of_the_whole_range_over_an_image():
+def test_fog_clouds_cover_the_whole_range():
     foggy = on_flat("fog", 5)  # (0.4 + 1.5 cloud) 0.4 / (0.4 + 1.5), for clouds from 0 to 1
     assert float(foggy.min()) == pytest.approx(0.16 / 1.9, abs=1 / 255)
     assert float(foggy.max()) == pytest.approx(0.4, abs=1 / 255)
@@ -145,8 +145,8 @@ def test_pixelate_makes_blocks():
     assert len(corrupt(x, "pixelate", 5, Noise.of(0, [0]))[0, 0, :, 0].unique()) <= 21
 
 
-def test_elastic_at_the_least_severity_is_one_affine_map():
-    """A plane stays a plane, away from the borders where it is mirrored."""
+def test_elastic_transform_of_lowest_severity_is_affine():
+    """A plane stays a plane away from the borders, where it is mirrored."""
     row, column = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     x = ((row + 2 * column) / 192)[None, None]
     seen = corrupt(x, "elastic_transform", 1, Noise.of(0, [0]))[0, 0, 16:48, 16:48]
@@ -155,7 +155,7 @@ def test_elastic_at_the_least_severity_is_one_affine_map():
     assert (seen - x[0, 0, 16:48, 16:48]).abs().max() > 3 / 255
 
 
-def test_no_severity_draws_each_of_the_five():
+def test_each_severity_is_drawn_if_none_is_given():
     x = X[:1].expand(60, -1, -1, -1)
     seen = corrupt(x, "contrast", None, Noise.of(0, range(60)))
     whole = [corrupt(X[:1], "contrast", s, NOISE.take([0]))[0] for s in range(1, 6)]
@@ -163,7 +163,7 @@ def test_no_severity_draws_each_of_the_five():
     assert set(drawn) == set(range(5))
 
 
-def test_as_an_attack_it_asks_no_model_and_knows_no_threat():
+def test_corruption_attack_ignores_model_and_threat():
     fog = Corruption("fog", 5)
     assert not fog.bounded
     y, threat = torch.zeros(4).long(), Threat("linf", 0.01)
@@ -171,7 +171,7 @@ def test_as_an_attack_it_asks_no_model_and_knows_no_threat():
     assert torch.equal(seen, corrupt(X, "fog", 5, NOISE))
 
 
-def test_mistakes_are_told():
+def test_invalid_severity_and_channels_are_refused():
     with pytest.raises(ValueError, match=r"severity .* 1 to 5"):
         corrupt(X, "fog", 6, NOISE)
     with pytest.raises(ValueError, match="1 or 3 channels, not 4"):

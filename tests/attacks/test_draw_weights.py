@@ -1,4 +1,4 @@
-"""Weighing draws: by hand, and on a model of which some draws cannot be fooled."""
+"""Weights of draws: by hand, and on a model with draws that cannot be fooled."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ THREAT = THREATS["l2"]
 
 
 class Contrary(nn.Module):
-    """Two draws of three fall a little along -WEIGHT; the third pulls back hard, and never falls."""
+    """Two of three draws break along -WEIGHT; the third has a steeper opposite slope, and never does."""
 
     def forward(self, x, noise):
         along = ((x - X.mean()) * WEIGHT).flatten(1).sum(1) / WEIGHT.norm()
@@ -32,15 +32,15 @@ def rates(attack, draws=200):
 
 
 @pytest.mark.parametrize("make", [PGD, APGD])
-def test_draws_that_nothing_fools_do_not_pull_the_others_back(make):
+def test_draws_that_cannot_be_fooled_do_not_hold_the_attack_back(make):
     plain = rates(make(10, 12, loss="margin", selection_draws=1)).double().mean()
     weighed = rates(make(10, 12, loss="margin", weights="em")).double().mean()
-    assert abs(float(weighed) - 2 / 3) < 0.05  # all that can be fooled
+    assert abs(float(weighed) - 2 / 3) < 0.05  # the share of draws that can be fooled
     assert float(plain) < float(weighed) - 0.1
 
 
-def test_where_draws_agree_nothing_changes():
-    """All draws of `Blurred` have one gradient, so any weights give it."""
+def test_weights_change_nothing_when_draws_agree():
+    """All draws of `Blurred` have the same gradient, so weights do not change the mean."""
     plain, weighed = (
         PGD(6, 4, loss="margin", weights=weights)(Blurred(), X, Y, THREAT, NOISE)
         for weights in ("mean", "em")
@@ -49,8 +49,8 @@ def test_where_draws_agree_nothing_changes():
     assert (progress(weighed, THREAT) > 0.95).all()
 
 
-def test_weights_by_hand():
-    """Draw 0 falls along the first value, draw 1 nearly so, draw 2 along its opposite, but is far."""
+def test_em_weights_by_hand():
+    """Draw 0 breaks along the first value, draw 1 nearly so, and draw 2 in reverse, but far off."""
     slopes = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]]).view(1, 3, 1, 1, 2)
     found = em_weights(Threat("l2", 0.5), torch.tensor([[-0.2, -0.3, -9.0]]), slopes)
     assert found.shape == (1, 3)
@@ -62,6 +62,6 @@ def test_weights_by_hand():
 
 
 @pytest.mark.parametrize("make", [PGD, APGD])
-def test_a_loss_without_a_boundary_is_refused(make):
+def test_em_weights_refuse_the_loss_ce(make):
     with pytest.raises(ValueError, match=r"em .* the loss ce"):
         make(weights="em")

@@ -1,4 +1,4 @@
-"""FAB: the shortest way over a plane is known."""
+"""FAB on linear models, where the shortest step across the boundary is known."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ GAIN = torch.tensor([0.3, -0.3, 1.0, -1.0, 0.05, 0.0], dtype=torch.float64)
 
 
 def shortest(x, normal, gain, norm):
-    """The length of the shortest allowed step, by a solver."""
+    """The length of the shortest allowed step to the plane, by a solver."""
     x, normal, box = x.numpy(), normal.numpy(), [(-a, 1 - a) for a in x.tolist()]
     if norm == "l2":
         fits = {"type": "eq", "fun": lambda d: normal @ d - gain}
@@ -23,7 +23,7 @@ def shortest(x, normal, gain, norm):
 
 
 @pytest.mark.parametrize("norm", THREATS)
-def test_the_way_to_a_plane_is_the_shortest_in_the_box(norm):
+def test_step_to_a_plane_is_the_shortest_in_the_box(norm):
     x = NOISE.child("p").uniform(X[:, :1, :2, :3])
     normal = NOISE.child("w").normal(x)
     way = to_plane(x, normal, GAIN, THREATS[norm])
@@ -36,7 +36,7 @@ def test_the_way_to_a_plane_is_the_shortest_in_the_box(norm):
 
 
 @pytest.mark.parametrize("norm", THREATS)
-def test_where_the_box_forbids_it_the_way_goes_as_far_as_it_can(norm):
+def test_step_to_an_unreachable_plane_goes_as_far_as_the_box_allows(norm):
     far = torch.full_like(GAIN, 1e6)
     normal = NOISE.child("w").normal(X)
     corner = (normal > 0).to(X)
@@ -46,7 +46,7 @@ def test_where_the_box_forbids_it_the_way_goes_as_far_as_it_can(norm):
 
 
 @pytest.mark.parametrize("norm", THREATS)
-def test_scales_do_not_matter(norm):
+def test_step_to_a_plane_does_not_depend_on_the_scale(norm):
     normal = NOISE.child("w").normal(X)
     way = to_plane(X, normal, GAIN, THREATS[norm])
     tiny = to_plane(X.float(), 1e-30 * normal.float(), 1e-30 * GAIN.float(), THREATS[norm])
@@ -54,7 +54,7 @@ def test_scales_do_not_matter(norm):
 
 
 @pytest.mark.parametrize("norm", THREATS)
-def test_the_nearest_image_across_is_found(norm):
+def test_nearest_adversarial_image_is_found(norm):
     threat = THREATS[norm]
     nearest = FAB(8).nearest(Linear(), X, Y, threat, NOISE)
     assert (lead(nearest, Y) < 0).all()
@@ -64,15 +64,15 @@ def test_the_nearest_image_across_is_found(norm):
 
 
 @pytest.mark.parametrize("norm", THREATS)
-def test_an_image_across_is_taken_further_and_not_back(norm):
+def test_misclassified_image_is_moved_further_across(norm):
     threat, wrong = THREATS[norm], 1 - Y
     found = FAB(6)(Linear(), X, wrong, threat, NOISE)
     assert (lead(found, wrong) < lead(X, wrong) - 0.1).all()
 
 
-def test_the_nearest_of_all_targets_is_found_beyond_eps():
+def test_nearest_of_all_target_classes_is_found_beyond_eps():
     class Corner(Linear):
-        """Class 1 is near by the logits, class 2 by its slope."""
+        """Class 1 is near in logits, and class 2 in distance, because its slope is larger."""
 
         def forward(self, x, noise):
             half = self.score(x, noise)
@@ -88,7 +88,7 @@ def test_the_nearest_of_all_targets_is_found_beyond_eps():
 
 
 @pytest.mark.parametrize("norm", THREATS)
-def test_it_returns_within_eps_or_the_image(norm):
+def test_result_is_within_eps_or_the_image_itself(norm):
     near = Threat(norm, 0.02)
     for threat in (near, THREATS[norm]):
         found = FAB(6)(Linear(), X, Y, threat, NOISE)
@@ -102,15 +102,15 @@ def test_it_returns_within_eps_or_the_image(norm):
     assert torch.equal(FAB(3)(out_of_reach, X, Y, THREATS[norm], NOISE), X)
 
 
-def test_stretched_is_as_long_as_allowed():
+def test_stretched_uses_the_whole_budget():
     for threat in THREATS.values():
         longer = stretched(X, X + 1e-3 * NOISE.normal(X), threat)
         assert torch.allclose(threat.size(longer - X), torch.full_like(GAIN, threat.eps))
         assert torch.equal(stretched(X, X, threat), X)
 
 
-def test_a_random_model_is_brought_to_its_worst():
-    """Just across the boundary it would still be right half of the time."""
+def test_optimum_of_a_noisy_linear_model_is_reached():
+    """An image just across the boundary would still be classified correctly half of the time."""
     threat = Threat("l2", 0.3)
     x, y, noise = many(24)
     found = FAB(8, eot=8, selection_draws=20)(Blurred(), x, y, threat, noise.child("search"))
@@ -119,6 +119,6 @@ def test_a_random_model_is_brought_to_its_worst():
     assert accuracy(found, y) < best + 0.01
 
 
-def test_another_norm_is_refused():
+def test_unsupported_norm_is_refused():
     with pytest.raises(ValueError, match=r"FAB .*linf and l2.* l0"):
         FAB(1)(Linear(), X, Y, Threat("l0", 0.1), NOISE)

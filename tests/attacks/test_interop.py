@@ -1,4 +1,4 @@
-"""Our models in the hands of other libraries, and their attacks in ours."""
+"""Models of unfool in other libraries, and attacks of other libraries in unfool."""
 
 import math
 import random
@@ -22,7 +22,7 @@ LINF, L2 = Threat("linf", EPS), Threat("l2", EPS)
 
 
 class Bent(torch.nn.Module):
-    """A network without noise, of three classes, smooth and curved."""
+    """A smooth, nonlinear network of three classes without noise."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ def test_fresh_noise_is_new_in_every_call():
     assert not torch.equal(f(X), f(X))
 
 
-def test_a_seed_is_one_draw_for_every_image_wherever_it_stands():
+def test_seeded_output_does_not_depend_on_the_position_in_the_batch():
     f = as_module(Blurred(), noise=3)
     whole = f(X)
     assert torch.equal(f(X), whole)
@@ -53,14 +53,14 @@ def test_a_seed_is_one_draw_for_every_image_wherever_it_stands():
     assert not torch.equal(as_module(Blurred(), noise=4)(X), whole)
 
 
-def test_a_noise_is_a_key_for_each_position_and_no_other_batch_will_do():
+def test_noise_object_requires_the_whole_batch():
     f = as_module(Blurred(), noise=NOISE)
     assert torch.equal(f(X), Blurred()(X, NOISE))
     with pytest.raises(ValueError, match="all of them in order"):
         f(X[:2])
 
 
-def test_votes_are_the_mean_probability_of_so_many_draws():
+def test_votes_return_the_mean_probability_over_draws():
     found = as_module(Shaken(), noise=NOISE, votes=7)(X)
     copies = Shaken()(X.repeat_interleave(7, 0), NOISE.repeat(7)).softmax(1)
     mean = copies.view(SIZE, 7, -1).mean(1)
@@ -68,7 +68,7 @@ def test_votes_are_the_mean_probability_of_so_many_draws():
     assert torch.allclose(found.exp().sum(1), torch.ones(SIZE, dtype=X.dtype))
 
 
-def test_gradients_pass_and_are_those_of_the_model():
+def test_gradients_equal_those_of_the_model():
     x = X.clone().requires_grad_()
     (through,) = torch.autograd.grad(as_module(Shaken(), noise=NOISE)(x)[:, 0].sum(), x)
     (direct,) = torch.autograd.grad(Shaken()(x, NOISE)[:, 0].sum(), x)
@@ -76,7 +76,7 @@ def test_gradients_pass_and_are_those_of_the_model():
     assert through.abs().max() > 0
 
 
-def test_it_shows_its_weights_and_leaves_the_model_in_eval_mode():
+def test_module_exposes_parameters_and_stays_in_eval_mode():
     model = Bent().eval()
     for f in (as_module(model), as_module(Batched(model, 2))):
         assert [p is model.weight for p in f.parameters()] == [True]
@@ -87,13 +87,13 @@ def test_it_shows_its_weights_and_leaves_the_model_in_eval_mode():
 @pytest.mark.parametrize(
     ("noise", "votes"), [("frsh", 1), (None, 1), (True, 1), (1.0, 1), ("fresh", 0)]
 )
-def test_odd_options_are_refused(noise, votes):
+def test_invalid_options_are_refused(noise, votes):
     with pytest.raises(ValueError, match=r"noise must|votes must"):
         as_module(Bent(), noise, votes)
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
-def test_pgd_is_that_of_torchattacks(threat):
+def test_pgd_matches_torchattacks(threat):
     theirs = pytest.importorskip("torchattacks", exc_type=ImportError)
     f, options = as_module(Bent()), {"eps": EPS, "alpha": STRIDE, "steps": STEPS}
     attack = theirs.PGD if threat.norm == "linf" else theirs.PGDL2
@@ -103,7 +103,7 @@ def test_pgd_is_that_of_torchattacks(threat):
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
-def test_pgd_is_that_of_foolbox(threat):
+def test_pgd_matches_foolbox(threat):
     theirs = pytest.importorskip("foolbox", exc_type=ImportError)
     f = theirs.PyTorchModel(as_module(Bent()), bounds=(0, 1), device="cpu")
     attack = theirs.attacks.LinfPGD if threat.norm == "linf" else theirs.attacks.L2PGD
@@ -112,7 +112,7 @@ def test_pgd_is_that_of_foolbox(threat):
     assert torch.allclose(x_adv, ours(threat), atol=1e-7)
 
 
-def test_pgd_is_that_of_art():
+def test_pgd_matches_art():
     theirs = pytest.importorskip("art.attacks.evasion", exc_type=ImportError)
     models = pytest.importorskip("art.estimators.classification", exc_type=ImportError)
     f = models.PyTorchClassifier(
@@ -127,10 +127,10 @@ def test_pgd_is_that_of_art():
         f, norm=np.inf, eps=EPS, eps_step=STRIDE, max_iter=STEPS, num_random_init=0, verbose=False
     )
     x_adv = torch.from_numpy(pgd.generate(X.float().numpy(), Y.numpy()))
-    assert (x_adv - ours(LINF)).abs().max() < 1e-5  # of float32
+    assert (x_adv - ours(LINF)).abs().max() < 1e-5  # float32 precision
 
 
-def test_their_attack_on_a_random_model_stays_within_the_threat_and_repeats_itself():
+def test_external_attack_stays_within_the_threat_and_is_reproducible():
     theirs = pytest.importorskip("torchattacks", exc_type=ImportError)
     threat = Threat("linf", 0.1)
     attack = ExternalAttack(
@@ -145,7 +145,7 @@ def test_their_attack_on_a_random_model_stays_within_the_threat_and_repeats_itse
     assert next(loss) < next(loss)
 
 
-def test_an_outside_attack_sees_fresh_noise_in_every_call_for_any_batch():
+def test_external_attack_gets_fresh_noise_in_every_call():
     seen = []
 
     def look(model, x, y):
@@ -158,7 +158,7 @@ def test_an_outside_attack_sees_fresh_noise_in_every_call_for_any_batch():
     assert len(logits.unique()) == len(logits) == 4 * SIZE + 2
 
 
-def test_told_noise_is_the_defenses_own_and_needs_the_whole_batch():
+def test_known_noise_is_the_defenses_own_and_requires_the_whole_batch():
     secret, found = Noise.of(5, range(SIZE)), []
 
     def look(model, x, y):
@@ -172,7 +172,7 @@ def test_told_noise_is_the_defenses_own_and_needs_the_whole_batch():
         ExternalAttack(lambda model, x, y: model(x[:1]))(Blurred(), X, Y, LINF, told)
 
 
-def test_global_generators_are_as_they_were():
+def test_global_random_generators_are_restored():
     def draw(model, x, y, noise):
         assert len(noise) == len(x)
         kept.append((float(torch.rand(1)), np.random.rand(), random.random()))  # noqa: NPY002, TID251
@@ -193,7 +193,7 @@ def test_global_generators_are_as_they_were():
     assert random.getstate() == states[2]
 
 
-def test_training_mode_is_refused_and_other_libraries_cannot_switch_it_on():
+def test_training_mode_is_refused_and_cannot_be_switched_on():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(4, 3))
     model = NormalizedClassifier(network)
     with pytest.raises(ValueError, match=r"training mode, .* Dropout"):
@@ -208,7 +208,7 @@ def test_training_mode_is_refused_and_other_libraries_cannot_switch_it_on():
 
 @pytest.mark.parametrize("noise", ["fresh", 3, Noise.of(0, range(SIZE))])
 @pytest.mark.parametrize("votes", [1, 4])
-def test_what_is_not_finite_is_no_answer(noise, votes):
+def test_logits_that_are_not_finite_are_refused(noise, votes):
     class Broken(Bent):
         def forward(self, x, noise):
             return super().forward(x, noise).log()

@@ -1,4 +1,4 @@
-"""What an attacker sees is the mean over his draws."""
+"""Losses, and queries that average losses, errors, and gradients over an attacker's draws."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ Y = torch.tensor([0, 1, 4, 1])
 
 
 class Crooked(nn.Module):
-    """A nonlinear model whose weights themselves are noise: no two draws have one gradient."""
+    """A nonlinear model with random weights: no two draws have the same gradient."""
 
     def __init__(self, rows: int | None = None):
         super().__init__()
@@ -51,21 +51,21 @@ def test_losses_by_hand():
     assert torch.allclose(cross_entropy(logits, y), expected)
 
 
-def test_margin_is_positive_just_where_it_is_misclassified():
+def test_margin_is_positive_exactly_on_misclassified_images():
     logits = NOISE.normal(torch.zeros(SIZE, CLASSES))
     for label in range(CLASSES):
         y = torch.full((SIZE,), label)
         assert ((margin(logits, y) > 0) == (logits.argmax(1) != y)).all()
 
 
-def test_margin_never_takes_the_true_class_for_the_best_wrong_one():
+def test_margin_never_compares_the_true_class_with_itself():
     logits = torch.tensor([[9.0, -5.0, -7.0]])
     assert float(margin(logits, torch.tensor([0]))) == -14
     assert float(margin(torch.full((1, 3), -1e30), torch.tensor([2]))) == 0
 
 
 def one_by_one(loss: Loss, query_index: int, draws: int):
-    """Loss, error and gradient of every image in every draw, one model call each."""
+    """Mean loss, error, and gradient of every image over draws, with one model call per draw."""
     copies, model, out = NOISE.for_query(query_index, draws), Crooked(), []
     for i in range(SIZE):
         for c in range(draws):
@@ -81,7 +81,7 @@ def one_by_one(loss: Loss, query_index: int, draws: int):
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("rows", [None, 1, 3, 7, 8, 1000])
 @pytest.mark.parametrize("draws", [1, 6])
-def test_look_is_the_mean_of_single_draws(loss, rows, draws: int):
+def test_query_is_the_mean_of_single_draws(loss, rows, draws: int):
     model = Crooked(rows)
     seen = query_model(model, X, Y, loss, NOISE, 3, draws)
     for mine, expected in zip(seen, one_by_one(loss, 3, draws), strict=True):
@@ -91,7 +91,7 @@ def test_look_is_the_mean_of_single_draws(loss, rows, draws: int):
     assert max(model.sizes) <= (rows or SIZE * draws)
 
 
-def test_turns_meet_draws_of_their_own_and_the_same_turn_the_same():
+def test_each_query_index_has_its_own_reproducible_draws():
     first, second = (
         query_model(Crooked(), X, Y, "ce", NOISE, query_index, 2) for query_index in (0, 1)
     )
@@ -101,7 +101,7 @@ def test_turns_meet_draws_of_their_own_and_the_same_turn_the_same():
 
 
 def test_more_draws_converge_to_the_expectation():
-    """E[margin] of a two-class model with Gaussian logits is known; so is its slope."""
+    """E[margin] of a two-class model with Gaussian logits is known, and so is its gradient."""
 
     def model(x, noise):
         z = x.flatten(1).sum(1, keepdim=True) * (1 + 3 * noise.normal(x[:, :, 0, 0]))
@@ -114,7 +114,7 @@ def test_more_draws_converge_to_the_expectation():
     assert ((seen.loss - expected).abs() < 4 * 3 * expected / 3000**0.5).all()
 
 
-def test_without_a_gradient_none_is_computed():
+def test_query_without_gradient_computes_none():
     asked = []
 
     def model(x, noise):
@@ -130,13 +130,13 @@ def test_without_a_gradient_none_is_computed():
     assert without.gradient.shape == X.shape
 
 
-def test_a_gradient_is_had_even_where_the_caller_has_none_enabled():
+def test_query_computes_gradients_under_no_grad():
     with torch.no_grad():
         seen = query_model(Crooked(), X, Y, "ce", NOISE, 0, 2)
     assert (seen.gradient.flatten(1).norm(dim=1) > 0).all()
 
 
-def test_looking_leaves_no_trace():
+def test_query_has_no_side_effects():
     x = X.clone().requires_grad_()
     layer = nn.Linear(9, CLASSES).double()
     query_model(lambda x, noise: layer(x.flatten(1)), x, Y, "ce", NOISE, 0, 2)
@@ -148,7 +148,7 @@ def test_looking_leaves_no_trace():
 @pytest.mark.parametrize(
     "spoil", [torch.round, torch.Tensor.detach, lambda x: torch.where(x > 0.5, 1.0, 0.0)]
 )
-def test_a_missing_gradient_is_told_rather_than_taken_for_robustness(spoil):
+def test_missing_gradient_is_refused(spoil):
     def model(x, noise):
         with torch.no_grad():
             return spoil(x).flatten(1)
@@ -158,7 +158,7 @@ def test_a_missing_gradient_is_told_rather_than_taken_for_robustness(spoil):
     assert query_model(model, X, Y, "ce", NOISE, 0, 2, gradient=False).loss.isfinite().all()
 
 
-# ------------------------------------------------------------------------- DLR, and toward a class
+# ------------------------------------------------------------------------- DLR and targeted losses
 
 LOGITS = torch.tensor([[1.0, 2.0, 4.0, 0.0], [0.0, -1.0, -3.0, -7.0]], dtype=torch.float64)
 TRUE, AIM = torch.tensor([1, 0]), torch.tensor([0, 2])
@@ -173,7 +173,7 @@ def test_dlr_by_hand():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_dlr_knows_no_scale_and_no_shift(scale: float):
+def test_dlr_is_invariant_to_scale_and_shift(scale: float):
     other = scale * LOGITS + 5
     assert torch.allclose(dlr(other, TRUE), dlr(LOGITS, TRUE), atol=1e-8)
     assert torch.allclose(toward_dlr(other, TRUE, AIM), toward_dlr(LOGITS, TRUE, AIM), atol=1e-8)
@@ -187,7 +187,7 @@ def test_dlr_of_too_few_classes_is_refused():
 
 
 @pytest.mark.parametrize("loss", TARGETED)
-def test_a_look_toward_a_class_has_the_target_of_each_image(loss):
+def test_targeted_query_uses_the_target_of_each_image(loss):
     aims = torch.tensor([2, 3, 0, 0])
     seen = query_model(Crooked(3), X, Y, loss, NOISE, 3, 4, target=aims)
     for i in range(SIZE):
@@ -200,7 +200,7 @@ def test_a_look_toward_a_class_has_the_target_of_each_image(loss):
     assert torch.equal(seen.error_rate, query_model(Crooked(), X, Y, "ce", NOISE, 3, 4).error_rate)
 
 
-def test_asking_shows_the_logits_of_each_draw():
+def test_query_logits_returns_the_logits_of_each_draw():
     for rows in (None, 1, 5):
         logits = query_logits(Crooked(rows), X, NOISE, 2, 3)
         assert logits.shape == (SIZE, 3, CLASSES)
@@ -208,7 +208,7 @@ def test_asking_shows_the_logits_of_each_draw():
         assert torch.equal(wrong, query_model(Crooked(), X, Y, "ce", NOISE, 2, 3).error_rate)
 
 
-def test_rivals_are_the_wrong_classes_in_their_order():
+def test_runner_up_classes_are_the_wrong_classes_by_logit():
     def model(x, noise):
         return torch.tensor([3.0, 9.0, 1.0, 5.0]).expand(len(x), 4)
 

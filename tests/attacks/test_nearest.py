@@ -1,4 +1,4 @@
-"""Attacks that look for the nearest image across, where that is known."""
+"""Attacks that search for the nearest adversarial image, on models where it is known."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ CASES = [("linf", DeepFool(20, targets=4)), ("l2", DeepFool(20, targets=4)), ("l
 
 
 @pytest.mark.parametrize(("norm", "attack"), CASES)
-def test_it_finds_how_near_the_nearest_image_of_another_class_is(norm, attack):
+def test_nearest_image_of_another_class_is_found(norm, attack):
     model, noise, threat = MultiPlaneClassifier(), Noise.of(0, range(12)), Threat(norm, 0.1)
     x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(12, *SHAPE))
     y = model(x, noise).argmax(1)
@@ -31,27 +31,27 @@ def test_it_finds_how_near_the_nearest_image_of_another_class_is(norm, attack):
 
 
 @pytest.mark.parametrize(("norm", "attack"), [("linf", DeepFool(20, 20)), ("l2", DeepFool(20, 20))])
-def test_of_a_random_model_it_goes_as_far_as_the_threat_allows(norm, attack):
+def test_deepfool_uses_the_whole_budget_on_a_random_model(norm, attack):
     threat = THREATS[norm]
     found = attack(Blurred(), X, Y, threat, NOISE)
     assert accuracy(found, Y) == pytest.approx(accuracy(worst(threat, X, Y), Y), abs=0.01)
     assert (progress(found, threat) > 0.95).all()
 
 
-def test_carlini_and_wagner_go_nearly_as_far():
+def test_carlini_wagner_uses_most_of_the_budget_on_a_random_model():
     found = CarliniWagner(40, 6, eot=20, learning_rate=0.03)(Blurred(), X, Y, THREATS["l2"], NOISE)
     assert (progress(found, THREATS["l2"]) > 0.8).all()
     assert progress(found, THREATS["l2"]).mean() > 0.9
 
 
 @pytest.mark.parametrize("attack", [DeepFool(5), CarliniWagner(3, 2)])
-def test_an_image_that_is_wrong_already_is_left_where_it_is(attack):
+def test_misclassified_image_is_returned_unchanged(attack):
     wrong = 1 - Y
     assert (lead(X, wrong) < 0).all()
     assert torch.allclose(attack.nearest(Linear(), X, wrong, THREATS["l2"], NOISE), X, atol=1e-6)
 
 
-def test_confidence_is_a_margin_that_is_kept():
+def test_carlini_wagner_keeps_its_confidence_as_a_margin():
     found = CarliniWagner(100, 5, confidence=0.5, learning_rate=0.03).nearest(
         Linear(), X, Y, THREATS["l2"], NOISE
     )

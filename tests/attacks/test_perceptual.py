@@ -1,4 +1,4 @@
-"""Attacks within a perceptual distance: closed forms, conditions of an optimum, known filters."""
+"""Attacks within a perceptual distance: closed forms, optimality conditions, and known filters."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from unfool.attacks.perceptual import PerceptualPGD, within
 from unfool.distances import INPUT
 from unfool.threat import Threat, per_image
 
-NONE = Threat("linf", 0.0)  # which bounds none of them
+NONE = Threat("linf", 0.0)  # the threat bounds none of these attacks
 LARGE = 0.3 + 0.4 * NOISE.child("large").uniform(torch.zeros(SIZE, 3, 12, 12, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("model", "eot"), [(Linear(), 1), (Blurred(), 8)])
-def test_within_a_mean_square_it_finds_the_worst_image_of_a_ball(model, eot):
+def test_ppgd_with_mse_finds_the_worst_image_of_an_l2_ball(model, eot):
     found = PerceptualPGD(30, eot, "mse", bound=0.3**2 / X[0].numel())(model, X, Y, NONE, NOISE)
     threat = Threat("l2", 0.3)
     assert threat.allows(X, found).all()
@@ -23,17 +23,17 @@ def test_within_a_mean_square_it_finds_the_worst_image_of_a_ball(model, eot):
 
 
 def plane(x, noise):
-    """A fixed random plane, of larger images."""
+    """A linear model of larger images, with a fixed pseudo-random plane."""
     way = torch.arange(x[0].numel(), dtype=x.dtype).mul(7.3).sin().view(x.shape[1:])
     lead = (x * way).flatten(1).sum(1)
     return torch.stack([lead, -lead], 1)
 
 
-def test_within_ssim_it_goes_along_the_bound_where_the_gradient_alone_would_stop():
+def test_ppgd_with_ssim_moves_along_the_bound_beyond_a_gradient_step():
     y, distance = torch.zeros(SIZE, dtype=torch.long), INPUT["ssim"]
 
     def looked(at):
-        """The lead, and how much the ways to a lower lead and out of the bound agree."""
+        """The lead, the cosine of its descent and the distance's gradient, and the lead's gradient."""
         at = at.clone().requires_grad_()
         (out,) = torch.autograd.grad(distance(LARGE, at).sum(), at)
         lead = plane(at, NOISE)[:, 0]
@@ -47,10 +47,10 @@ def test_within_ssim_it_goes_along_the_bound_where_the_gradient_alone_would_stop
     assert ((far > 0.045) & (far <= 0.05 + 1e-9)).all()
     lead, after, _ = looked(found)
     assert (start - lead > 3 * (start - straight)).all()
-    assert (after > before + 0.2).all()  # at 1 no way along the bound leads further
+    assert (after > before + 0.2).all()  # at 1, no step along the bound helps
 
 
-def test_an_image_without_a_gradient_stays():
+def test_image_without_a_gradient_is_returned_unchanged():
     def flat(x, noise):
         return torch.stack([1 + 0 * x.flatten(1).sum(1), 0 * x.flatten(1).sum(1)], 1)
 
@@ -65,14 +65,14 @@ def test_filters_by_hand():
     twice = F.avg_pool2d(F.pad(box, [1] * 4, mode="replicate"), 3, 1)
     assert torch.allclose(filtered(x, uniform.to(x).repeat(1, 2, 1, 1, 1), 1e6), twice)
     edge = torch.cat([torch.zeros(1, 1, 6, 3), torch.ones(1, 1, 6, 3)], 3)
-    assert torch.allclose(filtered(edge, uniform, 0.05), edge)  # no color is mixed with another
+    assert torch.allclose(filtered(edge, uniform, 0.05), edge)  # different colors are not mixed
     still = uniform.clone()
     still[:, :, 4] = 50
     assert torch.allclose(filtered(x, still.to(x), 1e6), x)
 
 
-def test_it_smooths_away_what_only_fine_detail_says():
-    """The lead is the strength of a checkerboard, which a filter can take off, and no more."""
+def test_low_frequency_attack_smooths_away_fine_detail():
+    """The lead depends only on the strength of a checkerboard, which a filter can remove."""
     board = (torch.arange(12)[:, None] + torch.arange(12)) % 2 * 2.0 - 1
     x = (0.5 + 0.05 * board).expand(2, 3, 12, 12).contiguous()
 
@@ -84,7 +84,7 @@ def test_it_smooths_away_what_only_fine_detail_says():
     attack = LowFrequency(60, distance="mse", bound=1.0)
     found = attack(model, x, y, NONE, NOISE.take([0, 1]))
     assert (model(found, NOISE).argmax(1) == 1).all()
-    assert float(found.min()) >= float(x.min()) - 1e-6  # no brighter or darker than what was there
+    assert float(found.min()) >= float(x.min()) - 1e-6  # no values outside the image's range
     assert float(found.max()) <= float(x.max()) + 1e-6
     little = LowFrequency(60, distance="mse", bound=1e-4)
     near = little(model, x, y, NONE, NOISE.take([0, 1]))
@@ -92,12 +92,12 @@ def test_it_smooths_away_what_only_fine_detail_says():
     assert (model(near, NOISE)[:, 0] < model(x, NOISE)[:, 0] - 0.5).all()
 
 
-def test_images_alike_in_color_cannot_be_changed():
+def test_images_of_one_color_cannot_be_changed():
     gray = torch.full_like(LARGE, 0.4) + per_image(Y.to(LARGE)) * 0.1
     found = LowFrequency(5)(plane, gray, torch.zeros_like(Y), NONE, NOISE)
     assert torch.allclose(found, gray)
 
 
-def test_a_kernel_without_a_center_is_refused():
+def test_even_kernel_width_is_refused():
     with pytest.raises(ValueError, match=r"width must be odd.*not 4"):
         LowFrequency(width=4)

@@ -1,4 +1,4 @@
-"""PGD where the best attack is known."""
+"""PGD on models whose best attack is known."""
 
 import math
 
@@ -36,7 +36,7 @@ from unfool.toy.blobs import Blobs, bayes, mixture
 @pytest.mark.parametrize("start", ["random", "zero"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("eot", [1, 2])
-def test_the_optimum_of_a_linear_model_is_reached(norm, loss, start, schedule, eot: int):
+def test_optimum_of_a_linear_model_is_reached(norm, loss, start, schedule, eot: int):
     threat = THREATS[norm]
     attack = PGD(
         steps=40,
@@ -50,7 +50,7 @@ def test_the_optimum_of_a_linear_model_is_reached(norm, loss, start, schedule, e
     found = attack(Linear(), X, Y, threat, NOISE)
     assert threat.allows(X, found).all()
     best = worst(threat, X, Y)
-    assert float(best.min()) > 0  # the box is not in the way
+    assert float(best.min()) > 0  # the box does not interfere
     assert float(best.max()) < 1
     assert torch.allclose(found, best, atol=1e-6)
 
@@ -66,8 +66,8 @@ def test_the_optimum_of_a_linear_model_is_reached(norm, loss, start, schedule, e
         ("random", "cosine"),
     ],
 )
-def test_the_default_steps_suffice(norm, loss, start, schedule):
-    """At least 97 % of the way to the optimum (a default l2 run turns, and need not arrive)."""
+def test_default_steps_nearly_reach_the_optimum(norm, loss, start, schedule):
+    """At least 97 % of the way (a default l2 run turns toward the optimum, and need not arrive)."""
     threat = THREATS[norm]
     found = PGD(loss=loss, start=start, step_schedule=schedule)(Linear(), X, Y, threat, NOISE)
     assert threat.allows(X, found).all()
@@ -77,15 +77,15 @@ def test_the_default_steps_suffice(norm, loss, start, schedule):
 
 
 @pytest.mark.parametrize("start", ["random", "zero"])
-def test_the_optimum_in_a_corner_of_the_box(start):
-    """For linf the box cuts pixel by pixel, and the optimum is the clipped one."""
+def test_optimum_in_a_corner_of_the_box_is_reached(start):
+    """For linf, the box clips each pixel separately, so the optimum is the clipped image."""
     threat = Threat("linf", 0.5)
     found = PGD(start=start, loss="margin")(Linear(), X, Y, threat, NOISE)
     assert torch.allclose(found, worst(threat, X, Y).clamp(0, 1), atol=1e-6)
 
 
-def test_a_model_without_a_gradient_is_attacked_at_random_at_least():
-    """Nowhere to go: the result is still allowed."""
+def test_model_without_a_gradient_yields_an_allowed_image():
+    """The gradient is zero everywhere, and the result is still allowed."""
     threat = THREATS["linf"]
     found = PGD(steps=3)(lambda x, noise: 0 * x.flatten(1)[:, :2], X, Y, threat, NOISE)
     assert threat.allows(X, found).all()
@@ -96,22 +96,25 @@ def test_a_model_without_a_gradient_is_attacked_at_random_at_least():
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("norm", THREATS)
-def test_the_optimum_of_a_noisy_linear_model_is_reached(norm, loss):
-    """Per-draw accuracy is Phi(lead / width), and the best attack brings it to a known number."""
+def test_optimum_of_a_noisy_linear_model_is_reached(norm, loss):
+    """Per-draw accuracy is Phi(lead / width), and the best attack lowers it to a known value."""
     threat, (x, y, noise) = THREATS[norm], many(40)
-    y = y ^ (lead(x, y).argsort().argsort() < 4)  # all are right, noise aside, but for some
+    y = y ^ (lead(x, y).argsort().argsort() < 4)  # without noise, all but four are right
     attack = PGD(steps=20, eot=8, loss=loss, step_size=0.25)
     found = attack(Blurred(), x, y, threat, noise.child("search"))
     best, before = accuracy(worst(threat, x, y), y), accuracy(x, y)
-    assert before - best > 0.2  # there was something to win
+    assert before - best > 0.2  # the attack can achieve something
     assert accuracy(found, y) == pytest.approx(best, abs=0.01)
     fresh = predict_draws(Blurred(), found, noise.child("verdict"), 100) == y[:, None]
     assert float(fresh.double().mean()) == pytest.approx(best, abs=0.01 + 3 * 0.5 / 4000**0.5)
 
 
 class Rippled(Linear):
-    """With ripples of random phase: their law is the same everywhere, so that they help nobody, but
-    the slope of a single draw is mostly theirs."""
+    """`Linear` with ripples of random phase.
+
+    Their distribution is the same at every image, so they do not help an attack, but they dominate
+    the gradient of a single draw.
+    """
 
     height, length = 0.02, 0.02
 
@@ -121,7 +124,7 @@ class Rippled(Linear):
         return super().score(x, noise) + ripples
 
 
-def test_averaging_over_draws_finds_a_way_that_single_draws_do_not():
+def test_averaging_over_draws_succeeds_where_single_draws_fail():
     threat = THREATS["linf"]
 
     def share(eot: int) -> float:
@@ -135,19 +138,19 @@ def test_averaging_over_draws_finds_a_way_that_single_draws_do_not():
     assert shares[2] > 0.95
 
 
-def test_every_step_meets_new_draws():
-    """A single draw per step still adds up over many small steps, unless the draws repeat."""
+def test_every_step_uses_new_draws():
+    """One draw per step averages out over many small steps, unless the draws repeat."""
     threat = THREATS["linf"]
     patient = PGD(steps=300, loss="margin", step_size=0.05, start="zero", selection_draws=200)
     found = patient(Rippled(), X, Y, threat, NOISE)
     assert float(progress(found, threat).mean()) > 0.75
 
 
-# -------------------------------------------------- what is searched on is not what is judged on
+# -------------------------------------------------- search and verdict have separate draws
 
 
 class Listening:
-    """Remembers which noise it met, and whether it was asked for a gradient."""
+    """Records the noise of each call, separately for calls with and without a gradient."""
 
     def __init__(self, model):
         self.model = model
@@ -159,27 +162,29 @@ class Listening:
         return self.model(x, noise)
 
 
-def test_candidates_are_compared_on_draws_of_their_own_the_same_for_all():
+def test_candidates_are_compared_on_the_same_separate_draws():
     model = Listening(Shaken())
     PGD(steps=5, eot=3, restarts=2, selection_draws=4)(model, X, Y, THREATS["linf"], NOISE)
     assert len(model.searched) == 5 * 2
-    assert len(model.compared) == 2 * 2 + 1  # the image itself once
+    assert len(model.compared) == 2 * 2 + 1  # the image itself only once
     searched = [key for keys in model.searched for key in keys]
-    assert len(set(searched)) == len(searched) == 5 * 2 * 3 * SIZE  # no draw twice
+    assert len(set(searched)) == len(searched) == 5 * 2 * 3 * SIZE  # no draw is used twice
     assert len(set(model.compared)) == 1
     assert len(set(model.compared[0])) == 4 * SIZE
     assert not set(searched) & set(model.compared[0])
 
 
-def test_as_many_draws_to_compare_on_as_to_search_with():
+def test_candidates_are_compared_on_eot_draws_by_default():
     model = Listening(Shaken())
     PGD(steps=2, eot=5)(model, X, Y, THREATS["linf"], NOISE)
     assert {len(keys) for keys in model.compared} == {5 * SIZE}
 
 
 class Coin(nn.Module):
-    """Right with probability `p` in a fresh draw, whatever the image; but for a given draw, which
-    images it is right on is a matter of their last digits."""
+    """Right with probability `p` in a fresh draw, whatever the image.
+
+    For a given draw, the last digits of an image decide whether the model is right.
+    """
 
     p = 0.7
 
@@ -187,13 +192,16 @@ class Coin(nn.Module):
         u = noise.child("coin").uniform(x[:, 0, 0, 0])
         digits = (x * 1e4).flatten(1).sum(1)
         right = torch.where((u + digits) % 1 < self.p, 1.0, -1.0).to(x)
-        smooth = 0.01 * torch.sin(digits)  # a gradient, which leads nowhere
+        smooth = 0.01 * torch.sin(digits)  # a gradient that leads nowhere
         return torch.stack([right + smooth, -right], 1)
 
 
-def test_nothing_is_won_against_a_coin_but_by_who_knows_how_it_falls():
-    """The share of right answers on fresh draws of what PGD returns is the coin's p, though it was
-    the best of many candidates on the search's. Against who was told the draws, it is not."""
+def test_random_model_is_broken_only_by_an_attacker_who_knows_the_noise():
+    """Success on the draws of the search does not carry over to fresh draws.
+
+    On fresh draws, the accuracy on PGD's images is the coin's `p`, although they were the best of
+    many candidates on the draws of the search. An attacker who knows the draws lowers it.
+    """
     size, draws = 200, 20
     x, _, noise = many(size)
     y = torch.zeros(size, dtype=torch.long)
@@ -208,7 +216,7 @@ def test_nothing_is_won_against_a_coin_but_by_who_knows_how_it_falls():
     on_search = query_model(
         Coin(), found, y, "margin", noise.child("search", "compare"), 0, 1, False
     )
-    assert float(1 - on_search.error_rate.mean()) < 0.2  # what he believes he won
+    assert float(1 - on_search.error_rate.mean()) < 0.2  # the attacker's apparent success
 
     verdict = noise.child("verdict")
     told = noise.child("search").with_known_noise(verdict.child("vote", 0))
@@ -227,31 +235,33 @@ def on_compare(x: torch.Tensor, draws: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("norm", THREATS)
-def test_more_restarts_never_make_it_worse_by_its_own_lights(norm):
+def test_more_restarts_never_lower_the_attacks_own_score(norm):
     threat, before = THREATS[norm], on_compare(X, 4)
     scores = []
     for restarts in (1, 2, 3, 6):
         found = PGD(steps=3, selection_draws=4, restarts=restarts)(Shaken(), X, Y, threat, NOISE)
         scores.append(on_compare(found, 4))
-        assert (scores[-1] >= before - 1e-6).all()  # nor worse than nothing, up to rounding
+        assert (scores[-1] >= before - 1e-6).all()  # nor below the image itself, up to rounding
         before = scores[-1]
     assert (scores[-1] > scores[0] + 1e-6).any()
 
 
-def test_the_best_of_all_candidates_is_returned():
-    """Wrong most often; of equals, of the higher loss. The candidates of a run are its last image,
-    its peak and the image itself."""
+def test_best_of_all_candidates_is_returned():
+    """The best candidate is wrong most often, and has the highest loss among equals.
+
+    The candidates of a run are its last image, its peak, and the image itself.
+    """
     threat, attack = THREATS["linf"], PGD(steps=4, eot=2, restarts=3, selection_draws=4)
     model = Listening(Shaken())
     shown: list[torch.Tensor] = []
 
     def victim(x, noise):
         if not x.requires_grad:
-            shown.append(x[::4].clone())  # each image of a candidate stands here four times
+            shown.append(x[::4].clone())  # each image of a candidate is repeated four times
         return model(x, noise)
 
     found = attack(victim, X, Y, threat, NOISE)
-    assert len(shown) == 7  # the image itself once
+    assert len(shown) == 7  # the image itself only once
     scores = torch.stack([on_compare(candidate, 4) for candidate in shown])
     best = scores.argmax(0)
     assert torch.equal(found, torch.stack(shown)[best, torch.arange(SIZE)])
@@ -259,8 +269,8 @@ def test_the_best_of_all_candidates_is_returned():
     assert any(torch.equal(candidate, X) for candidate in shown)
 
 
-def test_a_peak_on_the_way_is_not_lost():
-    """A narrow peak that a long step leaves again at once: the last image is worse than it."""
+def test_peak_along_the_path_is_kept():
+    """A long step leaves a narrow peak at once, so the last image is worse than the peak."""
 
     class Peak(nn.Module):
         def forward(self, x, noise):
@@ -274,8 +284,8 @@ def test_a_peak_on_the_way_is_not_lost():
     assert torch.allclose(found, x + 0.045, atol=1e-9)
 
 
-def test_being_wrong_more_often_counts_for_more_than_a_higher_loss():
-    """At the image it is always just wrong; at the edge seldom, but then by far."""
+def test_error_rate_counts_more_than_loss():
+    """The model is always slightly wrong at the image, and rarely but far more wrong at the edge."""
 
     class Tempting(nn.Module):
         def forward(self, x, noise):
@@ -290,8 +300,8 @@ def test_being_wrong_more_often_counts_for_more_than_a_higher_loss():
     assert torch.equal(found, x)
 
 
-def test_it_breaks_a_real_defense_more_than_chance_does():
-    """DiffPure on blobs: PGD with EOT against the random edge, on held-out draws."""
+def test_pgd_breaks_diffpure_more_often_than_random_noise():
+    """On blobs and held-out draws, PGD with EOT is compared with random noise at full budget."""
     size, threat = 48, Threat("l2", 0.8)
     data, noise = Blobs(size), Noise.of(0, range(size))
     x = torch.stack([data[i][0] for i in range(size)])

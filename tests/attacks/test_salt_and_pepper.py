@@ -14,31 +14,31 @@ Y = torch.zeros(4, dtype=torch.long)
 
 
 def counts(x, noise):
-    """Logits that fall to the other class once 7 places or more are black or white in all channels."""
+    """Logits that favor class 1 once 7 or more pixels are black or white in all channels."""
     extreme = ((x == 0) | (x == 1)).all(1).flatten(1).sum(1)
     return torch.stack([torch.full_like(extreme, 6.5, dtype=torch.float), extreme.float()], 1)
 
 
-def test_it_turns_places_black_or_white_within_the_share():
+def test_pixels_turn_black_or_white_within_the_budget():
     threat = Threat("l0", 0.25)
     x_adv = SaltAndPepper()(counts, X, Y, threat, NOISE)
     changed = (x_adv != X).any(1)
     assert threat.allows(X, x_adv, slack=0).all()
-    assert (changed.flatten(1).sum(1) == 16).all()  # the whole budget: the loss rises with each
+    assert (changed.flatten(1).sum(1) == 16).all()  # the whole budget, as each raises the loss
     for image, where in zip(x_adv, changed, strict=True):
         levels = image[:, where]
         assert set(levels.flatten().tolist()) == {0.0, 1.0}
-        assert (levels == levels[:1]).all()  # all channels of a place alike
+        assert (levels == levels[:1]).all()  # the same value in all channels of a pixel
 
 
 @pytest.mark.parametrize(("share", "broken"), [(6 / 64, False), (7 / 64, True), (0.5, True)])
-def test_it_breaks_what_so_many_places_break(share: float, broken: bool):
+def test_image_is_broken_exactly_if_the_budget_suffices(share: float, broken: bool):
     x_adv = SaltAndPepper()(counts, X, Y, Threat("l0", share), NOISE)
     assert ((counts(x_adv, NOISE).argmax(1) == 1) == broken).all()
 
 
-def test_it_grows_and_returns_the_worst_share_not_the_last():
-    """A model that only falls to about half of the budget."""
+def test_worst_share_is_returned_instead_of_the_last():
+    """The model is wrong only at about half of the budget."""
 
     def middle(x, noise):
         extreme = ((x == 0) | (x == 1)).all(1).flatten(1).sum(1)
@@ -47,18 +47,18 @@ def test_it_grows_and_returns_the_worst_share_not_the_last():
 
     x_adv = SaltAndPepper(tries=1, shares=5)(middle, X, Y, Threat("l0", 0.4), NOISE)
     assert middle(x_adv, NOISE).argmax(1).tolist() == [1] * 4
-    assert ((x_adv != X).any(1).flatten(1).sum(1) == 10).all()  # two fifths of 25 places
+    assert ((x_adv != X).any(1).flatten(1).sum(1) == 10).all()  # two fifths of 25 pixels
 
 
-def test_an_image_it_cannot_hurt_comes_back_as_it_is():
+def test_unbroken_image_is_returned_unchanged():
     def better(x, noise):
-        flat = (x - 0.5).abs().flatten(1).sum(1)  # the more extreme, the surer of the true class
+        flat = (x - 0.5).abs().flatten(1).sum(1)  # more extreme pixels favor the true class
         return torch.stack([flat, torch.zeros_like(flat)], 1)
 
     assert torch.equal(SaltAndPepper()(better, X, Y, Threat("l0", 0.3), NOISE), X)
 
 
-def test_an_image_s_attack_is_its_own():
+def test_attack_does_not_depend_on_other_images():
     def noisy(x, noise):
         logits = torch.stack([x[:, 0].flatten(1).mean(1), x[:, 1].flatten(1).mean(1)], 1)
         return logits + 0.05 * noise.normal(logits)
@@ -71,7 +71,7 @@ def test_an_image_s_attack_is_its_own():
     assert not torch.equal(attack(noisy, X, Y, threat, Noise.of(9, range(4))), whole)
 
 
-def test_other_norms_and_other_attacks_are_told():
+def test_unsupported_norms_are_refused():
     with pytest.raises(ValueError, match=r"threat\.norm to l0 instead of linf"):
         SaltAndPepper()(counts, X, Y, Threat("linf", 0.1), NOISE)
     with pytest.raises(ValueError, match="salt-and-pepper"):

@@ -1,4 +1,4 @@
-"""Square: no gradient, no luck."""
+"""Square needs no gradient, and gains nothing from lucky draws."""
 
 import pytest
 import torch
@@ -24,14 +24,14 @@ from unfool.threat import Threat
 
 
 class Masked(Linear):
-    """Rounds its input: the gradient is there, and zero."""
+    """`Linear` on rounded inputs, whose gradient exists and is zero."""
 
     def forward(self, x, noise):
         coarse = (32 * x).round() / 32
         return super().forward(coarse + 0 * x, noise)
 
 
-def test_a_masked_gradient_does_not_stop_it():
+def test_masked_gradient_does_not_stop_square():
     threat = Threat("linf", 0.08)
     reach = lead(worst(threat, X, Y), Y) < 0
     assert reach.all()
@@ -42,15 +42,15 @@ def test_a_masked_gradient_does_not_stop_it():
 
 
 @pytest.mark.parametrize(("norm", "share"), [("linf", 0.88), ("l2", 0.4)])
-def test_most_of_the_way_to_the_optimum_of_a_linear_model_is_gone(norm, share: float):
-    """(The windows of l2, of bumps at least 3 wide, are no match for 4 x 4 pixels of white noise.)"""
+def test_most_of_the_way_to_the_optimum_of_a_linear_model_is_covered(norm, share: float):
+    """The share for l2 is lower, as bumps at least 3 wide fit 4 x 4 pixels of white noise poorly."""
     threat = THREATS[norm]
     found = Square(200, steps_per_draw=200)(Drifting(Linear()), X, Y, threat, NOISE)
     assert threat.allows(X, found).all()
     assert float(progress(found, threat).mean()) > share
 
 
-def test_a_noisy_model_is_attacked_nearly_as_well():
+def test_optimum_of_a_noisy_linear_model_is_nearly_reached():
     threat = Threat("linf", 0.05)
     x, y, noise = many(24)
     found = Square(120, eot=4)(Blurred(), x, y, threat, noise.child("search"))
@@ -60,35 +60,35 @@ def test_a_noisy_model_is_attacked_nearly_as_well():
 
 
 @pytest.mark.parametrize("hold", [1, 5])
-def test_luck_that_all_images_share_changes_nothing(hold: int):
+def test_noise_shared_by_all_candidates_changes_nothing(hold: int):
     attack, threat = Square(40, steps_per_draw=hold), THREATS["linf"]
     still = attack(Drifting(Bent()), X, Y, threat, NOISE)
     shaken = attack(Bent(luck=1.0), X, Y, threat, NOISE)
     assert torch.allclose(shaken, still, atol=1e-9)
 
 
-def test_it_asks_for_no_gradient_and_for_no_more_than_it_says():
+def test_square_needs_no_gradient_and_keeps_to_its_number_of_queries():
     calls = []
 
     def model(x, noise):
         calls.append((torch.is_grad_enabled(), x.requires_grad))
         return Drifting(Linear())(x, noise)
 
-    for hold, looks in ((1, 19), (10, 10)):  # the start, then 9 proposals, with the best or without
+    for hold, looks in ((1, 19), (10, 10)):  # the start and 9 proposals, with or without the best
         calls.clear()
         Square(10, steps_per_draw=hold)(model, X, Y, THREATS["l2"], NOISE)
         assert set(calls) == {(False, False)}
         assert len(calls) == looks + 3  # two draws of the image; at the end the best and the image
 
 
-def test_bumps_have_the_form_of_the_paper():
+def test_bumps_match_the_paper():
     for side in (2, 4, 5, 8):
         pattern, upper = bumps(side), side // 2
         assert float(pattern.norm()) == pytest.approx(1)
         assert (pattern[:upper] > 0).all()
         assert (pattern[upper:] < 0).all()
         assert float(pattern[:upper].norm()) == pytest.approx(float(pattern[upper:].norm()))
-    # of 4: two rows, the far ones with 1/4 + 1/9, then 1/9 at distance 2; the middle 1 + 1/4 + 1/9
+    # side 4: two rows, the far ones with 1/4 + 1/9, then 1/9 at distance 2; the middle 1 + 1/4 + 1/9
     near, middle, far = 1 / 4 + 1 / 9, 1 + 1 / 4 + 1 / 9, 1 / 9
     row = torch.tensor([[far, near, near, near], [far, near, middle, near]], dtype=torch.float64)
     assert torch.allclose(bumps(4)[:2], row / row.norm() / 2**0.5)
@@ -96,7 +96,7 @@ def test_bumps_have_the_form_of_the_paper():
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 7), (9, 3)])
 @pytest.mark.parametrize("norm", THREATS)
-def test_any_shape_of_image_will_do(norm, shape):
+def test_images_of_any_shape_are_supported(norm, shape):
     x = NOISE.uniform(torch.zeros(6, 1, *shape))
 
     def model(x, noise):
@@ -107,11 +107,11 @@ def test_any_shape_of_image_will_do(norm, shape):
     assert THREATS[norm].allows(x, found).all()
 
 
-def test_squares_shrink_on_the_way():
+def test_squares_shrink_during_the_search():
     sides = [Square(10_000).side(torch.zeros(1, 3, 32, 32), i, 1) for i in (0, 11, 51, 201, 9000)]
     assert sides == [29, 20, 14, 10, 1]
 
 
-def test_another_norm_is_refused():
+def test_unsupported_norm_is_refused():
     with pytest.raises(ValueError, match=r"Square .*linf and l2"):
         Square(1)(Linear(), X, Y, Threat("l0", 0.1), NOISE)

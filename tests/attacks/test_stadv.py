@@ -9,14 +9,14 @@ STILL = torch.zeros(SIZE, 4, 4, 2, dtype=torch.float64)
 RIGHT = torch.tensor([1.0, 0.0], dtype=torch.float64)
 
 
-def test_a_still_field_changes_nothing():
+def test_zero_flow_changes_nothing():
     assert torch.allclose(warp(X, STILL), X, atol=1e-12)
 
 
-def test_a_shift_by_one_pixel_is_a_shift_by_one_pixel():
-    moved = warp(X, STILL + RIGHT * 2 / 4)  # seen one place further right
+def test_constant_flow_shifts_the_image_by_one_pixel():
+    moved = warp(X, STILL + RIGHT * 2 / 4)  # sampled one pixel further right
     assert torch.allclose(moved[..., :-1], X[..., 1:])
-    assert torch.allclose(moved[..., -1], X[..., -1])  # the border goes on
+    assert torch.allclose(moved[..., -1], X[..., -1])  # the border is repeated
     down = warp(X, STILL + RIGHT.flip(0) * 2 / 4)
     assert torch.allclose(down[:, :, :-1], X[:, :, 1:])
 
@@ -24,12 +24,12 @@ def test_a_shift_by_one_pixel_is_a_shift_by_one_pixel():
 def test_roughness_by_hand():
     assert float(roughness(STILL).max()) < 1e-3
     flow = STILL.clone()
-    flow[:, 1, 1] = torch.tensor([3.0, 4.0], dtype=torch.float64)  # unlike its 4 neighbors, by 5
+    flow[:, 1, 1] = torch.tensor([3.0, 4.0], dtype=torch.float64)  # 5 off its 4 neighbors
     assert torch.allclose(roughness(flow), torch.full_like(X[:, 0, 0, 0], 20), atol=1e-3)
 
 
-def test_the_worst_shift_of_a_ramp_is_found():
-    """Brightness grows to the right, and the model is the surer the darker it is."""
+def test_worst_shift_of_a_ramp_is_found():
+    """Brightness increases to the right, and darker images raise the logit of the true class."""
     x = torch.linspace(0.2, 0.8, 9, dtype=torch.float64).expand(2, 1, 9, 9).contiguous()
 
     def model(x, noise):
@@ -46,7 +46,7 @@ def test_the_worst_shift_of_a_ramp_is_found():
     )
 
 
-def test_no_pixel_is_a_color_that_was_not_there():
+def test_values_stay_in_the_range_of_the_images():
     def model(x, noise):
         return torch.stack([torch.sin(9 * x).flatten(1).sum(1), 0 * x.flatten(1).sum(1)], 1)
 

@@ -1,4 +1,4 @@
-"""What an attacker may take the defended model for."""
+"""Views: the models that an attacker may use in place of the defended one."""
 
 import pytest
 import torch
@@ -42,25 +42,25 @@ def gradient(model, x, noise=NOISE):
     return torch.autograd.grad(model(x, noise)[:, 0].sum(), x)[0]
 
 
-def test_exact_is_the_model():
+def test_exact_view_is_the_model():
     model = defended()
     assert exact(model) is model
 
 
-def test_bpda_is_the_classifier_s_gradient_at_the_purified_image():
+def test_bpda_gradient_is_the_classifiers_at_the_purified_image():
     model = defended()
     pure = model.purifier(X, NOISE.child("purify")).detach()
     at_pure = gradient(model.classifier, pure, NOISE.child("classify"))
     mine = gradient(bpda(model), X)
     assert torch.allclose(mine, at_pure, rtol=1e-9, atol=1e-12)
-    # and neither the model's own gradient nor the classifier's at the image
+    # it is neither the model's own gradient nor the classifier's at the image
     assert not torch.allclose(mine, gradient(model, X), rtol=0.05)
     assert not torch.allclose(
         mine, gradient(model.classifier, X, NOISE.child("classify")), rtol=0.05
     )
 
 
-def test_bpda_has_the_model_s_own_logits():
+def test_bpda_has_the_logits_of_the_model():
     model = defended()
     assert torch.allclose(bpda(model)(X, NOISE), model(X, NOISE), atol=1e-12)
 
@@ -78,7 +78,7 @@ def test_bpda_does_not_differentiate_the_purifier():
     assert calls == [True, False]
 
 
-def test_straight_through_is_the_identity_to_gradients():
+def test_straight_through_passes_gradients_unchanged():
     purify = straight_through(lambda x, noise: x.square() + noise.normal(x))
     x = X.clone().requires_grad_()
     out = purify(x, NOISE)
@@ -88,7 +88,7 @@ def test_straight_through_is_the_identity_to_gradients():
     assert torch.equal(found, weigh)
 
 
-def test_undefended_ignores_the_purifier():
+def test_classifier_only_ignores_the_purifier():
     def purifier(x, noise):
         raise AssertionError("the attacker does not know of the purifier")
 
@@ -98,14 +98,14 @@ def test_undefended_ignores_the_purifier():
 
 
 @pytest.mark.parametrize("view", [bpda, classifier_only])
-def test_what_is_no_defense_cannot_be_taken_apart(view):
+def test_model_without_a_purifier_is_refused(view):
     for model in (bayes(), Batched(bayes(), 3), lambda x, noise: x):
         with pytest.raises(ValueError, match=r"purifier.* `exact"):
             view(model)
 
 
 @pytest.mark.parametrize("view", [bpda, classifier_only])
-def test_a_view_takes_as_many_images_at_once_as_the_model(view):
+def test_view_keeps_the_batch_size_of_the_model(view):
     sizes = []
 
     def purifier(x, noise):
@@ -124,12 +124,12 @@ def test_a_view_takes_as_many_images_at_once_as_the_model(view):
     assert torch.allclose(limited.gradient, at_once.gradient, atol=1e-13)
 
 
-def test_a_limited_model_is_the_model():
+def test_batched_model_equals_the_model():
     model = defended()
     assert torch.allclose(Batched(model, 2)(X, NOISE), model(X, NOISE), atol=1e-12)
 
 
-def test_no_class_is_made_of_what_is_no_number():
+def test_decide_refuses_nan_logits():
     def model(x, noise):
         level = torch.where(x[:, 0, 0, 0] > 0.9, torch.nan, 0.0)
         return torch.stack([level, 1 + level], 1)
@@ -141,8 +141,8 @@ def test_no_class_is_made_of_what_is_no_number():
         Batched(model, 2).decide(x, NOISE)
 
 
-def test_any_defense_with_parts_can_be_taken_apart():
-    """A stranger's defense, which is no `Purified`."""
+def test_bpda_works_on_any_defense_with_parts():
+    """The defense of a user, which is not a `Purified`, is supported."""
 
     class Mine:
         def __init__(self, purifier):
@@ -161,8 +161,8 @@ def test_any_defense_with_parts_can_be_taken_apart():
     assert torch.allclose(mine, gradient(model.classifier, X.square()), atol=1e-13)
 
 
-def test_bfloat16_is_the_model_with_a_rough_gradient(monkeypatch):
-    """Of the search alone; and refused where it does not pay."""
+def test_bfloat16_view_approximates_the_model(monkeypatch):
+    """It serves the search alone, and is refused where bfloat16 is slower."""
     seed_torch(0, "rough")
     model = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
     x = Noise.of(1, range(4)).uniform(torch.empty(4, 3, 2, 2))

@@ -1,4 +1,4 @@
-"""Certification: the certificates hold, and the counts are the same whatever the machine."""
+"""Certificates hold, and counts do not depend on batch size, shards, or interruptions."""
 
 import json
 from collections import Counter
@@ -39,7 +39,7 @@ TOY = {
 
 
 def linear(x, noise=None):
-    """Two classes, parted by a plane; the distance of x from it is |x.sum() - 2| / 2 on 4 pixels."""
+    """Two classes separated by a plane, at distance |x.sum() - 2| / 2 from x on 4 pixels."""
     score = x.flatten(1).sum(1) - 2
     return torch.stack([-score, score], 1)
 
@@ -58,12 +58,12 @@ def counts(folder):
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 10), (1, 10), (7, 10), (10, 10), (9_990, 10_000)])
 @pytest.mark.parametrize("alpha", [0.001, 0.05])
-def test_the_bound_is_that_of_clopper_and_pearson(hits, total, alpha):
+def test_lower_bound_is_clopper_pearson(hits, total, alpha):
     exact = stats.binomtest(hits, total, alternative="greater").proportion_ci(1 - alpha, "exact")
     assert lower_bound(hits, total, alpha) == pytest.approx(exact.low, abs=1e-12)
 
 
-def test_the_radius_by_hand():
+def test_radius_by_hand():
     found = certificate(
         ClassCounts(0, 3, {3: 9, 1: 1}, {3: 90, 1: 10}, 0.0, {}), sigma=0.5, alpha=0.05
     )
@@ -77,19 +77,19 @@ def test_the_radius_by_hand():
 @pytest.mark.parametrize(
     ("selected", "estimated"),
     [
-        ({0: 10}, {0: 50, 1: 50}),  # no class in front
-        ({0: 10}, {0: 55, 1: 45}),  # in front, but not for certain
-        ({0: 10}, {1: 100}),  # the draws that chose it were misleading
-        ({0: 5, 1: 5}, {1: 100}),  # of equals the lowest number, wherever it leads
+        ({0: 10}, {0: 50, 1: 50}),  # no class leads
+        ({0: 10}, {0: 55, 1: 45}),  # class 0 leads, but not significantly
+        ({0: 10}, {1: 100}),  # the selection draws were misleading
+        ({0: 5, 1: 5}, {1: 100}),  # a tie selects class 0, although class 1 leads
     ],
 )
-def test_without_proof_it_abstains(selected, estimated):
+def test_certificate_abstains_without_proof(selected, estimated):
     found = certificate(ClassCounts(0, 1, selected, estimated, 0.0, {}), sigma=0.5, alpha=0.001)
     assert found == Certificate(None, found.rate, 0.0)
     assert found.rate <= 0.5
 
 
-def test_a_linear_classifier_is_certified_up_to_its_plane_and_hardly_less():
+def test_radius_of_a_linear_classifier_is_nearly_its_distance():
     for distance in (0.1, 0.3, 0.7):
         x = torch.full((1, 1, 2, 2), 0.5 + distance / 2)  # so the sum is 2 + 2 distance
         found = certificate(
@@ -99,7 +99,7 @@ def test_a_linear_classifier_is_certified_up_to_its_plane_and_hardly_less():
         assert 0.93 * distance - 0.01 < found.radius <= distance
 
 
-def test_certificates_fail_as_often_as_alpha_says_and_no_oftener():
+def test_certificates_fail_at_most_at_rate_alpha():
     alpha, n, images, failures = 0.1, 60, 1200, 0
     model, places = Noisy(linear, 0.5), Noise.of(5, range(images)).uniform(torch.empty(images, 1))
     for i, place in enumerate(places[:, 0]):
@@ -112,7 +112,7 @@ def test_certificates_fail_as_often_as_alpha_says_and_no_oftener():
 
 
 class Spy:
-    """A purifier that keeps what it is given, and draws noise of its own."""
+    """A purifier that records its inputs and draws its own noise."""
 
     def __init__(self):
         self.given, self.drawn, self.sigmas = [], [], set()
@@ -127,7 +127,7 @@ class Spy:
         return x
 
 
-def test_the_noise_is_sigma_on_the_pixels_unclipped_and_apart_from_the_purifiers():
+def test_smoothing_noise_is_gaussian_unclipped_and_independent():
     spy, x = Spy(), torch.full((1, 1, 8, 8), 0.9)
     list(answers(Noisy(Purified(linear, spy), 0.3), x, 300, Noise.of(0, [0])))
     noise, own = torch.cat(spy.given) - x, torch.cat(spy.drawn)
@@ -149,14 +149,14 @@ def test_paths_vote_on_the_same_noisy_image():
     assert torch.equal(spy.given[0], spy.given[1])
     assert torch.equal(spy.given[0], spy.given[2])
     assert not torch.equal(spy.drawn[0], spy.drawn[1])
-    # and the noise is that of a single path, so that the two are compared on the same draws
+    # the noise is that of a single path, so that both models are compared on the same draws
     single = Spy()
     list(answers(Noisy(Purified(linear, single), 0.3), x, 5, Noise.of(0, [0])))
     assert torch.equal(single.given[0], spy.given[0])
 
 
 class CoinPurifier:
-    """Turns three images in ten about, by its own noise."""
+    """Inverts three images in ten, chosen by its own noise."""
 
     def denoise(self, x, sigma, noise):
         turn = noise.uniform(x[:, :1, :1, :1]) < 0.3
@@ -166,8 +166,8 @@ class CoinPurifier:
         raise AssertionError("certified images get no further noise")
 
 
-def test_the_vote_is_inside_the_smoothed_function():
-    """With a wrong path in 3 of 10, a draw is right as often as the majority of its paths is."""
+def test_vote_of_paths_is_part_of_the_smoothed_classifier():
+    """If paths are wrong with probability 0.3, a draw is right as often as their majority is."""
     x, noise = torch.full((1, 1, 2, 2), 1.0), Noise.of(0, [0])
     defended = Purified(linear, CoinPurifier())
     for paths in (1, 5):
@@ -177,13 +177,13 @@ def test_the_vote_is_inside_the_smoothed_function():
         assert stats.binomtest(right, 2000, truth).pvalue > 0.001
 
 
-def test_logits_that_are_no_numbers_stop_it():
+def test_nan_logits_are_refused():
     model = Noisy(lambda x, noise: linear(x) * torch.nan, 0.1)
     with pytest.raises(RuntimeError, match="not finite"):
         list(answers(model, torch.zeros(1, 1, 2, 2), 4, Noise.of(0, [0])))
 
 
-def test_certified_accuracy_counts_right_answers_that_reach_so_far():
+def test_certified_accuracy_counts_right_answers_of_sufficient_radius():
     images: list[Any] = [
         {"answer": 1, "label": 1, "radius": 0.5},
         {"answer": 1, "label": 1, "radius": 0.2},
@@ -195,7 +195,7 @@ def test_certified_accuracy_counts_right_answers_that_reach_so_far():
 
 
 def toy(out, *changes, n=40):
-    """A command line for a small world with an exact answer."""
+    """The command line that certifies the toy spec with these changes."""
     words = ["certify", "toy.yaml", "--out", str(out), "--quiet", "--set", f"certification.n={n}"]
     return [*words, *(word for c in changes for word in ("--set", c))]
 
@@ -223,13 +223,13 @@ def test_every_draw_is_counted(whole):
 @pytest.mark.parametrize(
     "change", ["machine.batch_size=1", "machine.batch_size=7", "machine.batch_size=1000"]
 )
-def test_the_batch_does_not_matter(spec, whole, change):
+def test_counts_do_not_depend_on_the_batch_size(spec, whole, change):
     assert run(toy(spec / "other", change)) == 0
     assert counts(spec / "other") == whole
 
 
-def test_more_draws_begin_with_the_same_ones(spec):
-    """What an image meets depends on its index and the seed alone."""
+def test_more_draws_start_with_the_same_ones(spec):
+    """The noise of an image depends on its index and the seed alone."""
     model, x = Noisy(linear, 0.5), torch.full((1, 1, 2, 2), 0.55)
     few, many = (
         [c for part in answers(model, x, draws, Noise.of(0, [3]), 16) for c in part]
@@ -239,7 +239,7 @@ def test_more_draws_begin_with_the_same_ones(spec):
     assert len(set(few)) == 2
 
 
-def test_shards_in_one_folder_and_in_several_make_the_whole(spec, whole, capsys):
+def test_shards_in_one_or_several_folders_equal_the_whole_run(spec, whole, capsys):
     for i in range(2):
         assert run([*toy(spec / "shared"), "--shard", f"{i}/2"]) == 0
         assert run([*toy(spec / f"part{i}"), "--shard", f"{i}/2"]) == 0
@@ -253,7 +253,7 @@ def test_shards_in_one_folder_and_in_several_make_the_whole(spec, whole, capsys)
     assert run([*toy(spec / "none"), "--shard", "7/9"]) == 0
 
 
-def test_kill_9_and_run_again(spec, killed):
+def test_killed_run_resumes_to_the_same_counts(spec, killed):
     assert run(toy(spec / "calm", n=100)) == 0
     out = spec / "killed"
     before = killed(toy(out, "machine.batch_size=1", n=100), out, 2)
@@ -264,7 +264,7 @@ def test_kill_9_and_run_again(spec, killed):
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
 
 
-def test_a_folder_that_was_asked_something_else_is_refused(spec, whole, mistake):
+def test_folder_of_another_spec_is_refused(spec, whole, mistake):
     assert "another spec" in mistake(*toy(spec / "whole", "certification.sigma=0.4"))
     assert "another spec" in mistake(*toy(spec / "whole", "certification.seed=1"))
     assert "another spec" in mistake(
@@ -297,19 +297,19 @@ def test_a_folder_that_was_asked_something_else_is_refused(spec, whole, mistake)
         (["data={name: digits}"], "the denoiser was made for 1 x 4 x 4"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_done(spec, mistake, changes, said):
+def test_invalid_specs_are_refused_before_the_run_folder_is_created(spec, mistake, changes, said):
     assert said in mistake(*toy(spec / "r", *changes, n=20))
     assert not (spec / "r").exists()
 
 
-def test_a_spec_of_another_command_is_refused(spec, mistake):
+def test_spec_of_another_command_is_refused(spec, mistake):
     assert "unfool certify" in mistake("evaluate", "toy.yaml")
     assert "has no 'threat'" in mistake("certify", "demo")
     with pytest.raises(RuntimeError, match="holds a certification"):
         Run(spec / "x", manifest([], kind="certification")).outcomes()
 
 
-def test_a_checked_spec_is_a_spec_of_the_same_run():
+def test_checking_a_spec_is_idempotent():
     once = certification.check(specs.load(TOY))
     assert certification.check(specs.load(once)) == once
     assert once.get("purifier", {}).get("sigma") == 0.5
@@ -318,20 +318,20 @@ def test_a_checked_spec_is_a_spec_of_the_same_run():
     assert specs.identity(once) != specs.identity(without)
 
 
-def test_the_bare_classifier_on_noisy_images(spec):
-    """Blobs parted by a plane: the smoothed answer is the classifier's, its radius the distance."""
+def test_classifier_without_a_purifier_is_certified_up_to_its_distance(spec):
+    """A plane separates the blobs, so the radius is nearly the distance from that plane."""
     assert run(toy(spec / "bare", "purifier=null", n=4000)) == 0
     report = json.loads((spec / "bare" / "report.json").read_text())
     from unfool.toy.blobs import Blobs
 
     for row in report["images"]:
         x = Blobs(size=6)[row["index"]][0]
-        distance = abs(float(x.sum()) - 8) / 4  # from the plane where 16 pixels have the mean 1/2
+        distance = abs(float(x.sum()) - 8) / 4  # from the plane of mean 1/2 over 16 pixels
         assert row["radius"] <= distance
         assert row["radius"] > min(0.8 * distance - 0.05, 0.9 * report["reach"])
 
 
-def test_from_the_command_to_the_report_on_digits(elsewhere, capsys):
+def test_certify_command_writes_a_complete_report_on_digits(elsewhere, capsys):
     out = elsewhere / "digits"
     changes = ["certification.images=3", "certification.n=30", "certification.n0=10"]
     command = ["certify", "digits-certify", "--out", str(out)]
@@ -363,7 +363,7 @@ def test_from_the_command_to_the_report_on_digits(elsewhere, capsys):
     assert all(path.read_bytes() == content for path, content in again.items())
 
 
-def test_the_library_does_it_too(tmp_path):
+def test_certify_function_counts_every_image(tmp_path):
     from unfool.toy.blobs import Blobs, bayes
 
     run_ = Run.begin(tmp_path, manifest([0, 1]) | {"kind": "certification", "spec": CERTIFICATION})
@@ -379,7 +379,7 @@ def test_the_library_does_it_too(tmp_path):
     assert [count.index for count in run_.read(ClassCounts)] == [0, 1]
 
 
-def test_specs_that_are_shipped():
+def test_shipped_specs_are_valid():
     for name in ("digits-certify", "cifar10-certify"):
         checked = certification.check(specs.load(name), folder="/nowhere")
         assert checked["certification"]["alpha"] == 0.001

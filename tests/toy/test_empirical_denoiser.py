@@ -1,4 +1,4 @@
-"""The exact denoiser of a finite set: against sums written out, and as an oracle of Bayes' rule."""
+"""The exact denoiser of a finite set, compared with explicit sums and with Bayes' rule."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ X_T = Noise.of(8, range(4)).normal(torch.empty(4, 1, 2, 2, dtype=torch.float64))
 
 
 def summed(x, t, spread, label):
-    """E[x_0 | x_t] and p(x_t) of one image, point by point."""
+    """E[x_0 | x_t] and unnormalized p(x_t) of one image, summed point by point."""
     _, alpha, sigma, _ = VP()(t)
     variance = (alpha * spread) ** 2 + sigma**2
     mine = [p for p, c in zip(POINTS, LABELS, strict=True) if label is None or c == label]
@@ -37,7 +37,7 @@ def summed(x, t, spread, label):
 
 @pytest.mark.parametrize("spread", [0.0, 0.4])
 @pytest.mark.parametrize("time", [0.05, 0.5, 1.0])
-def test_it_is_the_mean_of_the_posterior(spread, time):
+def test_denoiser_is_the_posterior_mean(spread, time):
     model, t = Empirical(POINTS, LABELS, spread), torch.tensor(time).double()
     for label in (None, 2, 0):
         told = None if label is None else torch.full((4,), label)
@@ -49,7 +49,7 @@ def test_it_is_the_mean_of_the_posterior(spread, time):
     torch.testing.assert_close(found.softmax(1), each / each.sum(1, keepdim=True))
 
 
-def test_one_point_of_a_class_is_a_mixture():
+def test_one_point_per_class_equals_a_mixture():
     model, mixture = Empirical(POINTS, torch.arange(6), 0.3), Mixture(POINTS, 0.3)
     for label in (None, torch.tensor([5, 0, 2, 2])):
         for time in (0.0, 0.4):
@@ -57,13 +57,13 @@ def test_one_point_of_a_class_is_a_mixture():
             torch.testing.assert_close(model(X_T, t, label), mixture(X_T, t, label))
 
 
-def test_without_noise_the_nearest_is_the_answer():
+def test_nearest_point_is_returned_without_noise():
     model = Empirical(POINTS.float(), LABELS)
     near = POINTS.float() + 0.01
     torch.testing.assert_close(model(near, torch.tensor(0.0)), POINTS.float())
 
 
-def test_the_gradient_is_that_of_finite_differences():
+def test_gradient_matches_finite_differences():
     model, t = Empirical(POINTS, LABELS, 0.1), torch.tensor(0.3).double()
     assert torch.autograd.gradcheck(
         lambda x: model(x, t, torch.tensor([0, 1, 0, 2])), X_T.clone().requires_grad_()
@@ -71,13 +71,13 @@ def test_the_gradient_is_that_of_finite_differences():
 
 
 def agreement(model, truth, z):
-    """How often the diffusion classifier decides as Bayes' rule, of how many images."""
+    """The share of images on which the diffusion classifier agrees with Bayes' rule."""
     answer = model((z + 1) / 2, Noise.of(1, range(len(z)))).argmax(1)
     return float((answer == truth.argmax(1)).double().mean())
 
 
-def test_over_a_gaussian_mixture_the_diffusion_classifier_is_bayes_rule():
-    """250 points of 5 classes of which Bayes' rule itself gets some wrong."""
+def test_diffusion_classifier_is_bayes_rule_over_a_gaussian_mixture():
+    """Bayes' rule itself gets some of the 250 points of 5 classes wrong."""
     means = 0.5 * Noise.of(5, range(5)).normal(torch.empty(5, 1, 2, 2))
     y = torch.arange(250) % 5
     z = means[y] + 0.22 * Noise.of(6, range(250)).normal(torch.empty(250, 1, 2, 2))
@@ -89,8 +89,8 @@ def test_over_a_gaussian_mixture_the_diffusion_classifier_is_bayes_rule():
     assert agreement(model, truth, z) > 0.98
 
 
-def test_over_a_finite_set_the_diffusion_classifier_is_bayes_rule():
-    """250 points around 6, in 3 classes, of which Bayes' rule itself gets some wrong."""
+def test_diffusion_classifier_is_bayes_rule_over_a_finite_set():
+    """Bayes' rule itself gets some of the 250 points around 6 centers, in 3 classes, wrong."""
     model = Empirical(POINTS.float(), LABELS, 0.2)
     which = torch.arange(250) % 6
     z = POINTS.float()[which] + 0.2 * Noise.of(9, range(250)).normal(torch.empty(250, 1, 2, 2))
@@ -100,7 +100,7 @@ def test_over_a_finite_set_the_diffusion_classifier_is_bayes_rule():
     assert agreement(found, truth, z) > 0.98
 
 
-def test_a_data_set_is_a_denoiser_of_a_spec():
+def test_spec_builds_a_denoiser_from_a_data_set():
     part = {"name": "empirical", "data": {"name": "digits", "split": "train"}, "spread": 0.1}
     denoiser = specs.build("denoiser", specs.check("denoiser", part))
     assert denoiser.points.shape == (1297, 1, 8, 8)
@@ -110,7 +110,7 @@ def test_a_data_set_is_a_denoiser_of_a_spec():
     assert (model(x, Noise.of(0, range(20))).argmax(1) == y).double().mean() >= 0.9
 
 
-def test_mistakes_are_told():
+def test_invalid_arguments_are_refused():
     data = Blobs(8)
     assert empirical(data, images=5).points.shape == (5, 1, 4, 4)
     cases: list[tuple[dict[str, Any], str]] = [

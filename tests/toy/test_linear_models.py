@@ -1,4 +1,4 @@
-"""The closed forms hold: by sampling, by hand, and against every other image that was tried."""
+"""Closed forms of the toy models hold by sampling, by hand, and against random images."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ NOISE = Noise.of(0, range(SIZE))
 THREATS = [Threat("linf", 0.05), Threat("l2", 0.3)]
 
 
-def test_points_lie_at_the_distances_that_they_say():
+def test_points_lie_at_their_stated_distances():
     assert torch.allclose(
         linear_models.signed_distances(X, Y), torch.linspace(0.02, 0.5, SIZE), atol=1e-5
     )
@@ -25,7 +25,7 @@ def test_points_lie_at_the_distances_that_they_say():
     assert ((X > 0.15) & (X < 0.85)).all()
 
 
-def test_a_coin_asks_nothing_but_its_noise():
+def test_random_guess_depends_only_on_its_noise():
     chosen = predict_draws(linear_models.RandomGuess(0.7), X, NOISE, 400)
     assert torch.equal(chosen, predict_draws(linear_models.RandomGuess(0.7), 1 - X, NOISE, 400))
     share = float((chosen == 0).double().mean())
@@ -36,7 +36,7 @@ def test_a_coin_asks_nothing_but_its_noise():
         ).double().mean() == share
 
 
-def test_the_accuracy_of_a_noisy_plane_is_what_draws_say():
+def test_accuracy_of_a_noisy_plane_matches_random_draws():
     right = (
         (predict_draws(linear_models.noisy_plane(), X, NOISE, 500) == Y[:, None]).double().mean(1)
     )
@@ -47,7 +47,7 @@ def test_the_accuracy_of_a_noisy_plane_is_what_draws_say():
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm)
-def test_nothing_allowed_is_worse_than_the_worst(threat):
+def test_no_allowed_image_is_worse_than_the_worst_case(threat):
     worst = linear_models.worst_case(X, Y, threat)
     assert threat.allows(X, worst).all()
     least = linear_models.signed_distances(worst, Y)
@@ -60,7 +60,7 @@ def test_nothing_allowed_is_worse_than_the_worst(threat):
         ).all()
 
 
-def test_nothing_allowed_is_worse_than_the_worst_rounded():
+def test_no_allowed_image_is_worse_than_the_rounded_worst_case():
     threat, model = THREATS[0], linear_models.rounded_plane()
     least = linear_models.worst_case_rounded(X, Y, threat.eps)
     assert (linear_models.worst_case_rounded(X, Y, 0.0) > least).all()
@@ -72,13 +72,13 @@ def test_nothing_allowed_is_worse_than_the_worst_rounded():
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm)
-def test_distances_of_planes_are_those_to_the_nearest_other_class(threat):
+def test_distances_of_planes_are_to_the_nearest_other_class(threat):
     model = linear_models.MultiPlaneClassifier(4)
     x = 0.35 + 0.3 * NOISE.child("x").uniform(X)
     far, logits = model.distances(x, threat.norm), model(x, NOISE)
     own = logits.argmax(1)
     nearest = torch.full_like(far, torch.inf)
-    for other in range(4):  # step along the steepest way, by hand
+    for other in range(4):  # step along the steepest direction, by hand
         way = Threat(threat.norm, 1).steepest(model.weights[other] - model.weights[own])
         gain = ((model.weights[other] - model.weights[own]) * way).flatten(1).sum(1)
         gap = logits.gather(1, own[:, None])[:, 0] - logits[:, other]
@@ -100,6 +100,6 @@ def test_distances_of_planes_are_those_to_the_nearest_other_class(threat):
         (lambda: linear_models.Points(1), "size must be 2 or more"),
     ],
 )
-def test_mistakes_are_told(make, words: str):
+def test_invalid_arguments_are_refused(make, words: str):
     with pytest.raises(ValueError, match=words):
         make()
