@@ -29,13 +29,13 @@ ATTACKS = [
 ]
 
 
-def a_run(folder, right, asked=None, **changed):
+def a_run(folder, right, asked=None, size=0.03, **changed):
     """Make a run in which image i has `right[i]` of 4 draws right under attack, and all when clean."""
     spec = {"attacks": ATTACKS, "threat": {"norm": "linf", "eps": 8 / 255}} | changed
     made = Run.begin(folder, manifest(range(len(right) + (asked or 0)), spec=spec))
 
     def condition(hits):
-        return Condition([0] * hits + [1] * (K - hits), None, 0.03, 1 - hits / K)
+        return Condition([0] * hits + [1] * (K - hits), None, size, 1 - hits / K)
 
     names = [row["label"] for row in spec["attacks"]]
     outcomes = [
@@ -205,12 +205,15 @@ def test_robustbench_autoattack_accuracy_needs_autoattack_on_the_model(elsewhere
     assert (told["autoattack_acc"], told["external"]) == (None, "50.00")
 
 
-def test_badge_states_the_interval(done):
+@pytest.mark.parametrize(("size", "suffix"), [(0.03, ""), (0.0, ", doubted")])
+def test_badge_states_the_interval_and_whether_a_doubt_is_red(elsewhere, size, suffix):
+    """Attacks that leave images unchanged raise the red doubt `images-unchanged`."""
+    a_run(elsewhere / "r", [4, 3, 2, 0], size=size)
     assert run(["export", "r", "--to", "badge"]) == 0
     told = json.loads(Path("r/badge.json").read_text())
     assert told["schemaVersion"] == 1
     assert told["label"] == "robust accuracy, linf 8/255"
-    assert re.fullmatch(r"56\.2 % \[\d+\.\d, \d+\.\d\](, doubted)?", told["message"])
+    assert re.fullmatch(rf"56\.2 % \[\d+\.\d, \d+\.\d\]{suffix}", told["message"])
     picture = ElementTree.parse("r/badge.svg").getroot()
     assert picture.get("aria-label") == f"{told['label']}: {told['message']}"
 

@@ -23,6 +23,9 @@ OBJECTIVES = {
     "consistency": {
         "name": "consistency", "denoiser": {"name": "mixture"}, "levels": 4, "t_max": 0.3,
     },
+    "addt": {"name": "addt", "classifier": {"name": "bayes"}, "cgpo_steps": 2},
+    "pgd-at": {"name": "pgd-at", "steps": 2},
+    "trades": {"name": "trades", "steps": 2},
     "alp": {"name": "alp", "steps": 2},
     "awp": {"name": "awp", "steps": 2},
     "trades-awp": {"name": "awp", "steps": 2, "gamma": 0.005, "beta": 6},
@@ -31,7 +34,7 @@ OBJECTIVES = {
 
 
 def started(name):
-    part = DENOISER if name in ("bridge", "flow", "consistency") else CLASSIFIER
+    part = DENOISER if name in ("bridge", "flow", "consistency", "addt") else CLASSIFIER
     return check(
         specs.load(
             {
