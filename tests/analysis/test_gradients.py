@@ -21,7 +21,7 @@ def found(changes=(), **options):
 
 
 def rows(gradients):
-    return {row["way"]: row for row in gradients.summary()["ways"]}
+    return {row["variant"]: row for row in gradients.summary()["variants"]}
 
 
 def test_only_the_exact_gradient_matches_finite_differences():
@@ -35,7 +35,7 @@ def test_only_the_exact_gradient_matches_finite_differences():
     for way in ("surrogate-same-noise", "surrogate", "bpda", "classifier-only"):
         assert told[way]["slope_error"]["mean"] > 0.01, way
     assert told["surrogate-same-noise"]["error"]["mean"] < told["surrogate"]["error"]["mean"]
-    assert told["exact"]["kept"] < told["exact, whole graph"]["kept"]
+    assert told["exact"]["graph_bytes"] < told["exact, whole graph"]["graph_bytes"]
 
 
 def test_adjoint_gradient_is_close_but_not_exact():
@@ -105,7 +105,7 @@ def test_command_writes_a_page_and_refuses_invalid_options(elsewhere, mistake):
     assert (elsewhere / "g" / "gradients.png").read_bytes()[1:4] == b"PNG"
     assert "finite differences" in (elsewhere / "g" / "gradients.html").read_text()
     arrays = np.load(elsewhere / "g" / "gradients.npz")
-    assert arrays["gradients"].shape[:2] == (len(arrays["ways"]), 3)
+    assert arrays["gradients"].shape[:2] == (len(arrays["variants"]), 3)
     assert "must be 2 or more" in mistake("analyze", "gradients", "blobs", "--images", "1")
     assert "at most 64" in mistake("analyze", "gradients", "blobs", "--images", "65")
     assert "draws must be 1" in mistake("analyze", "gradients", "blobs", "--draws", "0")

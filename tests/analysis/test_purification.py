@@ -43,7 +43,7 @@ def test_identity_purifier_leaves_the_whole_perturbation():
         assert np.allclose(before, after), metric
     assert not found.distances["clean, purified"]["l2"].any()
     assert list(found.distances) == ["attacked", "clean, purified", "attacked, purified"]
-    assert found.summary()["nearer"]["l2"]["accuracy"] == 0, "as near is not nearer"
+    assert found.summary()["closer"]["l2"]["accuracy"] == 0, "as near is not nearer"
     assert found.noise_std is None
 
 
@@ -53,7 +53,7 @@ def test_perfect_purifier_removes_the_perturbation():
     found = look(at, lambda x, noise: perfect + 0 * x)
     assert not found.remaining.any()
     assert not found.distances["attacked, purified"]["l2"].any()
-    assert found.summary()["nearer"]["l2"]["accuracy"] == 1
+    assert found.summary()["closer"]["l2"]["accuracy"] == 1
     assert np.abs(found.distances["attacked"]["linf"] - 0.2).max() < 0.2
 
 
@@ -127,7 +127,7 @@ def test_intervals_stay_within_the_range_of_a_distance():
     right = {name: two for name in rows}
     summary = Purification(rows, right, two, None, {}).summary()
     row = summary["rows"][0]
-    assert row["l2"]["low"] == summary["left"]["low"] == 0
+    assert row["l2"]["low"] == summary["remaining"]["low"] == 0
     assert row["ssim"] == {"mean": 0.5, "low": -1, "high": 1}
 
 
@@ -208,7 +208,14 @@ def test_samples_command_writes_its_results(elsewhere):
     beside = ["--compare-with", "denoiser.weights=digits-denoiser"]
     assert run(["analyze", "samples", "demo", *beside, *asked]) == 0
     told = json.loads((elsewhere / "seen" / "samples.json").read_text())
-    assert set(told["frechet"]) == {REAL, "the model", "beside"}
-    assert told["frechet"]["beside"] == told["frechet"]["the model"], "the same model and noise"
-    assert np.load(elsewhere / "seen" / "samples.npz")["beside/pictures"].shape == (12, 1, 8, 8)
+    assert set(told["frechet"]) == {REAL, "the model", "the changed model"}
+    assert told["frechet"]["the changed model"] == told["frechet"]["the model"], (
+        "the same model and noise"
+    )
+    assert np.load(elsewhere / "seen" / "samples.npz")["the changed model/images"].shape == (
+        12,
+        1,
+        8,
+        8,
+    )
     assert (elsewhere / "seen" / "samples.png").stat().st_size

@@ -163,15 +163,15 @@ def test_commands_write_their_results_and_refuse_invalid_options(elsewhere, mist
         assert arrays[f"{name}/loss-fresh"].mean() == pytest.approx(
             rows[name]["loss"]["fresh"]["mean"]
         )
-        assert arrays[f"{name}/right-known"].shape == arrays[f"{name}/loss-known"].shape
+        assert arrays[f"{name}/accuracy-known"].shape == arrays[f"{name}/loss-known"].shape
     for figure in ("trajectories", "trajectories-tsne"):
         drawn = arrays[f"{figure}/{DW}/0"]
         assert drawn.shape == (arrays[f"{DW}/paths"].shape[2], 2)
     words = ["analyze", "landscape", "demo", "--set", *DIGITS, *few, "--grid", "3", "--image", "1"]
     assert run([*words, "--compare-with", "purifier.t=0.1", "--out", "l"]) == 0
     told = json.loads((elsewhere / "l" / "landscape.json").read_text())
-    assert list(told["models"]) == ["the model", "beside"]
-    assert "beside/known" in np.load(elsewhere / "l" / "landscape.npz")
+    assert list(told["models"]) == ["the model", "the changed model"]
+    assert "the changed model/known" in np.load(elsewhere / "l" / "landscape.npz")
     assert "runs must be 1" in mistake("analyze", "trajectories", "blobs", "--runs", "0")
     assert "--image" in mistake("analyze", "landscape", "demo", "--image", "-1")
 

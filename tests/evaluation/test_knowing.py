@@ -208,7 +208,7 @@ def test_report_compares_known_noise_with_the_white_box(folder):
         gap = white - row["robust"]["per_draw"]["accuracy"]
         assert row["gap"]["mean"] == pytest.approx(gap)
         assert row["gap"]["low"] < row["gap"]["mean"] < row["gap"]["high"]
-        assert row["beside"] == "white box"
+        assert row["compared_with"] == "white box"
     assert rows["DW-box"]["gap"]["mean"] >= 0
     assert "all noise is fixed and known (DW-box)" in told["threat_model"]["with the noise known"]
     for name in ("report.md", "report.html"):

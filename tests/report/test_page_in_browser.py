@@ -115,7 +115,7 @@ def test_small_images_are_enlarged_without_blur(show):
 def test_images_can_be_sorted_and_filtered(show, made):
     records = json.loads((made / "run" / "images.json").read_text())
     attack = "adaptive PGD + EOT"
-    right = [record["conditions"][attack]["right"] for record in records]
+    right = [record["conditions"][attack]["correct"] for record in records]
     page = show("evaluate")
     column = list(records[0]["conditions"]).index(attack) + 3  # from 1, after index and class
     cells = f".images tbody tr:not([hidden]) > :nth-child({column})"
@@ -175,7 +175,7 @@ def test_every_link_leads_to_a_file_or_a_doubt(show, made):
         ("compared/images", lambda told: told),
         ("certified/report", lambda told: told["certified"]),
         ("compared/compare", lambda told: told["rows"]),
-        ("gradients/gradients", lambda told: told["ways"]),
+        ("gradients/gradients", lambda told: told["variants"]),
     ],
 )
 def test_csv_equals_json(made, stem, records):

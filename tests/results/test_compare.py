@@ -209,7 +209,7 @@ def test_differences_are_listed_field_by_field():
 )
 def test_bounds_apply_to_the_point_estimate(name, found, ok, sure):
     gate = Gate(name, "robust", 0.4, Mean(*found))
-    assert (gate.ok, gate.sure) == (ok, sure)
+    assert (gate.ok, gate.decided) == (ok, sure)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_bounds_apply_to_the_point_estimate(name, found, ok, sure):
 )
 def test_strict_bounds_apply_to_the_worse_end_of_the_interval(name, found, ok, sure):
     gate = Gate(name, "robust", 0.4, Mean(*found), strict=True)
-    assert (gate.ok, gate.sure) == (ok, sure)
+    assert (gate.ok, gate.decided) == (ok, sure)
 
 
 @pytest.fixture

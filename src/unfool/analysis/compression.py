@@ -81,7 +81,7 @@ class Compression:
                 row[kind] = {"rate": rate, "contracts": share_entry(share)}
             rows.append(row)
         count, draws, _ = self.rates[RANDOM].shape
-        return {"images": count, "draws": draws, "main": self.budget_index, "sizes": rows}
+        return {"images": count, "draws": draws, "budget_index": self.budget_index, "sizes": rows}
 
 
 def compression(

@@ -121,7 +121,7 @@ class Gradients:
         for i, variant in enumerate(self.variants):
             rows.append(
                 {
-                    "way": variant.name,
+                    "variant": variant.name,
                     "meaning": variant.meaning,
                     "cosine": bounded_mean_interval(cosines[i, 0], -1, 1),
                     "sign": bounded_mean_interval(signs[i], 0, 1),
@@ -129,16 +129,16 @@ class Gradients:
                     "slope_error": bounded_mean_interval(slopes[i], 0),
                     "seconds": float(self.seconds[i]),
                     "forwards": float(self.seconds[i] / self.forward_seconds),
-                    "kept": float(self.graph_bytes[i]),
+                    "graph_bytes": float(self.graph_bytes[i]),
                 }
             )
         return {
             "images": self.gradients.shape[1],
-            "ways": rows,
+            "variants": rows,
             "missing": self.missing,
             "cosines": cosines.mean(2).tolist(),
             "directions": len(self.directions),
-            "precise": self.in_float64,
+            "in_float64": self.in_float64,
             "forward_seconds": self.forward_seconds,
         }
 

@@ -60,8 +60,8 @@ class Purification:
             measured = self.distances.get(name, {})
             means = {m: bounded_mean_interval(v.mean(1), *RANGES[m]) for m, v in measured.items()}
             share = mean_rate_interval(correct.mean(1).tolist(), correct.shape[1])
-            rows.append({"row": name, **means, "right": share_entry(share)})
-        nearer = {}
+            rows.append({"row": name, **means, "accuracy": share_entry(share)})
+        closer = {}
         for metric in METRICS:
             before, after = (
                 self.distances[name].get(metric) for name in (ATTACKED, f"{ATTACKED}, {PURE}")
@@ -69,14 +69,14 @@ class Purification:
             if before is not None and after is not None:
                 gain = before.mean(1) - after.mean(1)
                 gain = -gain if metric == "ssim" else gain
-                nearer[metric] = share_entry(wilson(int((gain > 0).sum()), len(gain)))
+                closer[metric] = share_entry(wilson(int((gain > 0).sum()), len(gain)))
         return {
             "images": len(self.remaining),
             "draws": self.remaining.shape[1],
             "pixel_noise": self.noise_std,
             "rows": rows,
-            "nearer": nearer,
-            "left": bounded_mean_interval(self.remaining.mean(1), 0),
+            "closer": closer,
+            "remaining": bounded_mean_interval(self.remaining.mean(1), 0),
         }
 
 

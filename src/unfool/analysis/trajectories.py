@@ -67,7 +67,7 @@ class Trajectories:
                     "setting": name,
                     "runs": runs.ends.shape[1],
                     "loss": {key: _mean(loss) for key, loss in runs.losses.items()},
-                    "right": {
+                    "accuracy": {
                         key: _share(key, rate, self.draws) for key, rate in runs.accuracies.items()
                     },
                 }

@@ -320,7 +320,9 @@ def samples(
 def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[str, list[str]]:
     """Return the changes to the spec for each model, by its name in the report."""
     models = {"the model": changes or []}
-    return models | ({"beside": [*(changes or []), *compare_with]} if compare_with else {})
+    return models | (
+        {"the changed model": [*(changes or []), *compare_with]} if compare_with else {}
+    )
 
 
 def _write(
@@ -337,6 +339,8 @@ def _write(
     from unfool.runtime.device import pick_device
     from unfool.runtime.provenance import command_line, describe_made
 
-    facts = {"command": command_line()} | facts | {"made": describe_made(pick_device(device))}
+    facts = (
+        {"command": command_line()} | facts | {"environment": describe_made(pick_device(device))}
+    )
     folder = out or Path("runs") / f"{Path(spec).stem}-{name}"
     print_document(write(folder, result, facts), page=folder / f"{name}.html")

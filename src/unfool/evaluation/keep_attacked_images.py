@@ -218,7 +218,7 @@ def _card(
         "attacks": {
             name: {
                 "file": f"{stem}.{form}",
-                "pictures": f"{stem}/, 8 bits, rounded toward the clean image" if png else None,
+                "png": f"{stem}/, 8 bits, rounded toward the clean image" if png else None,
                 "saw": sees(row),
                 "largest": max(fact.sizes[name] for fact in facts),
                 "unchanged": sum(fact.sizes[name] == 0 for fact in facts),

@@ -16,7 +16,7 @@ class Check:
         what: What was measured on it.
         unit: Unit of the values.
         truth: The known value, from a closed form.
-        found: The value that this installation measured.
+        measured: The value that this installation measured.
         low: The smallest allowed value.
         high: The largest allowed value.
     """
@@ -25,14 +25,14 @@ class Check:
     what: str
     unit: Unit
     truth: float
-    found: float
+    measured: float
     low: float
     high: float
 
     @property
     def ok(self) -> bool:
         """Whether the measured value is allowed; NaN is not."""
-        return self.low <= self.found <= self.high
+        return self.low <= self.measured <= self.high
 
 
 def reaches(

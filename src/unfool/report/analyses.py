@@ -45,7 +45,7 @@ def write_gradients(folder: Path, result: Gradients, about: About) -> Document:
     `about` also holds the `loss`, and the number of `draws` of the noise.
     """
     summary = result.summary()
-    kind = "float64" if summary["precise"] else "float32, as the model refuses float64"
+    kind = "float64" if summary["in_float64"] else "float32, as the model refuses float64"
     text = (
         f"{summary['images']} images with {about['draws']} draws of the defense's noise each, the "
         f"same for every gradient. The loss is `{about['loss']}`. Finite differences use "
@@ -61,12 +61,12 @@ def write_gradients(folder: Path, result: Gradients, about: About) -> Document:
     ]
     rows = [
         [
-            row["way"],
+            row["variant"],
             *(_near_zero(row[key]) for key in ("cosine", "sign", "error", "slope_error")),
             f"{row['forwards']:.2f}",
-            f"{row['kept'] / 2**20:.2f}",
+            f"{row['graph_bytes'] / 2**20:.2f}",
         ]
-        for row in summary["ways"]
+        for row in summary["variants"]
     ]
     caption = (
         "Left: the cosine between every two gradients, averaged over images. Right: the cosine "
@@ -76,7 +76,7 @@ def write_gradients(folder: Path, result: Gradients, about: About) -> Document:
     figure = Figure("gradients.png", "Cosines of gradients", caption, figures.cosines(result))
     blocks = [Paragraph(text), Table(heads, rows), *map(Paragraph, missing), figure]
     arrays = {
-        "ways": np.array([variant.name for variant in result.variants]),
+        "variants": np.array([variant.name for variant in result.variants]),
         "gradients": result.gradients,
         "directions": result.directions,
         "slopes": result.slopes,
@@ -88,7 +88,7 @@ def write_gradients(folder: Path, result: Gradients, about: About) -> Document:
         blocks,
         about,
         summary,
-        summary["ways"],
+        summary["variants"],
         arrays,
     )
 
@@ -98,18 +98,18 @@ def write_purification(folder: Path, result: Purification, about: About) -> Docu
     summary = result.summary()
     metrics = list(next(iter(result.distances.values())))
     rows = [
-        [row["row"], *(mean(row.get(metric), ".3f") for metric in metrics), cell(row["right"])]
+        [row["row"], *(mean(row.get(metric), ".3f") for metric in metrics), cell(row["accuracy"])]
         for row in summary["rows"]
     ]
-    nearer = ", ".join(f"{cell(share)} by {METRICS[m]}" for m, share in summary["nearer"].items())
+    closer = ", ".join(f"{cell(share)} by {METRICS[m]}" for m, share in summary["closer"].items())
     blocks = [
         Paragraph(_about_purification(summary)),
         Tiles(
             [
                 Tile(
-                    percent(row["right"]["accuracy"]),
+                    percent(row["accuracy"]["accuracy"]),
                     f"right on {row['row']} images",
-                    f"95 % interval {interval(row['right'])}",
+                    f"95 % interval {interval(row['accuracy'])}",
                 )
                 for row in summary["rows"]
                 if row["row"] in (ATTACKED, f"{ATTACKED}, {PURE}", f"{CLEAN}, {PURE}")
@@ -118,11 +118,11 @@ def write_purification(folder: Path, result: Purification, about: About) -> Docu
         Table(["image", *(METRICS[metric] for metric in metrics), "right"], rows),
         Paragraph(
             "Share of attacked images that purification brings closer to the clean image: "
-            f"{nearer}."
+            f"{closer}."
         ),
         Paragraph(
             "Length of the perturbation after purification with the same draw, if it was 1 before: "
-            f"{mean(summary['left'], '.3f')}."
+            f"{mean(summary['remaining'], '.3f')}."
         ),
         Figure(
             "purification.png",
@@ -144,9 +144,9 @@ def write_purification(folder: Path, result: Purification, about: About) -> Docu
         for row, measured in result.distances.items()
         for metric, values in measured.items()
     }
-    arrays |= {f"{row}/right": values for row, values in result.correct.items()}
-    arrays |= {f"{row}/pictures": values for row, values in result.images.items()}
-    arrays["left"] = result.remaining
+    arrays |= {f"{row}/correct": values for row, values in result.correct.items()}
+    arrays |= {f"{row}/images": values for row, values in result.images.items()}
+    arrays["remaining"] = result.remaining
     title = "What purification does to images"
     return write_analysis(
         folder, "purification", title, blocks, about, summary, summary["rows"], arrays
@@ -175,7 +175,7 @@ def write_samples(folder: Path, result: Samples, about: About) -> Document:
         ),
     ]
     arrays = {f"{name}/distances": np.array(values) for name, values in result.distances.items()}
-    arrays |= {f"{name}/pictures": images.cpu().numpy() for name, images in result.images.items()}
+    arrays |= {f"{name}/images": images.cpu().numpy() for name, images in result.images.items()}
     title = "Generated images compared with real ones"
     records = [{"images": name, **value} for name, value in summary["frechet"].items()]
     return write_analysis(folder, "samples", title, blocks, about, summary, records, arrays)
@@ -193,7 +193,9 @@ def write_trajectories(folder: Path, result: Trajectories, about: About) -> Docu
     heads += ["loss, fresh noise", "right, fresh noise"]
     rows = []
     for row in summary["settings"]:
-        pairs = [(mean(row["loss"][kind], ".2f"), cell(row["right"][kind])) for kind in paths.KINDS]
+        pairs = [
+            (mean(row["loss"][kind], ".2f"), cell(row["accuracy"][kind])) for kind in paths.KINDS
+        ]
         rows.append([row["setting"], str(row["runs"]), *(text for pair in pairs for text in pair)])
     cosines = [[_pair(row["between"]), mean(row["cosine"], ".2f")] for row in summary["cosines"]]
     blocks = [Paragraph(introduction), Table(heads, rows), Table(["ends of", "cosine"], cosines)]
@@ -214,7 +216,7 @@ def write_trajectories(folder: Path, result: Trajectories, about: About) -> Docu
         arrays |= {f"{name}/ends": runs.ends, f"{name}/paths": runs.paths}
         arrays |= {f"{name}/height-{kind}": height for kind, height in runs.heights.items()}
         arrays |= {f"{name}/loss-{kind}": loss for kind, loss in runs.losses.items()}
-        arrays |= {f"{name}/right-{kind}": share for kind, share in runs.accuracies.items()}
+        arrays |= {f"{name}/accuracy-{kind}": share for kind, share in runs.accuracies.items()}
     title, records = "Paths of attacks", summary["settings"]
     return write_analysis(folder, "trajectories", title, blocks, about, summary, records, arrays)
 
@@ -259,7 +261,7 @@ def write_analysis(
     arrays: Mapping[str, np.ndarray],
 ) -> Document:
     """Write the report of an analysis into a folder, with its record and its command below."""
-    provenance = about.get("made")
+    provenance = about.get("environment")
     record = [Heading("Record"), Definitions(_record(provenance))] if provenance else []
     below = [*record, Heading("How to reproduce it"), Code(about["command"])]
     document = Document(title, [*blocks, *below], f"unfool analyze {name}")

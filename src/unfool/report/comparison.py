@@ -127,7 +127,7 @@ def write_report(folder: Path, comparison: Comparison, gates: Sequence[Gate], co
     numbers: dict[str, Any] = {"version": VERSION, "command": command} | asdict(comparison)
     numbers["rows"] = [named(row) for row in comparison.rows]
     numbers["gates"] = [
-        asdict(gate) | {"found": gate.found._asdict(), "ok": gate.ok, "sure": gate.sure}
+        asdict(gate) | {"measured": gate.measured._asdict(), "ok": gate.ok, "decided": gate.decided}
         for gate in gates
     ]
     del numbers["images"]  # they have a file of their own
@@ -175,16 +175,20 @@ def describe_gate(gate: Gate, suffix: str = " of B") -> str:
         suffix: Words after "robust accuracy".
     """
     if gate.name == "min-robust":
-        share = {"accuracy": gate.found.mean, "low": gate.found.low, "high": gate.found.high}
+        share = {
+            "accuracy": gate.measured.mean,
+            "low": gate.measured.low,
+            "high": gate.measured.high,
+        }
         text = f"robust accuracy{suffix} is {cell(share)}"
         end, needed = "lower", f"must be at least {percent(gate.bound)}"
     else:
-        text = f"{gate.condition} accuracy: the drop A - B is {_points(gate.found)} points"
+        text = f"{gate.condition} accuracy: the drop A - B is {_points(gate.measured)} points"
         end, needed = "upper", f"must be at most {100 * gate.bound:.1f}"
     which = f"the {end} end of the interval " if gate.strict else ""
     text += f", and {which}{needed}"
     unsure = "; the bound lies inside the interval, so more images would make the result clearer"
-    return text + ("" if gate.sure else unsure)
+    return text + ("" if gate.decided else unsure)
 
 
 def _opening(comparison: Comparison) -> list[str]:

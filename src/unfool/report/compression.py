@@ -138,7 +138,7 @@ def _rates_figure(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
 def _point(row: Measured, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a run for the figure of rates against accuracies."""
     assert row.run is not None
-    at_budget = summary["sizes"][summary["main"]]
+    at_budget = summary["sizes"][summary["budget_index"]]
     known = [
         entry["robust"]["per_draw"] for entry in row.run["known_noise"] if entry["knows"] == "both"
     ]

@@ -182,7 +182,7 @@ def known_noise(summary: Summary) -> Table:
     The first rows are the attacks without this knowledge, for comparison.
     """
     table = summary.get("known_noise", [])
-    compared = {row["beside"] for row in table if "beside" in row}
+    compared = {row["compared_with"] for row in table if "compared_with" in row}
     body = [
         [row["name"], "none of the noise is known", cell(row["robust"]["per_draw"]), "-"]
         for row in summary["attacks"]
@@ -193,8 +193,8 @@ def known_noise(summary: Summary) -> Table:
             row["name"],
             known_words(row["knows"]),
             cell(row["robust"]["per_draw"]),
-            points(row["gap"], unit=" points") + f" ({row['beside']})"
-            if "gap" in row and "beside" in row
+            points(row["gap"], unit=" points") + f" ({row['compared_with']})"
+            if "gap" in row and "compared_with" in row
             else "-",
         ]
         for row in table

@@ -67,7 +67,7 @@ def paired_table(images: Sequence[PairedImage]) -> ImageTable:
     rows = []
     for image in images[:MAX_IMAGES]:
         pairs = [(condition["a"], condition["b"]) for condition in image["conditions"].values()]
-        texts = [f"{a['right']} \u2192 {b['right']} of {b['draws']}" for a, b in pairs]
+        texts = [f"{a['correct']} \u2192 {b['correct']} of {b['draws']}" for a, b in pairs]
         tags = {
             f"{'a' if a['majority'] else 'b'}-{i}"
             for i, (a, b) in enumerate(pairs)
@@ -118,11 +118,11 @@ def certified_table(images: Sequence[CertifiedImage], classes: Sequence[str]) ->
 
 
 def _answers(condition: ConditionRecord) -> str:
-    return f"{condition['right']} of {condition['draws']}"
+    return f"{condition['correct']} of {condition['draws']}"
 
 
 def _rate(condition: ConditionRecord) -> float:
-    return condition["right"] / condition["draws"]
+    return condition["correct"] / condition["draws"]
 
 
 def _classes(pairs: Sequence[tuple[int, str]]) -> dict[str, str]:

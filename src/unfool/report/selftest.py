@@ -14,7 +14,7 @@ from unfool.runtime.device import versions
 from unfool.statistics import percent
 
 VERSION = 1
-HEADS = ("what is known", "check", "truth", "found", "may be", "passed")
+HEADS = ("known value", "check", "truth", "measured", "accepted range", "passed")
 
 
 def brief(checks: Sequence[Check]) -> Document:
@@ -85,7 +85,7 @@ def headline(checks: Sequence[Check]) -> str:
 
 
 def _numbers(check: Check) -> list[str]:
-    truth, measured = _number(check.truth, check.unit), _number(check.found, check.unit)
+    truth, measured = _number(check.truth, check.unit), _number(check.measured, check.unit)
     return [truth, measured, _range(check), "ok" if check.ok else "FAILED"]
 
 

@@ -18,27 +18,27 @@ class Gate:
         condition: The condition to which the bound applies.
         bound: The smallest allowed accuracy (`min-robust`), or the largest allowed drop from A to B
             (`max-drop`).
-        found: The measured value, with its interval.
+        measured: The measured value, with its interval.
         strict: Whether the bound is compared with the worse end of the interval, not with
-            `found.mean`.
+            `measured.mean`.
     """
 
     name: str
     condition: str
     bound: float
-    found: Mean
+    measured: Mean
     strict: bool = False
 
     @property
     def ok(self) -> bool:
         """Whether the bound holds."""
-        worse = self.found.low if self.name == "min-robust" else self.found.high
-        return self._satisfies(worse if self.strict else self.found.mean)
+        worse = self.measured.low if self.name == "min-robust" else self.measured.high
+        return self._satisfies(worse if self.strict else self.measured.mean)
 
     @property
-    def sure(self) -> bool:
+    def decided(self) -> bool:
         """Whether the result is the same over the whole interval."""
-        return self._satisfies(self.found.low) == self._satisfies(self.found.high) == self.ok
+        return self._satisfies(self.measured.low) == self._satisfies(self.measured.high) == self.ok
 
     def _satisfies(self, value: float) -> bool:
         if self.name == "min-robust":

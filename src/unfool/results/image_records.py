@@ -11,13 +11,13 @@ class ConditionRecord(TypedDict):
     """The model's answers to one version of an image.
 
     Attributes:
-        right: How many of the draws are right.
+        correct: How many of the draws are right.
         draws: How many draws there are; of a curtailed verdict, those that every image has.
         majority: Whether the true class has more draws than any other, of the full verdict.
         size: The norm of the change, in the threat's norm.
     """
 
-    right: int
+    correct: int
     draws: int
     majority: bool
     size: float
@@ -85,7 +85,7 @@ def condition_record(condition: Condition, label: int) -> ConditionRecord:
     """Summarize the model's answers to one version of an image of class `label`."""
     draws = condition.draws
     return {
-        "right": draws.count(label),
+        "correct": draws.count(label),
         "draws": len(draws),
         "majority": condition.won(label),
         "size": condition.size,

@@ -80,12 +80,12 @@ class KnownNoise(Row):
 
     Attributes:
         knows: The noise that it knows.
-        beside: The label of the same attack without that knowledge.
+        compared_with: The label of the same attack without that knowledge.
         gap: The accuracy without the knowledge minus the accuracy with it.
     """
 
     knows: str
-    beside: NotRequired[str]
+    compared_with: NotRequired[str]
     gap: NotRequired[MeanEntry]
 
 

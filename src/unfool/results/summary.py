@@ -241,7 +241,7 @@ def _known_noise_rows(spec: EvaluationSpec, outcomes: Sequence[Outcome]) -> list
             other = comparable[-1]["label"]
             gaps = [o.rate(other) - o.rate(name) for o in outcomes]
             draws = min(len(outcomes[0].conditions[n].draws) for n in (name, other))
-            entry["beside"] = other
+            entry["compared_with"] = other
             entry["gap"] = mean_entry(paired_difference_interval(gaps, draws))
         rows.append(entry)
     return rows

@@ -14,7 +14,7 @@ def gaps(checks: Sequence[Check]) -> document.Figure:
     axes = figure.subplots()
     for y, check in enumerate(shown):
         low, measured, high = (
-            100 * (v - check.truth) for v in (check.low, check.found, check.high)
+            100 * (v - check.truth) for v in (check.low, check.measured, check.high)
         )
         axes.plot([low, high], [y, y], EDGE, linewidth=5, solid_capstyle="butt", zorder=1)
         marker, color, size = ("o", BLUE, 5) if check.ok else ("X", RUST, 8)
