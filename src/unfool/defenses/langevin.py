@@ -41,6 +41,9 @@ class Langevin(nn.Module):
         weight: lambda, the size of a step.
         eta: The scale of the noise.
         score_t: The time at which the score is evaluated, in (0, 1].
+
+    Raises:
+        ValueError: An option is out of range, or a step would overshoot the anchor.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr

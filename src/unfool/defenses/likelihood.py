@@ -52,8 +52,8 @@ class LikelihoodMaximization(nn.Module):
         high: The largest noise; a step's time is uniform between those of `low` and `high`.
         optimizer: `"adam"` (the release's), `"gradient"`, or `"momentum"`: steps against the sign
             of a mean of all gradients so far, in which each weighs 0.9 times the next.
-        eta: The largest change of a pixel, in units of [0, 1]; None sets no limit, not even the
-            range [0, 1] (as released).
+        eta: The largest change of a pixel, in units of [0, 1]; the result then stays in [0, 1]. None
+            sets no limit, and the result may leave [0, 1].
 
     Raises:
         ValueError: An option is out of range, the schedule has less noise than `high`, or `eta` is
