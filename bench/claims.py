@@ -11,6 +11,7 @@ printed.
 
 import argparse
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -335,7 +336,10 @@ def _cells(row: Row, numbers: Mapping[tuple[str, int], int]) -> list[str]:
     alike = f"{NAMES[claim.like]}: {cell(row.alike)}" if claim and claim.like and row.alike else "-"
     by_kind = row.measured
     accuracies = [cell(by_kind[kind]) if kind in by_kind else "-" for kind in COLUMNS]
-    doubts = ", ".join(f"{doubt['name']} ({doubt['severity']})" for doubt in row.run["doubts"])
+    severities = Counter(doubt["severity"] for doubt in row.run["doubts"])
+    doubts = ", ".join(
+        f"{severities[kind]} {kind}" for kind in ("red", "yellow") if severities[kind]
+    )
     cost, count = row.run["cost"], row.run["n"]
     calls = (cost["nfe_forward"] + cost["nfe_vjp"]) / count
     return [
