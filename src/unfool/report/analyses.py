@@ -115,7 +115,7 @@ def write_purification(folder: Path, result: Purification, about: About) -> Docu
                 if row["row"] in (ATTACKED, f"{ATTACKED}, {PURE}", f"{CLEAN}, {PURE}")
             ]
         ),
-        Table(["image", *(METRICS[metric] for metric in metrics), "right"], rows),
+        Table(["image", *(METRICS[metric] for metric in metrics), "accuracy"], rows),
         Paragraph(
             "Share of attacked images that purification brings closer to the clean image: "
             f"{closer}."
