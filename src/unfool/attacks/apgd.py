@@ -84,11 +84,7 @@ class APGD:
             selection_draws=1,
             early_stop=min(self.early_stop, 1),
         )
-
-        def attack(x: Tensor, y: Tensor, noise: Noise, noise_free: bool) -> Tensor:
-            return (single if noise_free else self)._attack(model, x, y, threat, noise, noise_free)
-
-        return split_by_noise(model, x, y, noise, attack)
+        return split_by_noise(model, x, y, threat, noise, self._attack, single._attack)
 
     def _attack(
         self,

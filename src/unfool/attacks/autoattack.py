@@ -88,16 +88,19 @@ class AutoAttack:
                 version.
         """
         require_norm("AutoAttack", threat, "linf", "l2")
+        single = replace(self, eot=1)
+        return split_by_noise(model, x, y, threat, noise, self._attack, single._attack)
 
-        def attack(x: Tensor, y: Tensor, noise: Noise, noise_free: bool) -> Tensor:
-            cascade, draws = (replace(self, eot=1), 1) if noise_free else (self, self.draws)
-            return cascade._cascade(model, x, y, threat, noise, draws)
-
-        return split_by_noise(model, x, y, noise, attack)
-
-    def _cascade(
-        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, draws: int
+    def _attack(
+        self,
+        model: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        noise: Noise,
+        noise_free: bool,
     ) -> Tensor:
+        draws = 1 if noise_free else self.draws
         best = x.clone()
         alive = torch.arange(len(x), device=x.device)
         for i, attack in enumerate([None, *self.stages(draws)]):

@@ -8,14 +8,19 @@ from torch import Tensor
 from unfool.attacks.losses import without_noise
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.threat import Threat
+
+SplitAttack = Callable[[Classifier, Tensor, Tensor, Threat, Noise, bool], Tensor]
 
 
 def split_by_noise(
     model: Classifier,
     x: Tensor,
     y: Tensor,
+    threat: Threat,
     noise: Noise,
-    attack: Callable[[Tensor, Tensor, Noise, bool], Tensor],
+    attack: SplitAttack,
+    single: SplitAttack,
 ) -> Tensor:
     """Attack the images that the model classifies without noise separately from the others.
 
@@ -26,17 +31,21 @@ def split_by_noise(
         model: The model, as the attacker sees it.
         x: Images (B, C, H, W).
         y: Their labels (B,).
+        threat: The allowed changes.
         noise: The attacker's noise.
-        attack: Called with some of the images, their labels, their noise, and whether the model
-            classifies them without noise; returns their adversarial images.
+        attack: The attack on images that the model classifies with noise. It is called with the
+            model, images, labels, the threat, their noise, and whether the model classifies them
+            without noise; it returns their adversarial images.
+        single: The same attack with a single draw, for images that are classified without noise.
 
     Returns:
         The adversarial images (B, C, H, W), in the order of `x`.
     """
     if not len(x):
-        return attack(x, y, noise, False)
+        return attack(model, x, y, threat, noise, False)
     is_noise_free, x_adv = without_noise(model, x, noise.child("sure")), torch.empty_like(x)
-    for noise_free in (True, False):
+    for noise_free, search in ((True, single), (False, attack)):
         if which := (is_noise_free == noise_free).nonzero()[:, 0].tolist():
-            x_adv[which] = attack(x[which], y[which], noise.take(which), noise_free).to(x)
+            part = search(model, x[which], y[which], threat, noise.take(which), noise_free)
+            x_adv[which] = part.to(x)
     return x_adv

@@ -56,11 +56,7 @@ class Square:
         """
         require_norm("Square", threat, "linf", "l2")
         single = replace(self, eot=1, steps_per_draw=self.queries, selection_draws=1)
-
-        def attack(x: Tensor, y: Tensor, noise: Noise, noise_free: bool) -> Tensor:
-            return (single if noise_free else self)._attack(model, x, y, threat, noise, noise_free)
-
-        return split_by_noise(model, x, y, noise, attack)
+        return split_by_noise(model, x, y, threat, noise, self._attack, single._attack)
 
     def _attack(
         self,
