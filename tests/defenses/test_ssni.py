@@ -138,6 +138,20 @@ def test_discrete_chain_gives_finite_outputs_and_gradients():
     assert bool(slope.isfinite().all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("schedule", [VP(), Discrete(1000)])
+@pytest.mark.parametrize("sampler", ["sde", "ode"])
+def test_path_shorter_than_its_last_step_ends_where_the_others_do(sampler: str, schedule, dtype):
+    """The least time, 1e-4, in 50 even steps would pass the end at 1e-5 before the last one."""
+    model = Mixture(mixture().means.to(dtype), 0.1, schedule)
+    least = ScoreNorm(model, center=1e4, width=1.0, levels=1)
+    x = X.to(dtype).requires_grad_()
+    out = DiffPure(model, t=0.1, steps=50, sampler=sampler, noise_level=least)(x, NOISE)
+    (slope,) = torch.autograd.grad(out.sum(), x)
+    assert torch.allclose(out, x, atol=0.1)
+    assert bool(slope.isfinite().all())
+
+
 def test_fewer_steps_require_independent_noise():
     purify = DiffPure(
         mixture(), t=0.2, steps=10, sampler="ddpm", noise_level=ScoreNorm(mixture(), **EASY)
