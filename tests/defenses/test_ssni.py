@@ -111,6 +111,34 @@ def test_gradients_are_exact_and_include_the_noise_level(sampler: SamplerName, s
     assert not torch.allclose(other, slope, rtol=1e-3)
 
 
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_gradient_through_fresh_noise_of_ddim_is_exact(eta: float):
+    level = ScoreNorm(mixture(), center=4.0, width=8.0, levels=2)
+    purify = DiffPure(mixture(), t=0.3, steps=4, sampler="ddim", eta=eta, noise_level=level)
+    assert_gradient(lambda x: purify(x, NOISE), (0.5 + 0.6 * (X - 0.5)).clone())
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("sde", 0.0), ("ddpm", 0.0), ("ddim", 1.0)])
+def test_short_steps_are_precise_in_float32(sampler: SamplerName, eta: float):
+    """In float32, 1 - (alpha ratio)^2 of such a step is mostly rounding."""
+
+    def short(x, t, noise):
+        return x.new_full((len(x),), 0.001)
+
+    single, double = (
+        DiffPure(
+            Mixture(mixture().means.to(dtype), 0.1, VP()),
+            t=0.1,
+            steps=100,
+            sampler=sampler,
+            eta=eta,
+            noise_level=short,
+        )(X.to(dtype), NOISE)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert torch.allclose(single.double(), double, atol=1e-5)
+
+
 @pytest.mark.parametrize("graphs", [0, 2, 4])
 def test_gradients_are_exact_with_guide_and_correction_of_the_image(graphs: int):
     """Both the times and the steps depend on the image, and neither gradient is counted twice."""

@@ -65,7 +65,8 @@ class Ancestral:
     ) -> Tensor:
         """The posterior mean, plus noise unless `then` is the clean image."""
         ratio = now.alpha / then.alpha
-        beta = 1 - ratio**2
+        # 1 - ratio^2, without the cancellation in float32 where a step is short
+        beta = now.sigma**2 - (ratio * then.sigma) ** 2
         mean = (beta * then.alpha * x_hat + then.sigma**2 * ratio * x_t) / now.sigma**2
         if not bool((then.sigma > 0).any()):
             return mean
@@ -92,8 +93,11 @@ class DDIM:
         eps = (x_t - now.alpha * x_hat) / now.sigma
         if not self.eta:
             return then.alpha * x_hat + then.sigma * eps
+        if not bool((then.sigma > 0).any()):
+            return then.alpha * x_hat  # the roots below are 0, and have no derivative there
         ratio = (now.alpha / then.alpha) ** 2
-        fresh = self.eta * then.sigma / now.sigma * torch.sqrt((1 - ratio).clamp(min=0))
+        beta = now.sigma**2 - ratio * then.sigma**2  # 1 - ratio, as in `Ancestral`
+        fresh = self.eta * then.sigma / now.sigma * torch.sqrt(beta.clamp(min=0))
         kept = torch.sqrt((then.sigma**2 - fresh**2).clamp(min=0))
         return then.alpha * x_hat + kept * eps + fresh * noise.normal(x_t)
 
