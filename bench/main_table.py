@@ -98,6 +98,7 @@ def undefended(summary: Summary) -> Iterator[tuple[str, ShareEntry]]:
 def numbers(summary: Summary, defense: str, condition: str, share: ShareEntry) -> Numbers:
     """Return a row of the file of numbers."""
     percents = (f"{100 * share[key]:.1f}" for key in ("accuracy", "low", "high"))
+    condition = condition.removesuffix(" + EOT")  # a classifier that averages draws needs no EOT
     values = (threat(summary), defense, str(summary["n"]), condition, *percents)
     return dict(zip(HEADS, values, strict=True))
 
