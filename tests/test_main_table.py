@@ -25,7 +25,8 @@ SMALL = ["--set", "data.size=4", "--set", "evaluation.draws=2", "--set", ATTACKS
 def folder(tmp_path_factory):
     """The folder of a sweep over two purifiers and two classifiers, on 4 images."""
     home = tmp_path_factory.mktemp("sweep")
-    purifiers = "[{label: DiffPure, name: diffpure, t: 0.2, steps: 2}, {label: once, name: one-step, t: 0.2}]"
+    once = "{label: once, name: one-step, t: 0.2}"
+    purifiers = f"[{{label: DiffPure, name: diffpure, t: 0.2, steps: 2}}, {once}]"
     classifiers = "[{label: Bayes, name: bayes}, {label: its copy, name: bayes}]"
     axes = f"sweep={{purifier: {purifiers}, classifier: {classifiers}}}"
     assert run(["sweep", "blobs", *SMALL, "--set", axes, "--out", str(home)]) == 0
