@@ -192,6 +192,15 @@ def test_partly_transparent_image_is_refused(tmp_path: Path, mode: str):
     assert image_files.read(place).shape == (3, 5, 5)
 
 
+def test_class_name_outside_utf_8_is_refused(tmp_path: Path):
+    try:
+        paint(tmp_path / os.fsdecode(b"caf\xe9") / "a.png")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system allows only UTF-8")
+    with pytest.raises(ValueError, match=r"caf\\udce9.*rename"):
+        Folder(tmp_path)
+
+
 def test_damaged_images_are_refused_when_read(tmp_path: Path):
     paint(tmp_path / "a.png", 60, 40)
     paint(tmp_path / "b.jpg", 60, 40)
