@@ -3,6 +3,7 @@
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -119,6 +120,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Format a Markdown table, in which all columns but the first are right-aligned."""
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
     return ["| " + " | ".join(map(str, line)) + " |" for line in lines] + [""]
+
+
+def between(page: str, marks: tuple[str, str], lines: Sequence[str]) -> str:
+    """Return a page with `lines` in place of what was between two marks."""
+    head, _, rest = page.partition(marks[0])
+    _, mark, tail = rest.partition(marks[1])
+    if not mark:
+        sys.exit(f"the page lacks the marks {marks[0]} and {marks[1]}")
+    return head + "\n".join([marks[0], "", *lines]).rstrip() + "\n\n" + marks[1] + tail
 
 
 def shown(value: float | None, digits: int = 3) -> str:

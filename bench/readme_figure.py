@@ -3,12 +3,11 @@
     python bench/readme_figure.py --write docs
 
 writes docs/readme-light.png and docs/readme-dark.png. The measured accuracies come from
-bench/cifar10-numbers.csv, which names its command, and the claimed ones from bench/claims.yaml. The
+bench/main-table.csv, which bench/main_table.py makes, and the claimed ones from bench/claims.yaml. The
 images come from `cifar10-sample`; every run attacks and purifies them anew with the shipped models.
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +21,20 @@ from torch import Tensor
 import unfool
 from claims import DATA as CLAIMS
 from claims import Claim, Kind, read_claims
+from main_table import Numbers, read_numbers
 
-NUMBERS = Path(__file__).with_name("cifar10-numbers.csv")
+THREAT, BARE, DEFENDED = (
+    "linf 8/255",
+    "no defense, frozen classifier",
+    "DiffPure, frozen classifier",
+)
 IMAGES = (10,)  # indices in cifar10-sample
-BARS = (  # condition in the file of numbers, its name in the figure, kind of claim drawn next to it
-    ("undefended, PGD-20", "no defense, attacked", None),
-    ("defended, clean", "defense, not attacked", "clean"),
-    ("transfer", "attack ignores the defense", None),
-    ("BPDA + EOT", "attack by a rough gradient (BPDA)", "bpda"),
-    ("adaptive PGD + EOT", "attack by the exact gradient", "exact"),
+BARS = (  # defense and condition in the file of numbers, name in the figure, kind of claim beside it
+    (BARE, "transfer", "no defense, attacked", None),
+    (DEFENDED, "clean", "defense, not attacked", "clean"),
+    (DEFENDED, "transfer", "attack ignores the defense", None),
+    (DEFENDED, "BPDA", "attack by a rough gradient (BPDA)", "bpda"),
+    (DEFENDED, "exact", "attack by the exact gradient", "exact"),
 )
 
 
@@ -48,7 +52,7 @@ class Colors:
     wrong: str
 
 
-TITLE = "One defense, the same 512 images of CIFAR-10: what you measure depends on the attacker"
+TITLE = "One defense, the same {} images of CIFAR-10: what you measure depends on the attacker"
 VARIANTS = {
     "light": Colors(
         "#ffffff", "#1f2328", "#59636e", "#e4e7eb", "#5b8db8", "#c0552f", "#1a7f37", "#cf222e"
@@ -80,17 +84,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--write", type=Path, required=True, metavar="FOLDER")
     folder = parser.parse_args(arguments).write
-    numbers, strips = read_numbers(NUMBERS), make_strips(IMAGES)
+    numbers, strips = shown_numbers(), make_strips(IMAGES)
     claims = read_claims(CLAIMS)["diffpure"].claims
     for name, colors in VARIANTS.items():
         figure = draw(numbers, claims, strips, colors)
         figure.savefig(folder / f"readme-{name}.png", dpi=200, facecolor=colors.paper)
 
 
-def read_numbers(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a CSV file, without the comments at its beginning."""
-    lines = path.read_text("utf-8").splitlines()
-    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+def shown_numbers() -> list[Numbers]:
+    """Return the row of the file of numbers for each bar."""
+    rows = {(r["defense"], r["condition"]): r for r in read_numbers() if r["threat"] == THREAT}
+    return [rows[defense, condition] for defense, condition, _, _ in BARS]
 
 
 def make_strips(indices: Sequence[int], steps: int = 20, eot: int = 10) -> list[Strip]:
@@ -135,7 +139,7 @@ def make_strips(indices: Sequence[int], steps: int = 20, eot: int = 10) -> list[
 
 
 def draw(
-    numbers: Sequence[dict[str, str]],
+    numbers: Sequence[Numbers],
     claims: Sequence[Claim],
     strips: Sequence[Strip],
     colors: Colors,
@@ -146,7 +150,7 @@ def draw(
     figure = Figure(figsize=(8, height), layout="constrained")
     heights = (3.1, height - 3.1)
     above, below = figure.subfigures(2, 1, height_ratios=heights, hspace=0.03, squeeze=False)[:, 0]
-    above.suptitle(TITLE, fontweight="bold", **font)
+    above.suptitle(TITLE.format(numbers[0]["images"]), fontweight="bold", **font)
     _chart(above.subplots(), numbers, claims, colors)
     parts = below.subfigures(1, len(strips), wspace=0.04, squeeze=False)[0]
     for part, strip in zip(parts, strips, strict=True):
@@ -156,23 +160,18 @@ def draw(
     return figure
 
 
-def _chart(
-    axes: Axes, numbers: Sequence[dict[str, str]], claims: Sequence[Claim], colors: Colors
-) -> None:
-    row_of = {
-        row["condition"]: row
-        for row in numbers
-        if (row["classifier"], row["threat"]) == ("ours", "linf 8/255")
-    }
-    for y, (condition, _, kind) in enumerate(BARS):
-        row = row_of[condition]
+def _chart(axes: Axes, numbers: Sequence[Numbers], claims: Sequence[Claim], colors: Colors) -> None:
+    for y, (row, (_, _, _, kind)) in enumerate(zip(numbers, BARS, strict=True)):
         value, low, high = (float(row[key]) for key in ("accuracy", "low", "high"))
         color = colors.worst if kind == "exact" else colors.bar
         label = "measured here, with 95 % interval" if kind == "clean" else None
         axes.barh(y, value, height=0.62, color=color, label=label)
         axes.plot([low, high], [y, y], color=colors.ink, linewidth=1.5)
-        text: dict[str, Any] = {"color": colors.ink, "fontsize": 10, "va": "center"}
-        axes.text(high + 1.2, y, f"{value:.0f} %", fontweight="bold", **text)
+        inside = low > 10  # else the bar has no room for its number
+        place: dict[str, Any] = {"x": low - 1.2, "ha": "right", "color": colors.paper}
+        if not inside:
+            place = {"x": high + 1.2, "ha": "left", "color": colors.ink}
+        axes.text(y=y, s=f"{value:.0f} %", fontweight="bold", fontsize=10, va="center", **place)
         claimed = _claimed(claims, kind)
         if claimed is not None:
             style: dict[str, Any] = {
@@ -183,7 +182,9 @@ def _chart(
             label = "claimed for DiffPure, with larger networks" if kind == "clean" else None
             axes.plot(claimed, y, linestyle="", markersize=7, label=label, **style)
             axes.text(claimed + 1.8, y, f"{claimed:.0f} %", color=colors.gray, va="center")
-    axes.set_yticks(range(len(BARS)), [name for _, name, _ in BARS], fontsize=10, color=colors.ink)
+    axes.set_yticks(
+        range(len(BARS)), [name for _, _, name, _ in BARS], fontsize=10, color=colors.ink
+    )
     axes.set_xlim(0, 100)
     axes.set_ylim(len(BARS) - 0.5, -0.5)
     axes.grid(axis="x", color=colors.grid, linewidth=0.8)

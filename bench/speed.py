@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -109,17 +109,11 @@ def main() -> None:
         old = page.read_text("utf-8")
         beginning = ["![Time and peak memory of a gradient](speed.png)", "", conditions, "", *lines]
         page.write_text(
-            between(old, beginning + ([] if options.peers else public_section(old))), "utf-8"
+            measuring.between(
+                old, MARKS, beginning + ([] if options.peers else public_section(old))
+            ),
+            "utf-8",
         )
-
-
-def between(page: str, lines: Sequence[str]) -> str:
-    """Return a page with `lines` in place of what was between its marks."""
-    head, _, rest = page.partition(MARKS[0])
-    _, mark, tail = rest.partition(MARKS[1])
-    if not mark:
-        sys.exit(f"the page lacks the marks {MARKS[0]} and {MARKS[1]}")
-    return head + "\n".join([MARKS[0], "", *lines]).rstrip() + "\n\n" + MARKS[1] + tail
 
 
 def public_section(page: str) -> list[str]:

@@ -48,9 +48,11 @@ def test_variants_alternate_and_ratios_are_taken_within_a_round(monkeypatch):
 def test_page_changes_only_between_its_marks():
     begin, end = speed.MARKS
     page = f"above\n{begin}\nold\n{end}\nbelow\n"
-    assert speed.between(page, ["new"]) == f"above\n{begin}\n\nnew\n\n{end}\nbelow\n"
+    assert (
+        measuring.between(page, speed.MARKS, ["new"]) == f"above\n{begin}\n\nnew\n\n{end}\nbelow\n"
+    )
     with pytest.raises(SystemExit):
-        speed.between("no marks", ["new"])
+        measuring.between("no marks", speed.MARKS, ["new"])
 
 
 def test_section_on_public_code_is_kept_when_it_is_not_measured():
@@ -60,7 +62,7 @@ def test_section_on_public_code_is_kept_when_it_is_not_measured():
     assert any(line.startswith("| DiffHammer, commit ") for line in section)
     begin, end = speed.MARKS
     page = f"above\n{begin}\nold\n\n" + "\n".join(section) + f"\n\n{end}\nbelow\n"
-    new = speed.between(page, ["new", "", *speed.public_section(page)])
+    new = measuring.between(page, speed.MARKS, ["new", "", *speed.public_section(page)])
     assert new == page.replace("old", "\nnew")
     assert speed.public_section(new) == section
     assert speed.public_section(f"{begin}\nold\n{end}\n{speed.PUBLIC}") == [], (

@@ -1,5 +1,6 @@
 """The files for contributors are consistent with the package, and their examples run."""
 
+import itertools
 import re
 import sys
 import tomllib
@@ -104,6 +105,18 @@ def test_decision_has_its_sections(path):
     assert text.startswith(f"# {int(path.name[:4])}. ")
     assert re.search(r"^Status: \w+", text, re.M)
     assert re.findall(r"^## (.*)$", text, re.M) == ["Context", "Decision", "Consequences"]
+
+
+def test_list_of_experiments_quotes_the_first_comment_of_every_spec():
+    folder = ROOT / "experiments"
+    text = (folder / "README.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `([^`]+\.yaml)` \| (.+) \|$", text, re.M))
+    specs = {path.name: path for path in folder.glob("*.yaml")}
+    assert set(rows) - {"claims/*.yaml"} == set(specs)
+    for name, path in specs.items():
+        lines = itertools.takewhile(lambda line: line.startswith("#"), path.open(encoding="utf-8"))
+        comment = " ".join(line.lstrip("#").strip() for line in lines)
+        assert comment.startswith(rows[name]), name
 
 
 def test_design_names_every_part_of_the_tree():

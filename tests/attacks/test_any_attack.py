@@ -116,6 +116,23 @@ def test_choose_prefers_the_first_of_equal_candidates_and_nan_last():
     assert torch.equal(found, first)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("right", [True, False])
+def test_choose_prefers_the_higher_loss_of_logits_of_any_scale(scale, right):
+    """Two draws, one of which is wrong if `right` is false, and both right otherwise."""
+
+    def model(x, noise):
+        lead = 2 - x.flatten(1).mean(1)
+        if not right:
+            lead = lead - 1.6 * (torch.arange(len(x)) % 2 * 2.0)
+        return scale * torch.stack([lead, -lead], 1)
+
+    y, low = torch.zeros(SIZE, dtype=torch.long), X.clamp(max=0.5).float()
+    high = low + 0.1
+    for candidates in ([low, high], [high, low]):
+        assert torch.equal(choose(model, y, candidates, "margin", NOISE, 2), high)
+
+
 class Counted(torch.nn.Module):
     """Four classes, without noise or with noise that changes no answer; counts the images it gets."""
 

@@ -14,7 +14,7 @@ from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.purified_classifier import Purified, predict_draws
 from unfool.noise import Noise
 from unfool.results.loss_curves import curves
-from unfool.threat import Threat
+from unfool.threat import Knowledge, Threat
 from unfool.toy.blobs import Blobs, bayes, mixture
 
 SIZE = 8
@@ -102,6 +102,22 @@ def test_wrong_answers_of_a_coin_do_not_stop_a_search():
     model = Counted(coin, None)
     PGD(steps=20, eot=1, early_stop=20)(model, X, Y, THREAT, NOISE)
     assert sum(size for size, gradient in model.calls if gradient) == 20 * SIZE
+
+
+def test_early_stopping_checks_every_path_of_a_known_pool():
+    """The image is wrong on the first paths, which the steps take, but not on most of the pool."""
+    x, y, paths = X[:1], Y[:1], 16
+    attacker = Knowledge(f"semi-{paths}").reveal(NOISE.take([0]), NOISE.child("secret").take([0]))
+    keys = [attacker.for_query(i).keys[0] for i in range(paths)]
+
+    def model(x, noise):
+        wrong = torch.tensor([keys.index(key) < 4 for key in noise.keys])
+        lead = torch.where(wrong, -1.0, 1.0) + 0 * x.flatten(1).sum(1)
+        return torch.stack([lead, -lead], 1)[:, [0, 1] if int(y[0]) == 0 else [1, 0]]
+
+    counted = Counted(model, None)
+    PGD(steps=9, eot=4, loss="margin", early_stop=20)(counted, x, y, THREAT, attacker)
+    assert sum(gradient for _, gradient in counted.calls) == 9
 
 
 def test_loss_curves_of_unbroken_images_are_kept():

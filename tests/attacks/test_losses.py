@@ -216,3 +216,31 @@ def test_runner_up_classes_are_the_wrong_classes_by_logit():
     expected = [[3, 0, 2], [1, 3, 2], [1, 0, 2], [1, 3, 0]]
     assert runner_up_classes(model, X, y, NOISE, 2, 9).tolist() == expected
     assert runner_up_classes(model, X, y, NOISE, 2, 2).tolist() == [row[:2] for row in expected]
+
+
+class SometimesNan(Crooked):
+    """Its gradient is NaN at half of the draws, where the logits are finite."""
+
+    def forward(self, x, noise):
+        logits = super().forward(x, noise)
+        none = 0 * x.flatten(1).sum(1, keepdim=True)
+        is_bad = noise.child("bad").uniform(none) < 0.5
+        return logits + torch.where(is_bad, none, none + 1).sqrt()
+
+
+@pytest.mark.parametrize("weigh", [None, lambda losses, gradients: torch.ones_like(losses)])
+def test_draws_with_nan_gradients_do_not_hide_the_others(weigh):
+    result = query_model(SometimesNan(), X, Y, "margin", NOISE, 0, 16, weigh=weigh)
+    assert bool(result.gradient.isfinite().all())
+    copies, images = NOISE.for_query(0, 16), X.repeat_interleave(16, 0)
+    is_bad = copies.child("bad").uniform(images[:, 0, 0, :1]) < 0.5
+    assert bool(is_bad.view(SIZE, 16).any(1).all())
+    points = images.clone().requires_grad_()
+    loss = margin(Crooked()(points, copies), Y.repeat_interleave(16))
+    (gradients,) = torch.autograd.grad(loss.sum(), points)
+    good = (~is_bad).to(X).view(SIZE, 16, 1, 1, 1)
+    mean = (gradients.view(SIZE, 16, *X.shape[1:]) * good).sum(1) / good.sum(1)
+    assert torch.allclose(
+        result.gradient / result.gradient.flatten(1).norm(dim=1)[:, None, None, None],
+        mean / mean.flatten(1).norm(dim=1)[:, None, None, None],
+    )

@@ -51,6 +51,13 @@ def test_misclassified_image_is_returned_unchanged(attack):
     assert torch.allclose(attack.nearest(Linear(), X, wrong, THREATS["l2"], NOISE), X, atol=1e-6)
 
 
+def test_carlini_wagner_attacks_images_that_rounding_puts_above_one():
+    x, attack = X.clone(), CarliniWagner(20, 3, learning_rate=0.03)
+    x[:, 0, 0, 0] = 1 + 5e-6
+    found, of_one = (attack(Linear(), at, Y, THREATS["l2"], NOISE) for at in (x, x.clamp(max=1)))
+    assert torch.allclose(found, of_one, atol=1e-4)
+
+
 def test_carlini_wagner_keeps_its_confidence_as_a_margin():
     found = CarliniWagner(100, 5, confidence=0.5, learning_rate=0.03).nearest(
         Linear(), X, Y, THREATS["l2"], NOISE

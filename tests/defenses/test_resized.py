@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.resized import Resized
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.schedule import VP
 from unfool.noise import Noise
 from unfool.toy.blobs import mixture
 
@@ -32,6 +35,21 @@ def test_walk_exists_if_the_inner_purifier_has_one():
     assert states[0][1].shape == X.shape
     assert torch.equal(states[-1][1], Resized(INSIDE)(X, NOISE))
     assert not hasattr(Resized(lambda x, noise: x, size=4), "walk")
+
+
+class Wide(Denoiser):
+    """A denoiser of 4 x 8 images that refuses others."""
+
+    schedule, shape = VP(), (1, 4, 8)
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        assert x_t.shape[1:] == self.shape
+        return 0.9 * x_t
+
+
+def test_views_keep_the_size_of_a_denoiser_that_is_not_square():
+    resized = Resized(DiffPure(Wide(), t=0.1, steps=5))
+    assert torch.equal(resized.with_fewer_steps(5)(X, NOISE), resized(X, NOISE))
 
 
 def test_invalid_options_are_refused():

@@ -111,6 +111,34 @@ def test_gradients_are_exact_and_include_the_noise_level(sampler: SamplerName, s
     assert not torch.allclose(other, slope, rtol=1e-3)
 
 
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_gradient_through_fresh_noise_of_ddim_is_exact(eta: float):
+    level = ScoreNorm(mixture(), center=4.0, width=8.0, levels=2)
+    purify = DiffPure(mixture(), t=0.3, steps=4, sampler="ddim", eta=eta, noise_level=level)
+    assert_gradient(lambda x: purify(x, NOISE), (0.5 + 0.6 * (X - 0.5)).clone())
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("sde", 0.0), ("ddpm", 0.0), ("ddim", 1.0)])
+def test_short_steps_are_precise_in_float32(sampler: SamplerName, eta: float):
+    """In float32, 1 - (alpha ratio)^2 of such a step is mostly rounding."""
+
+    def short(x, t, noise):
+        return x.new_full((len(x),), 0.001)
+
+    single, double = (
+        DiffPure(
+            Mixture(mixture().means.to(dtype), 0.1, VP()),
+            t=0.1,
+            steps=100,
+            sampler=sampler,
+            eta=eta,
+            noise_level=short,
+        )(X.to(dtype), NOISE)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert torch.allclose(single.double(), double, atol=1e-5)
+
+
 @pytest.mark.parametrize("graphs", [0, 2, 4])
 def test_gradients_are_exact_with_guide_and_correction_of_the_image(graphs: int):
     """Both the times and the steps depend on the image, and neither gradient is counted twice."""
@@ -135,6 +163,20 @@ def test_discrete_chain_gives_finite_outputs_and_gradients():
     out = DiffPure(model, t=0.3, steps=5, sampler="ddpm", noise_level=shallow)(x, NOISE)
     (slope,) = torch.autograd.grad(out.sum(), x)
     assert bool(out.isfinite().all())
+    assert bool(slope.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("schedule", [VP(), Discrete(1000)])
+@pytest.mark.parametrize("sampler", ["sde", "ode"])
+def test_path_shorter_than_its_last_step_ends_where_the_others_do(sampler: str, schedule, dtype):
+    """The least time, 1e-4, in 50 even steps would pass the end at 1e-5 before the last one."""
+    model = Mixture(mixture().means.to(dtype), 0.1, schedule)
+    least = ScoreNorm(model, center=1e4, width=1.0, levels=1)
+    x = X.to(dtype).requires_grad_()
+    out = DiffPure(model, t=0.1, steps=50, sampler=sampler, noise_level=least)(x, NOISE)
+    (slope,) = torch.autograd.grad(out.sum(), x)
+    assert torch.allclose(out, x, atol=0.1)
     assert bool(slope.isfinite().all())
 
 

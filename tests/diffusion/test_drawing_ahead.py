@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from unfool import noise as noises
+from unfool.defenses.diffpure import DiffPure
 from unfool.diffusion import reverse as reverses
 from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.matched_noise import CoarseNoise
 from unfool.diffusion.reverse import DDIM, Ancestral, even, flow, reverse
 from unfool.diffusion.schedule import VP
 from unfool.noise import Noise
@@ -18,14 +20,21 @@ SLOW, STEPS = 0.05, 6
 X = Noise.of(0, range(3)).child("x").normal(torch.empty(3, 1, 4, 4))
 
 
-class Slow(Denoiser):
-    """A slow denoiser, like one on a device."""
+class Still(Denoiser):
+    """A denoiser that takes no time."""
 
     schedule = VP()
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        time.sleep(SLOW)
         return 0.9 * x_t
+
+
+class Slow(Still):
+    """A slow denoiser, like one on a device."""
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        time.sleep(SLOW)
+        return super().forward(x_t, t, label)
 
 
 def reversed_(step: Any) -> tuple[Tensor, float]:
@@ -98,3 +107,22 @@ def test_noise_drawn_ahead_equals_the_noise():
     assert torch.equal(ahead.take([1]).normal(like[1:2]), noise.take([1]).normal(like[1:2]))
     with pytest.raises(ValueError, match="3 images"):
         noise.drawn_ahead(like[:2]).normal(like)
+
+
+def test_noise_of_several_fine_steps_drawn_ahead_is_that_of_all_of_them():
+    groups, like = ((0.6, 0.8), (1.0,), (0.8, 0.0)), torch.empty(3, 2, 2)
+    steps = CoarseNoise(Noise.of(3, range(3)).keys, groups=groups).child("reverse")
+    for i in range(len(groups)):
+        ahead = steps.child(i).drawn_ahead(like)
+        assert torch.equal(ahead.normal(like), steps.child(i).normal(like))
+        assert torch.equal(
+            ahead.child("guide").normal(like), steps.child(i).child("guide").normal(like)
+        )
+
+
+def test_view_on_the_same_noise_is_the_same_on_a_gpu(monkeypatch):
+    view = DiffPure(Still(), t=0.1, steps=20).with_fewer_steps(5)
+    x, noise = X.sigmoid(), Noise.of(4, range(3))
+    on_a_cpu = view(x, noise)
+    as_on_a_gpu(monkeypatch)
+    assert torch.equal(view(x, noise), on_a_cpu)

@@ -17,9 +17,11 @@ from unfool.threat import Norm, Threat, per_image
 def rank_score(result: QueryResult) -> Tensor:
     """Return the value that ranks candidates, (B,): the share of wrong draws, then the loss.
 
-    A candidate whose loss is NaN ranks below all others, whatever class its logits suggest.
+    A candidate whose loss is NaN ranks below all others, whatever class its logits suggest. In
+    float64, the arctangent tells large and small losses apart.
     """
-    score = result.error_rate + 1e-3 * torch.tanh(result.loss / 10)
+    loss_score = torch.atan(result.loss.double() / 10)
+    score = result.error_rate.double() + 1e-6 * loss_score
     return score.nan_to_num(nan=-torch.inf)
 
 
@@ -111,9 +113,12 @@ class EarlyStop:
         if not self.draws or float(at_query.error_rate) < self.share - 1e-6:
             return False
         needed = math.ceil(self.share * self.draws - 1e-6)
+        known = query.noise.known_noise
+        # paths of a known pool are numbered by query, so only one query takes a path once
+        at_once = self.draws if known and known.pool else max(self.draws // 5, 1)
         wrong_draws = draws_so_far = 0
         while wrong_draws < needed <= wrong_draws + self.draws - draws_so_far:
-            draws = min(max(self.draws // 5, 1), self.draws - draws_so_far)
+            draws = min(at_once, self.draws - draws_so_far)
             result = yield query._replace(
                 noise=noise, query_index=draws_so_far, draws=draws, gradient=False
             )

@@ -122,7 +122,7 @@ class CarliniWagner:
         noise: Noise,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the nearest misclassified images, the last ones, and the former's distances."""
-        latent = torch.atanh((2 * x - 1) * BOX_SCALE).requires_grad_()
+        latent = torch.atanh((2 * x.clamp(0, 1) - 1) * BOX_SCALE).requires_grad_()
         adam = torch.optim.Adam([latent], lr=self.learning_rate)
         nearest, least_distance = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         x_adv = x

@@ -84,7 +84,8 @@ class QueryResult(NamedTuple):
         loss: The mean loss (B,).
         error_rate: The share of draws that were misclassified (B,).
         gradient: The gradient of the loss at the images (B, C, H, W), averaged over draws with the
-            weights of `Query.weigh`; zeros if it was not asked for.
+            weights of `Query.weigh`, without the draws where it is NaN; zeros if it was not asked
+            for.
     """
 
     loss: Tensor
@@ -235,12 +236,14 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
     def gradient_of(loss: Tensor, gradient: Tensor | None, query: Query) -> Tensor:
         if gradient is None:
             return torch.zeros_like(query.x)
-        if query.weigh is None:
-            return mean(gradient, query)
         gradients = by_draw(gradient, query)
+        if query.weigh is None:
+            return _unless_nan(gradients.mean(1), gradients.nanmean(1))
         weights = query.weigh(by_draw(loss, query), gradients)
-        total = (weights[:, :, None, None, None] * gradients).sum(1)
-        return total / weights.sum(1)[:, None, None, None]
+        weighted = weights[:, :, None, None, None] * gradients
+        total = weights.sum(1)[:, None, None, None]
+        some = torch.where(gradients.isnan().all(1), torch.nan, weighted.nansum(1))
+        return _unless_nan(weighted.sum(1) / total, some / total)
 
     return [
         QueryResult(
@@ -250,6 +253,10 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
         )
         for q, loss, wrong, gradient in zip(queries, *means, by_query, strict=True)
     ]
+
+
+def _unless_nan(values: Tensor, others: Tensor) -> Tensor:
+    return torch.where(values.isnan(), others, values)
 
 
 @torch.no_grad()

@@ -70,8 +70,9 @@ class Mimic:
             else:
                 slope = self._slope(x_hat - x) / now.alpha
             alpha_ratio = now.alpha / then.alpha
-            # a term g of the score moves the mean of a DDPM step by (1 - ratio^2) / ratio g
-            factor = torch.where(alpha_ratio < 1, alpha_ratio / (1 - alpha_ratio**2), 0)
+            beta = now.sigma**2 - (alpha_ratio * then.sigma) ** 2  # 1 - ratio^2, as in `Ancestral`
+            # a term g of the score moves the mean of a DDPM step by beta / ratio g
+            factor = torch.where(beta > 0, alpha_ratio / beta, 0)
             return -share * now.alpha * factor * slope
 
         return guide

@@ -62,7 +62,7 @@ class Resized(nn.Module):
         """
         if not hasattr(self.purifier, "adjoint"):
             raise ValueError("the purifier inside has no adjoint gradient: use the view `exact`")
-        return Resized(self.purifier.adjoint(), size=self.size[0])  # pyright: ignore
+        return self._around(self.purifier.adjoint())  # pyright: ignore
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
         """This purifier with the one inside in fewer steps.
@@ -74,8 +74,13 @@ class Resized(nn.Module):
             raise ValueError(
                 "the purifier inside does not support fewer steps: use the view `exact`"
             )
-        inside = self.purifier.with_fewer_steps(steps, matched)  # pyright: ignore
-        return Resized(inside, size=self.size[0])
+        return self._around(self.purifier.with_fewer_steps(steps, matched))  # pyright: ignore
+
+    def _around(self, purifier: Purifier) -> "Resized":
+        """The same resizing around another purifier."""
+        resized = Resized(purifier, size=self.size[0])
+        resized.size = self.size  # height and width may differ
+        return resized
 
     def _walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """Yield the path of the purifier inside, at the size of `x`."""

@@ -7,7 +7,7 @@ the increments are those of one Brownian motion.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -97,6 +97,9 @@ class _Sum(Noise):
             if weight
         )
         return sum(drawn, torch.zeros_like(like))
+
+    def drawn_ahead(self, like: Tensor) -> Noise:
+        return replace(self, parts=tuple(part.drawn_ahead(like) for part in self.parts))
 
 
 class _Ones(Noise):

@@ -34,7 +34,6 @@ SMALLEST_NOISE, RHO = 0.002, 7  # EDM's times: the smallest noise above 0, in [-
 CHURN_FACTOR = 6  # DPEDM: how much noise is added, and for which sigma / alpha
 CHURNED_RANGE = 0.01, 0.46
 
-
 Estimate = Callable[[Tensor, Scales], Tensor]
 
 
@@ -65,7 +64,7 @@ class Ancestral:
     ) -> Tensor:
         """The posterior mean, plus noise unless `then` is the clean image."""
         ratio = now.alpha / then.alpha
-        beta = 1 - ratio**2
+        beta = now.sigma**2 - (ratio * then.sigma) ** 2  # 1 - ratio^2 would cancel in float32
         mean = (beta * then.alpha * x_hat + then.sigma**2 * ratio * x_t) / now.sigma**2
         if not bool((then.sigma > 0).any()):
             return mean
@@ -92,8 +91,10 @@ class DDIM:
         eps = (x_t - now.alpha * x_hat) / now.sigma
         if not self.eta:
             return then.alpha * x_hat + then.sigma * eps
-        ratio = (now.alpha / then.alpha) ** 2
-        fresh = self.eta * then.sigma / now.sigma * torch.sqrt((1 - ratio).clamp(min=0))
+        if not bool((then.sigma > 0).any()):
+            return then.alpha * x_hat  # the roots below are 0, and have no derivative there
+        beta = now.sigma**2 - (now.alpha / then.alpha * then.sigma) ** 2  # as in `Ancestral`
+        fresh = self.eta * then.sigma / now.sigma * torch.sqrt(beta.clamp(min=0))
         kept = torch.sqrt((then.sigma**2 - fresh**2).clamp(min=0))
         return then.alpha * x_hat + kept * eps + fresh * noise.normal(x_t)
 

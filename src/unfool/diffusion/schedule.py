@@ -133,16 +133,18 @@ class TimesOfImages:
 
     def __init__(self, schedule: Schedule, times: Tensor):
         self.schedule, self.shares = schedule, (times / times[0]).tolist()
+        self.end = float(times[-1])
         self.scales = [schedule(time) for time in times.double().cpu()]
 
     def at(self, i: int, start_times: Tensor | None) -> Scales:
         """The scales at time number `i`, given each image's first time (B,), or None for `times`.
 
-        All images end at the same time.
+        All images end at the same time, and none is before it: short paths wait there for the rest.
         """
         if start_times is None or i == len(self.shares) - 1:
             return self.scales[i]
-        return scales_of_images(self.schedule, self.shares[i] * start_times)
+        times = (self.shares[i] * start_times).clamp(min=self.end)
+        return scales_of_images(self.schedule, times)
 
 
 def chain_length(schedule: Schedule) -> int:

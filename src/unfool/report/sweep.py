@@ -146,7 +146,7 @@ def _record(done: Done) -> list[tuple[str, str]]:
     starts = [start for _, summary in done for start in summary["provenance"]["starts"]]
     seconds = sum(summary["cost"]["seconds"] for _, summary in done)
     entries = start_entries(sorted(starts, key=lambda start: start["date"]))
-    entries.insert(1, ("duration", f"{duration(seconds)} of work on {len(done)} runs"))
+    entries.insert(1, ("duration", f"{duration(seconds)} of work in all"))
     for key in ("images", "weights"):
         hashes = dict.fromkeys(str(s["provenance"].get(key, UNKNOWN)) for _, s in done)
         text = f"`{next(iter(hashes))}`" if len(hashes) == 1 else "each run has its own"
@@ -221,9 +221,7 @@ def _lines_below(
     single = Counter(doubt["name"] for _, summary in done for doubt in summary["doubts"])
     if single:
         names = ", ".join(f"{name} ({count})" for name, count in single.most_common())
-        lines.append(
-            f"doubts about the {len(done)} runs (each run's report explains them): {names}"
-        )
+        lines.append(f"doubts about single runs (each run's report explains them): {names}")
     return lines
 
 
