@@ -42,8 +42,8 @@ class Folder:
 
     Raises:
         FileNotFoundError: There is no such folder, or it or one of its sub-folders has no images.
-        ValueError: `size` is not positive, `label` is unknown, a name is not UTF-8, or (when an image is read) the file
-            is damaged.
+        ValueError: `size` is not positive, `label` is unknown, a class name is not UTF-8, or (when
+            an image is read) the file is damaged.
     """
 
     classes: Sequence[str]
