@@ -118,6 +118,7 @@ def test_unknown_device_is_refused(elsewhere, mistake):
         (["evaluat"], "Did you mean 'evaluate'"),
         (["evaluate", "blobs", "--oot", "x"], "--out"),
         (["evaluate", "blobs", "--shard", "3/2"], "i/n with i from 0 to n - 1"),
+        (["evaluate", "blobs", "--shard", "\u00b2/3"], "i/n with i from 0 to n - 1"),
         (["evaluate"], "Missing argument 'spec'"),
         (["report", "nowhere"], "run.json"),
         (["merge", "nowhere", "--out", "x"], "run.json"),

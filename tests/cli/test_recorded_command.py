@@ -148,3 +148,13 @@ def test_portable_command_line_omits_the_user_s_folders():
         assert command_line(portable=True) == "unfool train 'a b.yaml' --set training.steps=1"
         assert "--data 'my data'" in command_line()
     assert command_line() == ""
+
+
+def test_folder_outside_utf_8_is_recorded_and_reported(elsewhere: Path):
+    with started_by(["evaluate", "--out", "bad\udcff"]):
+        assert command_line().endswith("'bad\\udcff'")
+    try:
+        Path("bad\udcff").mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("this file system allows only UTF-8")
+    assert run(["evaluate", "blobs", *SMALL, "--set", "attacks=[]", "--out", "bad\udcff"]) == 0

@@ -1,6 +1,8 @@
 """Images in folders."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +192,15 @@ def test_partly_transparent_image_is_refused(tmp_path: Path, mode: str):
     assert image_files.read(place).shape == (3, 5, 5)
 
 
+def test_class_name_outside_utf_8_is_refused(tmp_path: Path):
+    try:
+        paint(tmp_path / os.fsdecode(b"caf\xe9") / "a.png")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system allows only UTF-8")
+    with pytest.raises(ValueError, match=r"caf\\udce9.*rename"):
+        Folder(tmp_path)
+
+
 def test_damaged_images_are_refused_when_read(tmp_path: Path):
     paint(tmp_path / "a.png", 60, 40)
     paint(tmp_path / "b.jpg", 60, 40)
@@ -210,6 +221,22 @@ def test_damaged_images_are_refused_when_read(tmp_path: Path):
                 continue
             with pytest.raises(ValueError, match=f"image .*{name} cannot be read"):
                 data[i]
+
+
+@pytest.mark.parametrize(("color", "channels"), [(2, 3), (6, 4), (4, 2), (0, 1)])
+def test_images_of_16_bits_are_refused(tmp_path: Path, color: int, channels: int):
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    rows = (b"\0" + b"\x80\xff" * (channels - 1) + b"\xff\xff") * 2  # opaque
+    head = struct.pack(">IIBBBBB", 1, 2, 16, color, 0, 0, 0)
+    parts = (b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in parts)
+    (tmp_path / "deep.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"deep\.png.*more than 8 bits"):
+        image_files.read(tmp_path / "deep.png")
 
 
 def test_invalid_folders_and_options_are_refused(tmp_path: Path):

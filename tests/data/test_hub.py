@@ -48,6 +48,22 @@ class Table:
         return {name: column[key] for name, column in self.columns.items()}
 
 
+@pytest.mark.parametrize("picture", [Picture.new("RGBA", (6, 4)), Picture.new("I;16", (6, 4))])
+def test_images_that_would_lose_transparency_or_bits_are_refused(picture):
+    table = Table()
+    table.columns["img"][1] = picture
+    with pytest.raises(ValueError, match=r"row 1 .*(transparent|8 bits)"):
+        HubImages(table)[1]
+
+
+@pytest.mark.parametrize("label", [1.7, "dog", None])
+def test_label_that_is_no_integer_is_refused(label):
+    with pytest.raises(ValueError, match="row 1 has"):
+        HubImages(Table(labels=[0, label]))[1]
+    with pytest.raises(ValueError, match="row 1 has"):
+        HubImages(Table(labels=[0, label], img=Image(), label=object()), label="label")
+
+
 def test_columns_are_found_by_their_types():
     data = HubImages(Table())
     x, y = fetch(data, range(2))

@@ -147,6 +147,27 @@ def test_blocks_shards_and_resuming_give_the_same_images(spec, kept, elsewhere, 
             assert np.allclose(found[name], file[name], atol=1e-6), name
 
 
+def test_images_of_a_killed_block_are_ignored(spec, kept, elsewhere, mistake):
+    for file in (elsewhere / "kept" / "outcomes").iterdir():  # as if killed between the two files
+        file.unlink()
+    weaker = spec(
+        threat={"norm": "linf", "eps": 0.05}, evaluation={**SPEC["evaluation"], "images": 3}
+    )
+    assert run(["attack", weaker, "--out", "kept", "--quiet"]) == 0
+    with np.load(kept / "a-b-c.npz") as file:
+        assert len(file["images"]) == len(file["labels"]) == len(file["clean_blake2b"]) == 3
+        clean = torch.stack([digits()[int(index)][0] for index in file["indices"]])
+        assert np.abs(file["images"] - clean.numpy()).max() < 0.051
+
+
+def test_missing_images_are_named(kept, mistake):
+    first, *_ = sorted((kept / "examples").iterdir())
+    with np.load(first) as file:
+        index = file["index"][0]
+    first.unlink()
+    assert f"image {index} " in mistake("report", kept)
+
+
 def test_foreign_files_in_other_order_and_layout_are_evaluated(spec, kept, elsewhere, facts):
     with np.load(kept / "a-b-c.npz") as file:
         images, indices = file["images"], file["indices"]

@@ -226,11 +226,19 @@ def test_single_attack_is_shown_in_the_robust_column_only(elsewhere):
         ({"purifier.t": [0.1, 0.1]}, "two values of purifier.t"),
         ({"purifier.tt": [0.1]}, "did you mean 't'"),
         ({"attacks.7.eot": [1]}, "sweep: attacks.7.eot"),
+        ({"purifier.t": [0.01, 0.02], "purifier": ["diffpure"]}, "purifier .*replace.* purifier.t"),
+        ({"machine.batch_size": [1, 8]}, "machine.batch_size cannot be swept"),
     ],
 )
 def test_invalid_axes_are_refused(axes, said):
     with pytest.raises(SpecError, match=said):
         sweeps.check(specs.load(SPEC | {"sweep": axes}))
+
+
+def test_part_may_be_swept_before_its_options():
+    axes = {"purifier": [SPEC["purifier"]], "purifier.t": [0.005, 0.01]}
+    cells = sweeps.check(specs.load(SPEC | {"sweep": axes}))
+    assert [cell.spec.get("purifier", {}).get("t") for cell in cells] == [0.005, 0.01]
 
 
 def test_sweep_without_a_valid_combination_is_refused(elsewhere):

@@ -106,6 +106,7 @@ def test_binary_tensors_match_the_classify_route(service, kind):
         ({"parameters": 3}, "parameters"),
         ({"parameters": {"votes": 1000}}, "votes"),
         ({"id": 3}, "id"),
+        ({"id": "\ud800"}, "id"),
         (tensor(images(), datatype="BYTES"), "FP32"),
         (tensor(images(), shape=[3, 5, 5]), "[3, 5, 5]"),
         (tensor(images(), shape=[48]), "shape"),
@@ -115,9 +116,18 @@ def test_binary_tensors_match_the_classify_route(service, kind):
     ],
 )
 def test_invalid_requests_are_refused(service, change, named):
-    answer = service.client.post(INFER, json=tensor(images()) | change)
+    body = json.dumps(tensor(images()) | change).encode()
+    answer = service.client.post(INFER, content=body)
     assert answer.status_code == 400
     assert named in answer.json()["error"]
+
+
+def test_invalid_length_of_the_json_part_is_refused(service):
+    body, name = json.dumps(tensor(images())).encode(), "inference-header-content-length"
+    for length in ("--5", "0", "9" * 9):
+        answer = service.client.post(INFER, content=body, headers={name: length})
+        assert answer.status_code == 400
+        assert name in answer.json()["error"]
 
 
 def test_schemathesis_finds_no_response_outside_the_openapi_schema(service, tmp_path):

@@ -150,7 +150,8 @@ def test_invalid_requests_are_refused(service, picture):
     refused(post("/classify", content=b"x", headers={"content-type": "multipart/form-data"}), 400)
     bounded = {"content-type": "multipart/form-data; boundary=b"}
     refused(post("/classify", content=b"x", headers=bounded), 400)
-    refused(post("/classify", files={"image": picture()}, data={"votes": "many"}), 400)
+    for votes in ("many", "--5", "-"):
+        refused(post("/classify", files={"image": picture()}, data={"votes": votes}), 400)
     refused(post("/classify", files=[("image", picture())] * 65), 413)
     refused(post("/classify", files={"votes": (None, "3")}), 400)
     refused(service.client.get("/nothing"), 404)

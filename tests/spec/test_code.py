@@ -105,6 +105,14 @@ class Net(torch.nn.Module):
     def forward(self, x):
         return x.flatten(1) @ self.inner[0]
 """
+SCALE = """
+class Scale:
+    def __init__(self, *, examples: int = 1):
+        self.examples = examples
+
+    def __call__(self, x, noise):
+        return (x * self.examples).clamp(0, 1)
+"""
 SMALL = ["denoiser=null", "attacks=[]", "data.size=8", "evaluation.draws=1"]
 
 
@@ -123,6 +131,14 @@ def test_run_with_a_changed_helper_is_not_continued_or_merged(elsewhere, mistake
     other = command("purifier=shade:Shade", out="other")
     assert run([*other, "--shard", "1/2"]) == 0
     assert "with other code" in mistake("merge", "run", "other", "--out", "whole")
+
+
+def test_run_with_another_option_of_an_own_part_is_not_continued(elsewhere, mistake):
+    (elsewhere / "own_scale.py").write_text(SCALE)
+    scale = command("purifier={name: 'own_scale:Scale', examples: 1}")
+    assert run(scale) == 0
+    assert "of another spec" in mistake(*scale, "--set", "purifier.examples=7")
+    assert run([*scale, "--set", "evaluation.examples=3"]) == 0  # which changes no result
 
 
 def test_run_with_changed_weights_is_not_continued(elsewhere, mistake):

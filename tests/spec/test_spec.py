@@ -44,6 +44,7 @@ def test_changes_apply_inside_tables_lists_and_bare_names():
         ("threat.eps", "path.to.key=value"),
         ("attacks.3.steps=1", "number from 0 to 0"),
         ("attacks.first.steps=1", "number from 0 to 0"),
+        ("attacks.\u00b2.steps=1", "number from 0 to 0"),
         ("threat.eps.deep=1", "'deep' .* single value"),
         ("threat.eps=[", "--set"),
     ],
@@ -51,6 +52,11 @@ def test_changes_apply_inside_tables_lists_and_bare_names():
 def test_invalid_changes_are_refused(change, said):
     with pytest.raises(SpecError, match=said):
         specs.load(TOY, [change])
+
+
+def test_change_of_an_entry_of_an_empty_list_is_refused():
+    with pytest.raises(SpecError, match="'0': set the whole list"):
+        specs.load(TOY | {"attacks": []}, ["attacks.0.steps=1"])
 
 
 def test_defaults_are_filled_in():

@@ -93,7 +93,7 @@ def shard_of(text: str | None) -> tuple[int, int]:
         ("--shard", text) if text is not None else ("RANK/WORLD_SIZE", "/".join(map(str, ranks)))
     )
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise SpecError(f"{source} must be i/n with i from 0 to n - 1, not {text!r}")
     return int(index), int(count)
 

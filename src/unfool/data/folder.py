@@ -42,8 +42,8 @@ class Folder:
 
     Raises:
         FileNotFoundError: There is no such folder, or it or one of its sub-folders has no images.
-        ValueError: `size` is not positive, `label` is unknown, or (when an image is read) the file
-            is damaged.
+        ValueError: `size` is not positive, `label` is unknown, a class name is not UTF-8, or (when
+            an image is read) the file is damaged.
     """
 
     classes: Sequence[str]
@@ -67,6 +67,12 @@ class Folder:
             p.parent.absolute().name if label == "folder" else _label_in_name(p) for p in self.files
         ]
         self.classes = sorted(set(names))
+        for name in self.classes:
+            if name.encode(errors="replace").decode() != name:
+                raise ValueError(
+                    f"the name of the class {name!r} in {folder} is not UTF-8, so no report could "
+                    "show it: rename the folder or file"
+                )
         self.labels = [self.classes.index(name) for name in names]
         _warn_if_order_differs(Path(folder), self.classes)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfool.data.image_files import resize_and_crop
+from unfool.data.image_files import resize_and_crop, upright
 from unfool.ranges import Count, check_arguments
 from unfool.runtime.optional import require
 from unfool.spec.menu import hint
@@ -27,7 +27,8 @@ class HubImages:
             this size, and its center is cropped. None keeps the images' own sizes.
 
     Raises:
-        ValueError: There is no such column, or several columns fit.
+        ValueError: There is no such column, several columns fit, or a label is not an integer; or
+            (when an image is read) it is partly transparent or has more than 8 bits per channel.
     """
 
     classes: Sequence[str]
@@ -45,7 +46,7 @@ class HubImages:
         self.label = _column(table, "label", label, "ClassLabel")
         names = getattr(table.features[self.label], "names", None)
         if names is None:
-            numbers = [int(number) for number in table[self.label]]
+            numbers = [_class_number(i, number) for i, number in enumerate(table[self.label])]
             names = [str(number) for number in range(max(numbers, default=0) + 1)]
         self.classes = list(names)
 
@@ -54,10 +55,15 @@ class HubImages:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         row = self.table[index]
-        label = int(row[self.label])
+        label = _class_number(index, row[self.label])
         if label < 0:
             raise ValueError(f"row {index} has no label ({label}): choose a split with labels")
-        picture = row[self.image].convert("RGB")
+        try:
+            picture = upright(row[self.image])
+        except ValueError as error:
+            raise ValueError(
+                f"the image of row {index} cannot be read ({error}), or leave it out"
+            ) from error
         if self.size is not None:
             picture = resize_and_crop(picture, self.size, self.size)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
@@ -117,6 +123,18 @@ def huggingface(
         advice = "" if download or local else "; to download it, set `download: true`"
         raise ValueError(f"the data set {path!r} cannot be loaded ({message}){advice}") from error
     return HubImages(table, image, label, size)
+
+
+def _class_number(index: int, label: Any) -> int:
+    """Return the label of a row, which must be an integer."""
+    if label is None:
+        raise ValueError(f"row {index} has no label: choose a split with labels")
+    if not isinstance(label, int | np.integer):
+        raise ValueError(
+            f"row {index} has the label {label!r}, which is not a class number: choose a column of "
+            "whole numbers with `label`"
+        )
+    return int(label)
 
 
 @contextmanager

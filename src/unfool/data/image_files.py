@@ -13,6 +13,7 @@ from torch import Tensor
 from unfool.runtime.files import raise_system_error, write_bytes
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+DEEP = ("PNG", "TIFF")  # formats with up to 16 bits per channel
 ANIMATED = ("PNG", "WEBP", "GIF")  # not JPEG, whose further frames are previews of a photograph
 
 
@@ -53,29 +54,42 @@ def decode(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Image.I
     """
     try:
         with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise ValueError(
-                    f"its pixels ({opened.mode}) have more than 8 bits: convert it to 8 bits"
-                )
-            frames = getattr(opened, "n_frames", 1)
-            if frames > 1 and opened.format in ANIMATED:
-                raise ValueError(
-                    f"it is an animation of {frames} frames: save the frame you want as its own "
-                    "file"
-                )
-            if (
-                opened.has_transparency_data
-                and np.array(opened.convert("RGBA"))[..., 3].min() < 255
-            ):
-                raise ValueError(
-                    "it is partly transparent, so its background is undefined: give it a white or "
-                    "black background in an image editor"
-                )
-            return ImageOps.exif_transpose(opened).convert("L" if gray else "RGB")
+            return upright(opened, gray)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise_system_error(error)
         what = name if name and not isinstance(path, Path) else f"the image {path}"
         raise ValueError(f"{what} cannot be read ({error}): repair or remove it") from error
+
+
+def upright(opened: Image.Image, gray: bool = False) -> Image.Image:
+    """Convert an image of Pillow to color or gray, rotated upright by its EXIF orientation.
+
+    Args:
+        opened: The image.
+        gray: Convert to gray instead of color.
+
+    Raises:
+        ValueError: The image is animated, has more than 8 bits per channel, or is partly
+            transparent.
+    """
+    # Pillow cuts 16 bits of color to 8 when it loads the pixels; only the decoder's name tells.
+    decoders = [str(tile[3]) for tile in getattr(opened, "tile", ()) if opened.format in DEEP]
+    deep = next((name for name in decoders if ";16" in name), "")
+    if deep or opened.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"its pixels ({deep or opened.mode}) have more than 8 bits: convert it to 8 bits"
+        )
+    frames = getattr(opened, "n_frames", 1)
+    if frames > 1 and opened.format in ANIMATED:
+        raise ValueError(
+            f"it is an animation of {frames} frames: save the frame you want as its own file"
+        )
+    if opened.has_transparency_data and np.array(opened.convert("RGBA"))[..., 3].min() < 255:
+        raise ValueError(
+            "it is partly transparent, so its background is undefined: give it a white or "
+            "black background in an image editor"
+        )
+    return ImageOps.exif_transpose(opened).convert("L" if gray else "RGB")
 
 
 def resize_and_crop(

@@ -165,22 +165,24 @@ def write_images(
         The files and folders that were written.
 
     Raises:
-        RuntimeError: There are no images yet; or 8-bit images would exceed the threat, because the
-            clean images have more than 8 bits (the arrays are written then).
+        RuntimeError: There are no images yet, or the file of some is missing; or 8-bit images
+            would exceed the threat, because the clean images have more than 8 bits (the arrays are
+            written then).
     """
     facts = run.read(AttackedImage)
     if not facts:
         raise RuntimeError(f"{run.folder} holds no images yet: run `unfool attack` first")
     rows = {row["label"]: row for row in run.spec["attacks"]}
-    x, exceeding, written = _images(run, "clean"), {}, []
+    indices = [fact.index for fact in facts]
+    x, exceeding, written = _images(run, "clean", indices), {}, []
     arrays = {
         "labels": np.array([fact.label for fact in facts]),
-        "indices": np.array([fact.index for fact in facts]),
+        "indices": np.array(indices),
         "clean_blake2b": digests(torch.from_numpy(x)),
     }
     classes = {"classes": np.array(run.manifest["classes"])}
     for (name, row), stem in zip(rows.items(), _stems(rows), strict=True):
-        attack_arrays = {**arrays, "images": _images(run, ATTACK_PREFIX + name)}
+        attack_arrays = {**arrays, "images": _images(run, ATTACK_PREFIX + name, indices)}
         path = run.folder / f"{stem}.{form}"
         write_bytes(
             path, npz_bytes(attack_arrays | classes) if form == "npz" else save(attack_arrays)
@@ -259,28 +261,40 @@ def kept_images(run: Run, count: int) -> Iterator[KeptImages]:
     """Yield the first `count` images of each attack of a collection.
 
     Raises:
-        RuntimeError: A file of the run is damaged.
+        RuntimeError: A file of the run is damaged or missing.
     """
-    facts, clean = run.read(AttackedImage)[:count], _images(run, "clean")[:count]
+    facts = run.read(AttackedImage)[:count]
+    indices = [fact.index for fact in facts]
+    clean = _images(run, "clean", indices)
     labels = {row["label"]: row for row in run.spec["attacks"]}
     for name, stem in zip(labels, _stems(labels), strict=True):
         yield KeptImages(
             name,
             stem,
-            [fact.index for fact in facts],
+            indices,
             [fact.label for fact in facts],
             [fact.sizes[name] for fact in facts],
             clean,
-            _images(run, ATTACK_PREFIX + name)[:count],
+            _images(run, ATTACK_PREFIX + name, indices),
         )
 
 
-def _images(run: Run, key: str) -> np.ndarray:
-    """Collect the array `key` from all blocks, (N, C, H, W), sorted by index."""
+def _images(run: Run, key: str, indices: Sequence[int]) -> np.ndarray:
+    """Collect the array `key` of the images at `indices` from all blocks, (N, C, H, W).
+
+    Raises:
+        RuntimeError: The file with an image is missing.
+    """
     by_index: dict[int, np.ndarray] = {}
     for block in run.examples(("index", key)):
         by_index |= zip(block["index"].tolist(), block[key], strict=True)
-    return np.stack([by_index[index] for index in sorted(by_index)])
+    if missing := [index for index in indices if index not in by_index]:
+        raise RuntimeError(
+            f"the file of {run.folder / 'examples'} that held image {missing[0]} is missing: delete "
+            f"the file of {run.folder / 'outcomes'} that has the same name, and run the same command "
+            "again, which makes its images again"
+        )
+    return np.stack([by_index[index] for index in indices])
 
 
 def _write_pngs(

@@ -40,11 +40,22 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> list[Cell]:
             "a sweep needs a section `sweep` of paths and lists of values, such as "
             "`sweep: {purifier.t: [0.05, 0.1]}`; run other specs by `unfool evaluate`"
         )
-    for path, values in axes.items():
+    paths = list(axes)
+    for place, (path, values) in enumerate(axes.items()):
         if path == "evaluation.images":
             raise SpecError(
                 "sweep: evaluation.images cannot be swept, because a finished run is extended when "
                 "it gets more images: run the sweep once for each number of images"
+            )
+        if path.partition(".")[0] == "machine":
+            raise SpecError(
+                f"sweep: {path} cannot be swept, because it changes only the speed, so all its values "
+                "would be one run: run `unfool evaluate` once for each value, with another --out"
+            )
+        if hidden := [part for part in paths[:place] if part.startswith(f"{path}.")]:
+            raise SpecError(
+                f"sweep: the values of {path} would replace those of {hidden[0]} before them: write "
+                f"{path} first, or leave one out"
             )
         if not isinstance(values, list) or not values:
             raise SpecError(f"sweep: {path} needs a list of values, not {values!r}")

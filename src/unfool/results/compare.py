@@ -15,7 +15,7 @@ from unfool.results.report_json import DoubtEntry, Provenance
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
 from unfool.results.summary import judge, summarize_run
-from unfool.spec import FILE_KEYS, NOT_IN_IDENTITY
+from unfool.spec import FILE_KEYS, NOT_IN_EVALUATION, NOT_IN_IDENTITY
 from unfool.statistics import Mean, Share, mcnemar
 from unfool.threat import Threat
 
@@ -223,8 +223,9 @@ def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, tuple[Any, An
         if a != b:
             yield path, (a, b)
         return
+    ignored = (*NOT_IN_IDENTITY, *(NOT_IN_EVALUATION if path == "evaluation" else ()))
     for key in [*a, *(key for key in b if key not in a)]:
-        if key not in NOT_IN_IDENTITY:
+        if key not in ignored:
             yield from _differences(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
 
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from unfool.results.manifest import Manifest
-from unfool.spec import NOT_IN_IDENTITY
+from unfool.spec import NOT_IN_EVALUATION, NOT_IN_IDENTITY
 
 MUST_MATCH = {  # what runs that share a folder must have in common
     "identity": "of another spec",
@@ -40,8 +40,13 @@ def describe_difference(key: str, a: Manifest, b: Manifest, same_images: bool | 
 def _comparable_spec(manifest: Manifest) -> Any:
     """The kind and the spec of a run, without what its identity ignores."""
     spec = json.loads(json.dumps({k: v for k, v in manifest["spec"].items() if k != "machine"}))
+    ignored = {"evaluation": NOT_IN_EVALUATION}
     sections = {
-        key: {k: v for k, v in part.items() if k not in (*NOT_IN_IDENTITY, "images")}
+        key: {
+            k: v
+            for k, v in part.items()
+            if k not in (*NOT_IN_IDENTITY, "images", *ignored.get(key, ()))
+        }
         if isinstance(part, dict)
         else part
         for key, part in spec.items()

@@ -300,11 +300,17 @@ class Run:
     def examples(self, names: Sequence[str] = ()) -> Iterator[dict[str, np.ndarray]]:
         """Yield the arrays of each block's examples, by index; if `names` are given, only these.
 
+        A block without outcomes is left out: its process was killed between the two files, and it
+        may even belong to an earlier run in this folder.
+
         Raises:
             RuntimeError: A file is damaged.
             OSError: A file cannot be opened or read.
         """
+        finished = {path.stem for path in (self.folder / "outcomes").glob("*.jsonl")}
         for path in sorted((self.folder / "examples").glob("*.npz")):
+            if path.stem not in finished:
+                continue
             try:
                 with np.load(path, allow_pickle=False) as file:
                     block = {name: file[name] for name in names or file}

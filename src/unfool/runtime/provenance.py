@@ -70,7 +70,8 @@ def command_line(portable: bool = False) -> str:
     """
     arguments, _ = _command.get(((), 0.0))
     words = _without_local_options(arguments) if portable else arguments
-    return shlex.join(["unfool", *words]) if arguments else ""
+    line = shlex.join(["unfool", *words]) if arguments else ""
+    return line.encode(errors="backslashreplace").decode()  # a path may hold bytes outside UTF-8
 
 
 def _without_local_options(arguments: Iterable[str]) -> Iterator[str]:

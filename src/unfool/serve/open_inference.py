@@ -104,8 +104,11 @@ def read(content: bytes, header: str | None, defense: Defense, limits: Limits) -
             400, f"there is no output {min(unknown)!r}: this model has {', '.join(names)}"
         )
     votes, id_ = parameters.get("votes"), request.get("id")
-    if id_ is not None and not isinstance(id_, str):
-        raise Refused(400, "`id` must be a string")
+    # A lone surrogate, which JSON can write, cannot be sent back.
+    if id_ is not None and not (
+        isinstance(id_, str) and id_.encode(errors="replace").decode() == id_
+    ):
+        raise Refused(400, "`id` must be a string of Unicode characters")
     return Inference(
         id_,
         _tensor(inputs[0], binary),

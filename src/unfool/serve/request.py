@@ -166,7 +166,7 @@ def whole_number(value: object, name: str, least: int, most: int) -> int:
     Raises:
         Refused: The value is not an integer, or is out of range.
     """
-    if isinstance(value, str) and value.strip().lstrip("-").isdecimal() and len(value) < 25:
+    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal() and len(value) < 25:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise Refused(400, f"{name} must be a whole number from {least} to {most}")

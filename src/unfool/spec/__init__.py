@@ -13,12 +13,13 @@ from unfool.spec.check import (
     refuse_unread_folder,
 )
 from unfool.spec.code import code_hash, modules_named
-from unfool.spec.identity import FILE_KEYS, NOT_IN_IDENTITY, identity
+from unfool.spec.identity import FILE_KEYS, NOT_IN_EVALUATION, NOT_IN_IDENTITY, identity
 from unfool.spec.load import load
 from unfool.spec.tables import Part, RawSpec
 
 __all__ = [
     "FILE_KEYS",
+    "NOT_IN_EVALUATION",
     "NOT_IN_IDENTITY",
     "Part",
     "RawSpec",

@@ -23,20 +23,23 @@ FILE_KEYS = (
     "subset",
     "attributes",
 )
-NOT_IN_IDENTITY = ("folder", "download", "examples", "lpips")  # these do not change what is asked
+NOT_IN_IDENTITY = ("folder", "download")  # where data are, which does not change what is asked
+NOT_IN_EVALUATION = ("examples", "lpips")  # likewise in the section `evaluation`: what is kept
 
 
 def identity(spec: Mapping[str, Any]) -> str:
     """Return a hash of what `spec` asks, the same on every machine and for any number of images.
 
-    The section `machine`, the number of images, and the paths of files and folders do not count.
+    The section `machine`, the number of images and of examples, and the paths of files and folders
+    do not count.
     For the keys in `FILE_KEYS`, the contents of the files count; for other data, the name and
     options. A run also keeps a hash of its images.
     """
     content = _by_contents({key: value for key, value in spec.items() if key != "machine"})
     for section in ("evaluation", "certification"):
         if section in content:
-            content[section] = {k: v for k, v in content[section].items() if k != "images"}
+            ignored = ("images", *NOT_IN_EVALUATION)
+            content[section] = {k: v for k, v in content[section].items() if k not in ignored}
     if content.get("evaluation", {}).get("curtail") is False:  # the same as no `curtail`
         del content["evaluation"]["curtail"]
     return hash_of_json(content)[:10]

@@ -138,7 +138,12 @@ def _key_or_index(change: str, step: str, node: Any) -> Any:
         raise SpecError(
             f"--set {change}: there is no {step!r} in {node!r}, which is a single value"
         )
-    if not step.isdigit() or int(step) >= len(node):
+    if not node:
+        raise SpecError(
+            f"--set {change}: the list is empty, so it has no {step!r}: set the whole list, as in "
+            "attacks=[pgd]"
+        )
+    if not step.isdecimal() or int(step) >= len(node):
         raise SpecError(f"--set {change}: {step!r} must be a number from 0 to {len(node) - 1}")
     return int(step)
 
