@@ -3,19 +3,20 @@
     unfool evaluate experiments/claims/NAME.yaml --out runs/claims/NAME
     python bench/claims.py runs/claims/* --write docs
 
-The first command makes a row, and resumes when it is run again; the second writes docs/claims.md and
-docs/claims.png. Each run folder is the row with the folder's name. Claims come from bench/claims.yaml,
-which explains how to add a row; all measurements come from the run folders. Without --write, the page is
-printed.
+The first command makes a row, and resumes when it is run again. The second writes docs/claims.md and
+docs/claims.png, and keeps what it has read in bench/claims, a file for each row, so that a later call
+needs only the folders of new or changed rows. Each run folder is the row with the folder's name. Claims
+come from bench/claims.yaml, which explains how to add a row; all measurements come from run folders.
+Without --write, the page is printed.
 """
 
 import argparse
-import shlex
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -45,13 +46,24 @@ from unfool.report.figures.style import (
 from unfool.report.formatting import cell
 from unfool.report.render_markdown import to_markdown
 from unfool.results.attack_roles import EXACT_VIEWS, TRANSFER, roles, view_name
-from unfool.results.report_json import ShareEntry, Summary
+from unfool.results.report_json import (
+    AttackSummary,
+    CleanReadings,
+    CostEntry,
+    DoubtEntry,
+    KnownNoise,
+    Readings,
+    ShareEntry,
+)
+from unfool.results.report_json import Row as AttackRow
 from unfool.results.run_folder import Run
-from unfool.results.spec import AttackEntry
+from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.results.summary import summarize_run
 from unfool.runtime.files import write_bytes
 
 DATA = Path(__file__).with_name("claims.yaml")
+ROWS = Path(__file__).with_name("claims")
+COMMAND = "python bench/claims.py runs/claims/* --write docs"
 Kind = Literal["transfer", "bpda", "exact", "dw-box", "square", "unbounded"]
 NAMES: dict[Kind, str] = {
     "transfer": "transfer",
@@ -118,6 +130,27 @@ class Entry(BaseModel):
     claims: list[Claim] = []
 
 
+class Measured(TypedDict):
+    """What the page needs of a run; a file of bench/claims. The keys are those of its report.json.
+
+    Attributes:
+        images: A hash of the images and labels.
+        weights: A hash of the weights.
+    """
+
+    images: str
+    weights: str
+    spec: EvaluationSpec
+    n: int
+    clean: CleanReadings
+    robust: Readings
+    attacks: list[AttackSummary]
+    unbounded: list[AttackRow]
+    known_noise: list[KnownNoise]
+    doubts: list[DoubtEntry]
+    cost: CostEntry
+
+
 @dataclass(frozen=True)
 class Row:
     """A defense, with its claims and the results of its run.
@@ -125,12 +158,12 @@ class Row:
     Attributes:
         name: Name of its entry and of its run folder.
         entry: The claims.
-        run: The summary of its run; None if it was not run.
+        run: The results of its run; None if it was not run.
     """
 
     name: str
     entry: Entry
-    run: Summary | None
+    run: Measured | None
 
     @property
     def measured(self) -> dict[Kind, ShareEntry]:
@@ -158,14 +191,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--write", type=Path, metavar="DOCS", help="the folder for claims.md, claims.png"
     )
     parser.add_argument("--claims", type=Path, default=DATA, help="the file of claims")
+    parser.add_argument("--rows", type=Path, default=ROWS, help="the folder of kept rows")
     options = parser.parse_args(arguments)
-    rows = read_rows(options.folders, read_claims(options.claims))
-    command = ["python", "bench/claims.py", *map(str, options.folders)]
-    command += ["--write", str(options.write)] if options.write else []
-    page = document(rows, shlex.join(command))
+    rows = read_rows(options.folders, read_claims(options.claims), options.rows)
+    page = document(rows)
     if not options.write:
         print(to_markdown(page), end="")
         return
+    for row in rows:
+        if row.run:
+            text = json.dumps(row.run, indent=1, allow_nan=False) + "\n"
+            write_bytes(options.rows / f"{row.name}.json", text.encode())
     for figure in page.figures:
         write_bytes(options.write / figure.file, figure.drawing.png)
     write_bytes(options.write / "claims.md", to_markdown(page).encode())
@@ -180,39 +216,61 @@ def read_claims(path: Path) -> dict[str, Entry]:
         raise SystemExit(f"{path} is no file of claims: {error}") from error
 
 
-def read_rows(folders: Sequence[Path], entries: Mapping[str, Entry]) -> list[Row]:
+def read_rows(folders: Sequence[Path], entries: Mapping[str, Entry], kept: Path) -> list[Row]:
     """Make a row for each entry, in the order of the file, with its run if there is one.
 
-    Exits if a folder is not a run, has no entry, or differs from the first in images, threat or seed.
+    Args:
+        folders: Folders of runs, named like their entries.
+        entries: The claims.
+        kept: The folder with rows of earlier calls; a run in `folders` replaces its row.
+
+    Exits if a folder is not a run, has no entry, or differs from the others in images, threat or seed.
     """
-    runs: dict[str, Summary] = {}
-    first: tuple[str, Any] | None = None
+    runs: dict[str, Measured] = {}
     for folder in folders:
         name = folder.resolve().name
         if name not in entries:
             raise SystemExit(f"{folder}: there is no row {name!r}; add one to the file of claims")
         try:
-            run = Run.open(folder)
-            options = run.spec["evaluation"]
-            settings = [
-                run.manifest["images"],
-                run.manifest["indices"],
-                run.spec["threat"],
-                options["seed"],
-            ]
-            first = first or (str(folder), settings)
-            if settings != first[1]:
-                raise SystemExit(
-                    f"{folder} has other images, another threat, or another seed than {first[0]}: "
-                    "run all rows with the same"
-                )
-            runs[name] = summarize_run(run)
+            runs[name] = read_run(folder)
         except RuntimeError as error:
             raise SystemExit(str(error)) from error
+    for name in entries:
+        path = kept / f"{name}.json"
+        if name not in runs and path.exists():
+            runs[name] = json.loads(path.read_text("utf-8"))
+    names = [name for name in entries if name in runs]
+    for name in names[1:]:
+        if _settings(runs[name]) != _settings(runs[names[0]]):
+            raise SystemExit(
+                f"{name} has other images, another threat, or another seed than {names[0]}: "
+                "run all rows with the same"
+            )
     return [Row(name, entry, runs.get(name)) for name, entry in entries.items()]
 
 
-def measured(run: Summary) -> dict[Kind, ShareEntry]:
+def read_run(folder: Path) -> Measured:
+    """Read what the page needs of a run folder.
+
+    Raises:
+        RuntimeError: The folder is not a run, or has no results yet.
+    """
+    run = Run.open(folder)
+    summary: Any = summarize_run(run)
+    origin: Any = {key: run.manifest.get(key, "") for key in ("images", "weights")}
+    return Measured(
+        **{key: origin[key] if key in origin else summary[key] for key in Measured.__annotations__}
+    )
+
+
+def _settings(run: Measured) -> list[Any]:
+    """The settings that all rows must share."""
+    options = run["spec"]["evaluation"]
+    shared = [options.get(key) for key in ("images", "seed", "subset_seed")]
+    return [run["images"], run["spec"]["threat"], *shared]
+
+
+def measured(run: Measured) -> dict[Kind, ShareEntry]:
     """The accuracy per draw of a run for each kind of attack; the lowest if several are of a kind."""
     rows = [*run["attacks"], *run["unbounded"], *run["known_noise"]]
     shares = {row["name"]: row["robust"]["per_draw"] for row in rows}
@@ -240,7 +298,7 @@ def kind_of(attack: AttackEntry) -> Kind | None:
     return "exact" if gradient and view_name(attack) in EXACT_VIEWS else None
 
 
-def document(rows: Sequence[Row], command: str) -> Document:
+def document(rows: Sequence[Row]) -> Document:
     """Build the page."""
     numbers: dict[tuple[str, int], int] = {}
     for row in rows:
@@ -279,7 +337,7 @@ def document(rows: Sequence[Row], command: str) -> Document:
         blocks += [Heading("Doubts"), Items(doubts)]
     if done:
         blocks += [Heading("Attacks"), Items([_attacks(row) for row in done])]
-    return Document("What claims are worth", [*blocks, Code(command)])
+    return Document("What claims are worth", [*blocks, Code(COMMAND)])
 
 
 CAPTION = (
@@ -320,7 +378,7 @@ def figure(rows: Sequence[Row]) -> Drawing:
     return draw(drawn)
 
 
-def _worst(run: Summary | None) -> ShareEntry | None:
+def _worst(run: Measured | None) -> ShareEntry | None:
     """The robust accuracy of a run: under the worst attack on each image; None if it has no attack."""
     return run["robust"]["per_draw"] if run and roles(run["spec"]["attacks"]).attacks else None
 

@@ -5,7 +5,9 @@
 
 The first command evaluates the rows, and resumes when it is run again; experiments/ has a spec for each
 of the other sweeps. With --write, the second command writes bench/main-table.csv, which
-bench/readme_figure.py draws, and the table in docs/results.md. Without --write, the table is printed.
+bench/readme_figure.py draws, and the table in docs/results.md. Rows of the file whose combination is not
+in the folders are kept in their places; new rows come last, until someone moves their lines. Without
+--write, the table is printed.
 """
 
 import argparse
@@ -35,19 +37,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of sweeps")
+    parser.add_argument("folders", nargs="*", type=Path, help="folders of sweeps")
     parser.add_argument(
         "--write", action="store_true", help="write the files instead of printing the table"
     )
     options = parser.parse_args(arguments)
     found = [row for folder in options.folders for row in read_sweep(folder)]
-    rows = list({(row["threat"], row["defense"], row["condition"]): row for row in found}.values())
+    rows = merge(read_numbers(NUMBERS) if NUMBERS.exists() else [], found)
     if not options.write:
         print("\n".join(tables(rows)))
         return
     page = measuring.between(PAGE.read_text("utf-8"), MARKS, tables(rows))
     write_bytes(NUMBERS, to_csv(rows).encode())
     write_bytes(PAGE, page.encode())
+
+
+def merge(kept: Sequence[Numbers], found: Sequence[Numbers]) -> list[Numbers]:
+    """Put rows that were found in the places of the kept ones of their combination, or at the end.
+
+    A combination's kept conditions go when it was found, since they may be of another run.
+    """
+    combinations = {(row["threat"], row["defense"]) for row in found}
+    places = dict.fromkeys((row["threat"], row["defense"]) for row in [*kept, *found])
+    return [
+        row
+        for place in places
+        for row in {
+            row["condition"]: row
+            for row in (found if place in combinations else kept)
+            if (row["threat"], row["defense"]) == place
+        }.values()
+    ]
 
 
 def read_sweep(folder: Path) -> Iterator[Numbers]:

@@ -63,8 +63,8 @@ def folders(made, monkeypatch):
 
 
 def test_numbers_of_the_page_match_the_run_folders_and_the_claims(folders, capsys):
-    given = ["runs/first", "runs/second", "--claims", "claims.yaml"]
-    claims.main([*given, "--write", "docs"])
+    claimed = ["--claims", "claims.yaml", "--rows", "rows"]
+    claims.main(["runs/first", "runs/second", *claimed, "--write", "docs"])
     page = (folders / "docs" / "claims.md").read_text()
     assert (folders / "docs" / "claims.png").stat().st_size > 10_000
     first_sentence = page.split("\n\n")[1]
@@ -104,8 +104,23 @@ def test_numbers_of_the_page_match_the_run_folders_and_the_claims(folders, capsy
     )
     assert "(2) First (2020): 0 % under PGD; l2, a net; elsewhere" in page
     assert "Not claimed." in page
-    claims.main(given)
-    assert capsys.readouterr().out.split("Made by")[0] == page.split("Made by")[0]
+    claims.main(claimed)  # from the kept rows
+    assert capsys.readouterr().out == page
+    claims.main(["runs/second", *claimed])
+    assert capsys.readouterr().out == page
+
+
+def test_row_of_another_run_replaces_the_kept_one(folders, capsys):
+    claimed = ["--claims", "claims.yaml", "--rows", "kept"]
+    claims.main(["runs/first", "runs/second", *claimed, "--write", "docs"])
+    asked = ["data.size=4", "evaluation.draws=3", "attacks=[]"]
+    given = [word for each in asked for word in ("--set", each)]
+    assert run(["evaluate", "blobs", *given, "--quiet", "--out", "new/second"]) == 0
+    capsys.readouterr()
+    claims.main(["new/second", *claimed])
+    page = capsys.readouterr().out
+    assert page.count("3 held-out draws") == 1
+    assert "First (2020): transfer (steps 2" in page
 
 
 @pytest.mark.parametrize("change", ["data.size=3", "evaluation.seed=1", "threat.eps=0.05"])
@@ -114,14 +129,14 @@ def test_run_that_is_not_comparable_is_refused(folders, change):
     asked = ["data.size=4", change, "evaluation.draws=1", "attacks=[]"]
     given = [word for each in asked for word in ("--set", each)]
     assert run(["evaluate", "blobs", *given, "--quiet", "--out", out]) == 0
-    with pytest.raises(SystemExit, match="second has other images"):
-        claims.main(["runs/first", out, "--claims", "claims.yaml"])
+    with pytest.raises(SystemExit, match="has other images"):
+        claims.main(["runs/first", out, "--claims", "claims.yaml", "--rows", "none"])
 
 
 def test_folder_without_a_claimed_run_is_refused(folders):
     for folder, named in (("runs", "'runs'"), ("nowhere/first", "first")):
         with pytest.raises(SystemExit, match=named):
-            claims.main([folder, "--claims", "claims.yaml"])
+            claims.main([folder, "--claims", "claims.yaml", "--rows", "none"])
 
 
 @pytest.mark.parametrize(

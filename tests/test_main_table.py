@@ -33,7 +33,10 @@ def folder(tmp_path_factory):
     return home
 
 
-def test_every_number_of_a_sweep_is_in_the_table_and_in_the_file(folder, capsys):
+def test_every_number_of_a_sweep_is_in_the_table_and_in_the_file(
+    folder, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(main_table, "NUMBERS", tmp_path / "none.csv")
     main_table.main([str(folder)])
     lines = capsys.readouterr().out.splitlines()
     cells = {line.split(" | ")[0].lstrip("| "): line for line in lines}
@@ -75,6 +78,16 @@ def test_page_and_file_are_written_together(folder, tmp_path, monkeypatch):
     rows = main_table.read_numbers(numbers)
     assert "\n".join(main_table.tables(rows)) in text
     assert {row["images"] for row in rows} == {"4"}
+
+
+def test_found_rows_replace_kept_ones_in_their_places():
+    def row(defense, condition, accuracy):
+        values = ("linf", defense, "4", condition, accuracy, "0.0", "100.0")
+        return dict(zip(main_table.HEADS, values, strict=True))
+
+    kept = [row("A", "clean", "1.0"), row("A", "BPDA", "2.0"), row("B", "clean", "3.0")]
+    found = [row("C", "clean", "5.0"), row("A", "clean", "4.0")]
+    assert main_table.merge(kept, found) == [found[1], kept[2], found[0]]
 
 
 def test_folder_without_a_sweep_is_refused(tmp_path):
