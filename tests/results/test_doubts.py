@@ -170,6 +170,16 @@ def test_advice_names_only_options_of_the_attack():
     assert "`restarts`" not in doubt.why
 
 
+def test_unchanged_images_are_a_red_doubt_only_about_attacks_with_gradients():
+    alike = Condition(draws=[0, 0], undefended=None, size=0.0, attacker_error_rate=0.0)
+    for name, severity in (("stadv", "red"), ("square", "yellow")):
+        row = {"label": "a", "view": "exact", "name": name, "eot": 1}
+        found = doubts_about(outcomes_of([row], alike), [row])
+        (doubt,) = (doubt for doubt in found if doubt.name == "images-unchanged")
+        assert doubt.severity == severity
+        assert ("gradient" in doubt.why) == (severity == "red")
+
+
 def test_low_precision_gradient_raises_doubt(doubts, monkeypatch):
     monkeypatch.setattr("unfool.attacks.views.bfloat16_costs", lambda device: 0.5)
     found = doubts("attacks=[{name: pgd, steps: 2, view: bfloat16}, {name: pgd, steps: 2}]")

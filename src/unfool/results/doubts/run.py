@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from unfool.results.attack_roles import (
     EXACT_VIEWS,
+    GRADIENT_FREE,
     PRECOMPUTED,
     TRANSFER,
     exact_attacks,
@@ -114,12 +115,22 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]) 
         unchanged = sum(o.conditions[name].size == 0 for o in unbroken)
         remedies = ", ".join(words for option, words in REMEDIES.items() if option in row)
         if view_name(row) in EXACT_VIEWS and unbroken and unchanged > len(unbroken) / 10:
+            returned = (
+                f"{name} returned {unchanged} of the {len(unbroken)} images that it did not break"
+            )
+            if row.get("name") in GRADIENT_FREE:
+                yield Doubt(
+                    "images-unchanged",
+                    "yellow",
+                    f"{returned} without any change, so its search found nothing there, and a longer "
+                    f"one may: try {remedies or 'another attack'}",
+                )
+                continue
             yield Doubt(
                 "images-unchanged",
                 "red",
-                f"{name} returned {unchanged} of the {len(unbroken)} images that it did not break "
-                "without any change, so it got no useful gradient there, and these images only seem "
-                f"robust: try {remedies or 'another attack'}",
+                f"{returned} without any change, so it got no useful gradient there, and these "
+                f"images only seem robust: try {remedies or 'another attack'}",
             )
 
 
