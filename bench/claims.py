@@ -4,7 +4,7 @@
     python bench/claims.py runs/claims/* --write docs
 
 The first command makes a row, and resumes when it is run again. The second writes docs/claims.md and
-docs/claims.png, and keeps what it has read in bench/claims, a file for each row, so that a later call
+docs/claims.png, and keeps what it has read in bench/claims-rows, a file for each row, so that a later call
 needs only the folders of new or changed rows. Each run folder is the row with the folder's name. Claims
 come from bench/claims.yaml, which explains how to add a row; all measurements come from run folders.
 Without --write, the page is printed.
@@ -62,7 +62,7 @@ from unfool.results.summary import summarize_run
 from unfool.runtime.files import write_bytes
 
 DATA = Path(__file__).with_name("claims.yaml")
-ROWS = Path(__file__).with_name("claims")
+ROWS = Path(__file__).with_name("claims-rows")
 COMMAND = "python bench/claims.py runs/claims/* --write docs"
 Kind = Literal["transfer", "bpda", "exact", "dw-box", "square", "unbounded"]
 NAMES: dict[Kind, str] = {
@@ -131,7 +131,7 @@ class Entry(BaseModel):
 
 
 class Measured(TypedDict):
-    """What the page needs of a run; a file of bench/claims. The keys are those of its report.json.
+    """What the page needs of a run; a file of bench/claims-rows. The keys are those of its report.json.
 
     Attributes:
         images: A hash of the images and labels.
