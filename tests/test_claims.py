@@ -16,6 +16,7 @@ from unfool.results.summary import summarize_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import claims
+import claims_rows
 
 ROOT = Path(__file__).parents[1]
 SPECS = sorted((ROOT / "experiments" / "claims").glob("*.yaml"))
@@ -146,11 +147,11 @@ def test_invalid_claim_is_refused_by_name(tmp_path, change, named):
     wrong = CLAIMED["first"] | {"claims": [CLAIMED["first"]["claims"][0] | change]}
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump({"first": wrong}))
     with pytest.raises(SystemExit, match=named):
-        claims.read_claims(tmp_path / "claims.yaml")
+        claims_rows.read_claims(tmp_path / "claims.yaml")
 
 
 def test_every_entry_has_a_spec_and_a_claim_or_a_note():
-    entries = claims.read_claims(claims.DATA)
+    entries = claims_rows.read_claims(claims.DATA)
     assert sorted(entries) == [path.stem for path in SPECS]
     for name, entry in entries.items():
         assert entry.claims or entry.note, name
@@ -168,7 +169,7 @@ def test_specs_share_the_same_images_and_attacks(path):
         assert row["evaluation"][key] == model["evaluation"][key]
     assert row["evaluation"]["images"] == claims.ENOUGH
     if path.stem == "diffusion-classifier":  # without a purifier, BPDA does not apply
-        kinds = {claims.kind_of(attack) for attack in row["attacks"]}
+        kinds = {claims_rows.kind_of(attack) for attack in row["attacks"]}
         assert kinds == {"transfer", *claims.COLUMNS} - {"bpda"}
     elif "purifier" in row:
         eot = (
@@ -177,5 +178,5 @@ def test_specs_share_the_same_images_and_attacks(path):
         assert [attack | eot for attack in row["attacks"]] == [
             attack | eot for attack in model["attacks"]
         ]
-        kinds = [claims.kind_of(attack) for attack in row["attacks"]]
+        kinds = [claims_rows.kind_of(attack) for attack in row["attacks"]]
         assert kinds == ["transfer", *claims.COLUMNS]
