@@ -28,7 +28,7 @@ from unfool.statistics import percent_interval
 NUMBERS = Path(__file__).with_name("main-table.csv")
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 MARKS = "<!-- made by bench/main_table.py: begin -->", "<!-- end -->"
-HEADS = ("threat", "defense", "images", "condition", "accuracy", "low", "high")
+HEADS: tuple[str, ...] = ("threat", "defense", "images", "condition", "accuracy", "low", "high")
 Numbers = dict[str, str]  # a row of the file of numbers, by its heads
 
 
@@ -109,10 +109,14 @@ def defended(summary: Summary) -> Iterator[tuple[str, ShareEntry]]:
 def undefended(summary: Summary) -> Iterator[tuple[str, ShareEntry]]:
     """Yield what the classifier keeps without its defense: of clean images, and under transfer."""
     entries = {attack["label"]: attack for attack in summary["spec"]["attacks"]}
-    yield "clean", summary["clean"]["undefended"]
-    for row in summary["attacks"]:
-        if view_name(entries[row["name"]]) == "classifier-only":
-            yield row["name"], row["robust"]["undefended"]
+    readings = {"clean": summary["clean"]} | {
+        row["name"]: row["robust"]
+        for row in summary["attacks"]
+        if view_name(entries[row["name"]]) == "classifier-only"
+    }
+    for name, reading in readings.items():
+        if share := reading.get("undefended"):
+            yield name, share
 
 
 def numbers(summary: Summary, defense: str, condition: str, share: ShareEntry) -> Numbers:
