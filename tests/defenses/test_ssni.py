@@ -169,7 +169,7 @@ def test_discrete_chain_gives_finite_outputs_and_gradients():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("schedule", [VP(), Discrete(1000)])
 @pytest.mark.parametrize("sampler", ["sde", "ode"])
-def test_path_shorter_than_its_last_step_ends_where_the_others_do(sampler: str, schedule, dtype):
+def test_path_shorter_than_its_last_step_ends_where_the_others_do(sampler, schedule, dtype):
     """The least time, 1e-4, in 50 even steps would pass the end at 1e-5 before the last one."""
     model = Mixture(mixture().means.to(dtype), 0.1, schedule)
     least = ScoreNorm(model, center=1e4, width=1.0, levels=1)
