@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import http.client
 import io
 import threading
+import time
 
 import httpx
 import numpy as np
@@ -133,6 +135,19 @@ def test_noise_is_fresh_without_a_seed(service):
     assert len({str(told["predictions"][0]["probabilities"]) for told in found}) > 1
     pure = [service.client.post("/purify", json={"images": x["images"]}).json() for _ in range(2)]
     assert pure[0]["images"] != pure[1]["images"]
+
+
+def test_idle_connection_stays_open_for_longer_than_five_seconds(service):
+    """Many servers close after 5 s, which makes proxies send requests into closed connections."""
+    connection = http.client.HTTPConnection(service.address.removeprefix("http://"), timeout=60)
+    for pause in (6, 0):
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 200
+        assert not answer.will_close
+        time.sleep(pause)
+    connection.close()
 
 
 def test_votes_in_shared_calls_match_the_model(service):

@@ -21,6 +21,9 @@ BACKLOG = 2048  # connections that may wait to be accepted
 # Seconds until a running thread must release the interpreter to a waiting one. After each kernel,
 # the model may wait this long for a busy event loop; Python's default of 5 ms would stall it.
 SWITCH = 1e-3
+# Seconds that an idle connection stays open. Proxies keep theirs for up to a minute; a server that
+# closes first makes them send requests into closed connections. uvicorn's default is 5 s.
+KEEP_ALIVE = 75
 
 
 class Server(uvicorn.Server):
@@ -81,6 +84,7 @@ def make_server(
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=int(limits.seconds) + 1,
+        timeout_keep_alive=KEEP_ALIVE,
     )
     return Server(config, end_streams)
 
