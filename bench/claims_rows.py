@@ -185,7 +185,7 @@ def kind_of(attack: AttackEntry) -> Kind | None:
         return "transfer"
     if attack["name"] == "square":
         return "square"
-    if attack["name"] in ("stadv", "low-frequency"):
+    if attack["name"] in ("stadv", "lf"):
         return "unbounded"
     if view_name(attack) == "bpda":
         return "bpda"

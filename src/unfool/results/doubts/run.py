@@ -115,22 +115,17 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]) 
         unchanged = sum(o.conditions[name].size == 0 for o in unbroken)
         remedies = ", ".join(words for option, words in REMEDIES.items() if option in row)
         if view_name(row) in EXACT_VIEWS and unbroken and unchanged > len(unbroken) / 10:
-            returned = (
-                f"{name} returned {unchanged} of the {len(unbroken)} images that it did not break"
+            free = row.get("name") in GRADIENT_FREE
+            meaning = (
+                "its search found nothing there, and a longer one may"
+                if free
+                else "it got no useful gradient there, and these images only seem robust"
             )
-            if row.get("name") in GRADIENT_FREE:
-                yield Doubt(
-                    "images-unchanged",
-                    "yellow",
-                    f"{returned} without any change, so its search found nothing there, and a longer "
-                    f"one may: try {remedies or 'another attack'}",
-                )
-                continue
             yield Doubt(
                 "images-unchanged",
-                "red",
-                f"{returned} without any change, so it got no useful gradient there, and these "
-                f"images only seem robust: try {remedies or 'another attack'}",
+                "yellow" if free else "red",
+                f"{name} returned {unchanged} of the {len(unbroken)} images that it did not break "
+                f"without any change, so {meaning}: try {remedies or 'another attack'}",
             )
 
 
