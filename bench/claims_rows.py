@@ -1,13 +1,13 @@
 """Read the rows of the table of claims: what papers claim, and what runs measured."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import TypedDict
 
 from unfool.results.attack_roles import EXACT_VIEWS, TRANSFER, view_name
 from unfool.results.report_json import (
@@ -23,6 +23,7 @@ from unfool.results.report_json import Row as AttackRow
 from unfool.results.run_folder import Run
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.results.summary import summarize_run
+from unfool.runtime.validate import read_json
 
 Kind = Literal["transfer", "bpda", "exact", "dw-box", "square", "unbounded"]
 
@@ -133,7 +134,7 @@ def read_rows(folders: Sequence[Path], entries: Mapping[str, Entry], kept: Path)
     for name in entries:
         path = kept / f"{name}.json"
         if name not in runs and path.exists():
-            runs[name] = json.loads(path.read_text("utf-8"))
+            runs[name] = _read_kept(path)
     names = [name for name in entries if name in runs]
     for name in names[1:]:
         if _settings(runs[name]) != _settings(runs[names[0]]):
@@ -142,6 +143,14 @@ def read_rows(folders: Sequence[Path], entries: Mapping[str, Entry], kept: Path)
                 "run all rows with the same"
             )
     return [Row(name, entry, runs.get(name)) for name, entry in entries.items()]
+
+
+def _read_kept(path: Path) -> Measured:
+    """Read a row that an earlier call kept."""
+    try:
+        return read_json(Measured, path)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{error}: restore the file, or give the run folder of its row") from error
 
 
 def read_run(folder: Path) -> Measured:

@@ -180,3 +180,11 @@ def test_specs_share_the_same_images_and_attacks(path):
         ]
         kinds = [claims_rows.kind_of(attack) for attack in row["attacks"]]
         assert kinds == ["transfer", *claims.COLUMNS]
+
+
+def test_damaged_kept_row_is_named(folders):
+    claims.main(["runs/first", "--claims", "claims.yaml", "--rows", "kept", "--write", "docs"])
+    row = Path("kept/first.json")
+    row.write_text(row.read_text("utf-8")[:100], "utf-8")
+    with pytest.raises(SystemExit, match=r"kept/first\.json.*restore the file"):
+        claims.main(["runs/second", "--claims", "claims.yaml", "--rows", "kept"])
