@@ -19,7 +19,7 @@ from analytic import (
 )
 
 from unfool.attacks.apgd import APGD
-from unfool.attacks.square import Square, bumps
+from unfool.attacks.square import Square, bumps, odd_side
 from unfool.threat import Threat
 
 
@@ -79,6 +79,11 @@ def test_square_needs_no_gradient_and_keeps_to_its_number_of_queries():
         Square(10, steps_per_draw=hold)(model, X, Y, THREATS["l2"], NOISE)
         assert set(calls) == {(False, False)}
         assert len(calls) == looks + 3  # two draws of the image; at the end the best and the image
+
+
+def test_sides_of_bumps_are_odd():
+    assert [odd_side(side, 32) for side in (3, 4, 31)] == [3, 5, 31]
+    assert odd_side(32, 32) == 31
 
 
 def test_bumps_match_the_paper():

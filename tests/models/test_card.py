@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from unfool import spec as specs
+from unfool.defenses.denoised_smoothing import OneStep
+from unfool.diffusion.denoising_error import TIMES, clean_images, denoising_errors
 from unfool.models import card
+from unfool.noise import Noise
 from unfool.training import spec as training
 
 RUNS = {"name": "subprocess:getoutput", "cmd": "touch PWN"}
@@ -130,3 +133,17 @@ def test_card_of_unknown_format_is_refused(elsewhere):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
     with pytest.raises(ValueError, match=r"card\.json has format 99"):
         card.trained_classifier("m")
+
+
+def test_times_beyond_those_of_the_training_are_refused():
+    denoiser = card.trained_denoiser("cifar10-consistency-small")
+    x, key = torch.full((1, 3, 32, 32), 0.4), Noise.of(0, [0])
+    assert denoiser.t_max == 0.15
+    assert OneStep(denoiser, t=0.15)(x, key).isfinite().all()
+    with pytest.raises(ValueError, match=r"trained for times up to 0\.15, not for 0\.2"):
+        OneStep(denoiser, t=0.2)(x, key)
+    with pytest.raises(ValueError, match=r"trained for times up to 0\.15, not for 0\.2"):
+        denoiser(x, torch.full((1, 1, 1, 1), 0.2))
+    assert [error.t for error in denoising_errors(denoiser, clean_images(denoiser, x))] == [
+        t for t in TIMES if t <= 0.15
+    ]

@@ -18,7 +18,6 @@ from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import refuse_ray
-from unfool.models.card import read_card
 from unfool.noise import Noise
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec, ModelSpec
@@ -125,11 +124,10 @@ def load_generative_denoiser(spec: ModelSpec, device: torch.device) -> Denoiser:
     if "denoiser" not in spec:
         raise SpecError("the spec has no denoiser to generate images with: name a spec with one")
     part = spec["denoiser"]
-    if part["name"] == "trained":
-        t_max = read_card(part["weights"])[1].get("objective", {"name": ""}).get("t_max", 1.0)
-        if t_max < 1:
-            raise SpecError(
-                f"{part['weights']} was trained up to t = {t_max:g} and cannot start from pure "
-                "noise: name a denoiser that was trained up to t = 1"
-            )
-    return specs.build("denoiser", part).eval().requires_grad_(False).to(device)
+    denoiser: Denoiser = specs.build("denoiser", part)
+    if denoiser.t_max < 1:
+        raise SpecError(
+            f"{part.get('weights', part['name'])} was trained up to t = {denoiser.t_max:g} and "
+            "cannot start from pure noise: name a denoiser that was trained up to t = 1"
+        )
+    return denoiser.eval().requires_grad_(False).to(device)

@@ -104,7 +104,8 @@ class Square:
             if threat.norm == "linf":
                 proposal = _square(x, current, self.side(x, i, 1), threat, step_noise)
             else:
-                proposal = _two_squares(x, current, self.side(x, i, 3), threat, step_noise)
+                side = odd_side(self.side(x, i, 3), min(x.shape[2:]))
+                proposal = _two_squares(x, current, side, threat, step_noise)
             if i % self.steps_per_draw == 0:  # new draws, on which the best image is evaluated, too
                 best_loss = loss(current, i)
             proposal_loss = loss(proposal, i)
@@ -143,7 +144,6 @@ def _tiles(x: Tensor, threat: Threat, noise: Noise) -> Tensor:
 
 def _two_squares(x: Tensor, best: Tensor, side: int, threat: Threat, noise: Noise) -> Tensor:
     """Move the budget of two squares, and any that is unused, into one; clear the other."""
-    side -= 1 - side % 2  # make it odd
     delta = best - x
     corner = _corner(x, side, noise.child("corner"))
     in_first, in_second = (
@@ -162,6 +162,11 @@ def _two_squares(x: Tensor, best: Tensor, side: int, threat: Threat, noise: Nois
     return _at_full_budget(
         x, torch.where(in_first, new_delta, torch.where(in_second, 0, delta)), threat
     )
+
+
+def odd_side(side: int, limit: int) -> int:
+    """The next odd number, as in the release, or the one before where that exceeds the limit."""
+    return side if side % 2 else side + 1 if side < limit else side - 1
 
 
 def bumps(side: int) -> Tensor:

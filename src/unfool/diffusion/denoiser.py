@@ -20,6 +20,7 @@ Prediction = Literal["noise", "image", "velocity", "edm", "ve", "subvp", "consis
 Time = Literal["scaled", "score_sde", "index", "rescaled", "edm", "consistency", "ve", "subvp"]
 SIGMA_DATA = 0.5  # standard deviation of pixels in [-1, 1] that the prediction "edm" assumes
 SIGMA_MIN = 0.002  # the noise at which a consistency model returns its input
+TIME_TOLERANCE = 1e-3  # a step of a chain of 1000 steps, to which times are rounded
 
 
 class Denoiser(nn.Module, ABC):
@@ -33,6 +34,7 @@ class Denoiser(nn.Module, ABC):
         multi_head: Whether one call can return the estimates for several labels of each image.
         wordings: The number of prompts of each class; empty if each has one. The label
             c + (classes + 1) w stands for class c with prompt w.
+        t_max: The largest time that it was trained for.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -43,6 +45,7 @@ class Denoiser(nn.Module, ABC):
     classes: int = 0
     multi_head: bool = False
     wordings: tuple[int, ...] = ()
+    t_max: float = 1.0
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
@@ -125,7 +128,17 @@ class NetworkDenoiser(Denoiser):
         self.multi_head, self.time, self.clip_x0, self.null = multi_head, time, clip_x0, null
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """E[x_0 | x_t]."""
+        """E[x_0 | x_t].
+
+        Raises:
+            ValueError: The network was not trained for such large times, or needs a label.
+        """
+        if self.t_max < 1 and float(t.max()) > self.t_max + TIME_TOLERANCE:
+            raise ValueError(
+                f"the denoiser was trained for times up to {self.t_max:g}, not for "
+                f"{float(t.max()):.3g}: add less noise (a smaller t or sigma), or take a denoiser "
+                "that was trained for it"
+            )
         out = self.estimate(x_t, t, label)
         return out.clamp(-1, 1) if self.clip_x0 else out
 

@@ -99,12 +99,12 @@ def denoising_errors(
     Args:
         denoiser: The denoiser, in evaluation mode.
         clean: The images, from `clean_images`.
-        times: Times of the denoiser's schedule, in (0, 1].
+        times: Times of the denoiser's schedule, in (0, 1]; those above its `t_max` are left out.
         seed: The seed of the noise.
     """
     noise = Noise.of(seed, range(len(clean.z))).child("denoising")
     results: list[DenoisingError] = []
-    for t in times:
+    for t in [t for t in times if t <= denoiser.t_max]:
         time = torch.tensor(t, dtype=torch.float64)
         _, alpha, sigma, _ = (float(value) for value in denoiser.schedule(time))
         x_t = alpha * clean.z + sigma * noise.normal(clean.z)

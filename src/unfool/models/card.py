@@ -192,7 +192,9 @@ def trained_denoiser(weights: str, trust: bool = False) -> Denoiser:
         ValueError: There is no such card, the file of weights does not match it, or the card names
             code and is not trusted.
     """
-    return _load("denoiser", weights, trust)
+    model = _load("denoiser", weights, trust)
+    model.t_max = read_card(weights)[1].get("objective", {"name": ""}).get("t_max", 1.0)
+    return model
 
 
 def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifier:
