@@ -61,7 +61,7 @@ def surfaces(landscapes: Mapping[str, Landscape]) -> Drawing:
             )
             axes.plot_surface(a, b, loss, rcount=40, ccount=40, **scale)
             axes.set_zlim(low, high)
-            _ground(axes, f"{name}: {title}", "DW-box", "residual of EOT")
+            _ground(axes, f"{name}\n{title}", "DW-box", "residual of EOT")
             plane: Any = figure.add_subplot(len(landscapes), 4, 4 * row + 2 * column + 2)
             filled = plane.contourf(a, b, loss, levels=np.linspace(low, high, 18), **scale)
             for setting, style in ((DW, "-"), (EOT, "--")):
