@@ -178,7 +178,8 @@ def time_of_noise(schedule: Schedule, sigma: float) -> float:
             f"units of [0, 1] pixels; not {sigma}"
         )
     if isinstance(schedule, Discrete):
-        noise = torch.sqrt((1 - schedule.abar) / schedule.abar) / 2
+        # as in `pixel_noise`, to the bit, so that the noise of a step leads back to it
+        noise = (1 - schedule.abar).sqrt() / schedule.abar.sqrt() / 2
         return int(torch.searchsorted(noise, sigma)) / schedule.steps
     low, high = 0.0, 1.0
     for _ in range(53):  # the binary digits of a float64
