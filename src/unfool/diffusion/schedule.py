@@ -117,9 +117,7 @@ def scales_of_images(schedule: Schedule, times: Tensor) -> Scales:
     A time before the first step of a discrete chain is raised to that step, which has the least
     noise.
     """
-    exact = times.double().cpu().view(-1, 1, 1, 1)
-    if isinstance(schedule, Discrete):
-        exact = exact.clamp(min=1 / schedule.steps)
+    exact = times.double().cpu().view(-1, 1, 1, 1).clamp(min=first_time(schedule))
     return Scales(*(value.to(times) for value in schedule(exact)))
 
 
@@ -150,6 +148,11 @@ class TimesOfImages:
 def chain_length(schedule: Schedule) -> int:
     """The number of steps of a schedule's chain; a continuous schedule counts as 1000 steps."""
     return schedule.steps if isinstance(schedule, Discrete) else 1000
+
+
+def first_time(schedule: Schedule) -> float:
+    """The time of a chain's first step, which has the least noise; 0 for a continuous schedule."""
+    return 1 / schedule.steps if isinstance(schedule, Discrete) else 0.0
 
 
 def pixel_noise(schedule: Schedule, t: float) -> float:
