@@ -18,6 +18,7 @@ from unfool.attacks.views import Batched
 from unfool.cli.main import run
 from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.denoiser import Mixture
+from unfool.diffusion.schedule import VP
 from unfool.errors import SpecError
 from unfool.noise import Noise
 
@@ -73,6 +74,25 @@ def test_noise_only_images_have_the_forward_noise_of_the_defense():
     assert np.array_equal(
         found.distances["clean, noise only"]["l2"].shape, found.correct["clean, purified"].shape
     )
+
+
+@pytest.mark.parametrize("part", ["noise_level: {name: score-norm, center: 4, width: 4, levels: 2}",
+                                  "shaping: spectrum"])  # fmt: skip
+def test_noise_only_images_have_the_noise_of_each_image(part: str):
+    """Without the reverse process, the images are x_t / alpha of the defense's own draw."""
+    at = seen(f"purifier={{name: diffpure, t: 0.3, steps: 2, sampler: ddpm, {part}}}")
+    found = look(at)
+    assert isinstance(at.model.model, Purified)
+    purifier: Any = at.model.model.purifier
+    stream = at.noise.child("held", 0).child("purify")
+    _, x_t, times, _ = purifier._noised(at.x, stream)
+    times = torch.full((6,), 0.3) if times is None else times
+    alpha = VP()(times.double()).alpha.view(-1, 1, 1, 1)
+    wanted = (x_t / alpha + 1) / 2
+    assert np.allclose(found.images["clean, noise only"], wanted, atol=1e-6)
+    gaps = found.distances["clean, noise only"]["l2"] / at.x[0].numel() ** 0.5
+    std = float(np.sqrt((gaps**2).mean()))
+    assert found.noise_std == pytest.approx(std, abs=2e-4 if "level" in part else 0.05)
 
 
 @pytest.mark.parametrize("sampler", ["ode", "ddim", "heun"])
