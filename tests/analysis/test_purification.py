@@ -58,6 +58,19 @@ def test_perfect_purifier_removes_the_perturbation():
     assert np.abs(found.distances["attacked"]["linf"] - 0.2).max() < 0.2
 
 
+def test_images_that_the_attack_leaves_unchanged_do_not_count_as_purified(monkeypatch):
+    at = seen()
+    changed = torch.where(torch.arange(6).view(-1, 1, 1, 1) < 4, 0.1, 0.0)
+    for share in (changed, changed[:1] * 0):
+        monkeypatch.setattr(PGD, "__call__", lambda self, model, x, *_, s=share: x + s)
+        told = look(at, lambda x, noise: x).summary()
+        assert told["changed"] == int((share.expand(6, 1, 1, 1) > 0).sum())
+        if told["changed"]:
+            assert told["remaining"]["mean"] == pytest.approx(1, abs=1e-5)
+        else:
+            assert told["remaining"] is None
+
+
 def test_noise_only_images_have_the_forward_noise_of_the_defense():
     at = seen()
     found = look(at)

@@ -42,7 +42,7 @@ class Purification:
         correct: Row to 1 where the classifier is right, else 0 (B, D); on purified images, this is the
             defense's answer.
         remaining: The l2 length of the perturbation after purification over that before, with the same
-            draw (B, D).
+            draw (B, D); NaN for images that the attack left unchanged.
         noise_std: The standard deviation of the forward noise in [0, 1] pixels, of clean images if each
             image has its own; None if there is none.
         images: The first images of each row, for the first draw: row to (N, C, H, W).
@@ -71,13 +71,15 @@ class Purification:
                 gain = before.mean(1) - after.mean(1)
                 gain = -gain if metric == "ssim" else gain
                 closer[metric] = share_entry(wilson(int((gain > 0).sum()), len(gain)))
+        remaining = self.remaining[np.isfinite(self.remaining).all(1)].mean(1)
         return {
             "images": len(self.remaining),
+            "changed": len(remaining),
             "draws": self.remaining.shape[1],
             "pixel_noise": self.noise_std,
             "rows": rows,
             "closer": closer,
-            "remaining": bounded_mean_interval(self.remaining.mean(1), 0),
+            "remaining": bounded_mean_interval(remaining, 0) if len(remaining) > 1 else None,
         }
 
 
@@ -164,7 +166,8 @@ def purification(
     if getattr(defended.purifier, "noise_level", None) is not None:  # every image has its own noise
         noises = torch.stack(images[f"{CLEAN}, {NOISED}"]) - x
         sigma = noises.double().square().mean().sqrt()
-    before = (starts[ATTACKED] - x).flatten(1).norm(dim=1).clamp(min=1e-12)
+    before = (starts[ATTACKED] - x).flatten(1).norm(dim=1)
+    before = torch.where(before > 0, before, torch.nan)
     return Purification(
         distances,
         {row: torch.stack(by_draw, 1).double().cpu().numpy() for row, by_draw in correct.items()},
