@@ -224,3 +224,13 @@ def test_critical_eps_command_writes_its_results(elsewhere, capsys):
     told = json.loads((elsewhere / "seen" / "critical-eps.json").read_text())
     assert len(told["brackets"]) == 3
     assert (elsewhere / "seen" / "critical-eps.png").stat().st_size
+
+
+def test_images_are_not_called_robust_at_a_budget_beyond_those_tried(elsewhere, capsys):
+    asked = ["--images", "3", "--steps", "2", "--eot", "1", "--draws", "3", "--rounds", "1"]
+    for reach, is_tried in (("1", True), ("0.5", False)):
+        command = ["analyze", "critical-eps", "blobs", *asked, "--reach", reach, "--quiet"]
+        assert run([*command, "--out", reach]) == 0
+        assert ("robust at the spec's eps" in capsys.readouterr().out) == is_tried
+        told = json.loads((elsewhere / reach / "critical-eps.json").read_text())
+        assert (told["at_eps"] is not None) == is_tried

@@ -18,6 +18,7 @@ from unfool.attacks.views import Batched
 from unfool.cli.main import run
 from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.denoiser import Mixture
+from unfool.diffusion.schedule import VP
 from unfool.errors import SpecError
 from unfool.noise import Noise
 
@@ -57,6 +58,19 @@ def test_perfect_purifier_removes_the_perturbation():
     assert np.abs(found.distances["attacked"]["linf"] - 0.2).max() < 0.2
 
 
+def test_images_that_the_attack_leaves_unchanged_do_not_count_as_purified(monkeypatch):
+    at = seen()
+    changed = torch.where(torch.arange(6).view(-1, 1, 1, 1) < 4, 0.1, 0.0)
+    for share in (changed, changed[:1] * 0):
+        monkeypatch.setattr(PGD, "__call__", lambda self, model, x, *_, s=share: x + s)
+        told = look(at, lambda x, noise: x).summary()
+        assert told["changed"] == int((share.expand(6, 1, 1, 1) > 0).sum())
+        if told["changed"]:
+            assert told["remaining"]["mean"] == pytest.approx(1, abs=1e-5)
+        else:
+            assert told["remaining"] is None
+
+
 def test_noise_only_images_have_the_forward_noise_of_the_defense():
     at = seen()
     found = look(at)
@@ -73,6 +87,25 @@ def test_noise_only_images_have_the_forward_noise_of_the_defense():
     assert np.array_equal(
         found.distances["clean, noise only"]["l2"].shape, found.correct["clean, purified"].shape
     )
+
+
+@pytest.mark.parametrize("part", ["noise_level: {name: score-norm, center: 4, width: 4, levels: 2}",
+                                  "shaping: spectrum"])  # fmt: skip
+def test_noise_only_images_have_the_noise_of_each_image(part: str):
+    """Without the reverse process, the images are x_t / alpha of the defense's own draw."""
+    at = seen(f"purifier={{name: diffpure, t: 0.3, steps: 2, sampler: ddpm, {part}}}")
+    found = look(at)
+    assert isinstance(at.model.model, Purified)
+    purifier: Any = at.model.model.purifier
+    stream = at.noise.child("held", 0).child("purify")
+    _, x_t, times, _ = purifier._noised(at.x, stream)
+    times = torch.full((6,), 0.3) if times is None else times
+    alpha = VP()(times.double()).alpha.view(-1, 1, 1, 1)
+    wanted = (x_t / alpha + 1) / 2
+    assert np.allclose(found.images["clean, noise only"], wanted, atol=1e-6)
+    gaps = found.distances["clean, noise only"]["l2"] / at.x[0].numel() ** 0.5
+    std = float(np.sqrt((gaps**2).mean()))
+    assert found.noise_std == pytest.approx(std, abs=2e-4 if "level" in part else 0.05)
 
 
 @pytest.mark.parametrize("sampler", ["ode", "ddim", "heun"])

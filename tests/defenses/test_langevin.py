@@ -7,7 +7,7 @@ import torch
 
 from unfool.defenses.langevin import Langevin
 from unfool.diffusion.denoiser import Mixture
-from unfool.diffusion.schedule import VP
+from unfool.diffusion.schedule import VP, Discrete
 from unfool.noise import Noise
 from unfool.toy.blobs import mixture
 
@@ -40,6 +40,14 @@ def test_anchor_without_score_has_ornstein_uhlenbeck_moments():
     out = 2 * Langevin(model, steps=200)(x, Noise.of(0, [0])) - 1
     assert float(out.mean()) == pytest.approx(0.4, abs=4 * 0.126 / 100)
     assert float(out.std()) == pytest.approx(math.sqrt(0.025 * (1 - math.exp(-1))), rel=0.03)
+
+
+def test_score_before_the_first_step_of_a_chain_is_that_of_the_first_step():
+    x, noise = torch.full((2, 1, 2, 2), 0.6, dtype=torch.float64), Noise.of(0, range(2))
+    model = Mixture(torch.zeros(2, 1, 2, 2, dtype=torch.float64), 0.3, Discrete(20))
+    found = Langevin(model)(x, noise)  # score_t is 0.01
+    assert torch.equal(found, Langevin(model, score_t=1 / 20)(x, noise))
+    assert bool(found.isfinite().all())
 
 
 def test_too_strong_anchor_is_refused():

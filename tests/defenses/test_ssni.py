@@ -84,6 +84,26 @@ def test_score_norm_of_one_gaussian_matches_closed_form():
     assert float(linear(2 * x - 1, 0.2, noise)) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("steps", [100, 20])
+def test_score_norm_on_a_short_chain_starts_at_its_first_step(steps: int):
+    """Before the first step there is no noise, and so no score."""
+    model = Mixture(mixture().means.double(), 0.1, Discrete(steps))
+    norms = score_norms(model, X, NOISE, levels=1, up_to=1 / steps)
+    assert torch.equal(score_norms(model, X, NOISE, levels=1, up_to=0.1 / steps), norms)
+    level = ScoreNorm(model, center=1.0, width=1.0)
+    pure = DiffPure(model, t=0.3, steps=5, sampler="ddpm", noise_level=level)(X, NOISE)
+    assert bool(pure.isfinite().all())
+
+
+@pytest.mark.parametrize(("sampler", "is_zero"), [("ddpm", True), ("ddim", True), ("sde", False)])
+def test_gradient_of_t_on_a_chain_goes_only_through_the_lengths_of_steps(sampler, is_zero: bool):
+    model = Mixture(mixture().means.double(), 0.1, Discrete(1000))
+    times = X.new_tensor([0.0543, 0.1, 0.2217, 0.3]).requires_grad_()
+    purify = DiffPure(model, t=0.3, steps=5, sampler=sampler, noise_level=lambda x, t, noise: times)
+    (gradient,) = torch.autograd.grad(purify(X, NOISE).sum(), times)
+    assert bool((gradient == 0).all()) == is_zero
+
+
 def test_images_farther_from_the_data_get_more_noise():
     near, far = X, (X + 0.3 * Noise.of(9, range(4)).normal(X)).clamp(0, 1)
     level = ScoreNorm(mixture(), **EASY)

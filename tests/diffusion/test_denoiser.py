@@ -140,6 +140,26 @@ def test_network_receives_the_time_in_its_own_units(time, schedule, told: float,
         assert asked.tolist() == pytest.approx([told] * 5, rel=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1000, 100])
+@pytest.mark.parametrize("time", ["scaled", "index", "rescaled", "score_sde"])
+def test_network_is_told_the_step_whose_noise_x_t_has(steps: int, time):
+    """Between two steps of a chain, the scales and the time input are those of the nearest one."""
+    schedule, oracle = Discrete(steps), Oracle(Z)
+    model = NetworkDenoiser(oracle, schedule=schedule, predicts="image", time=time)
+
+    def told(t) -> list[float]:
+        model(Z, t)
+        return oracle.asked[-1][1].tolist()
+
+    for half in range(2, 2 * steps + 1, 7):  # also in the middle between two steps
+        for t in (half / 2 / steps, (half / 2 - 0.2) / steps):
+            abar = schedule(torch.tensor(t, dtype=torch.float64)).alpha ** 2
+            step = torch.tensor(int((schedule.abar - abar).abs().argmin()) / steps).double()
+            assert told(torch.tensor(t, dtype=torch.float64)) == told(step)
+    many = (torch.arange(5, dtype=torch.float32) + 10.5).view(-1, 1, 1, 1) / steps
+    assert told(many) == [told(t)[0] for t in many.flatten().double()]
+
+
 def test_every_time_index_is_an_exact_integer_in_float32():
     oracle = Oracle(Z.float())
     model = NetworkDenoiser(oracle, schedule=Discrete(), predicts="image", time="index")

@@ -148,6 +148,15 @@ def test_time_of_noise_inverts_pixel_noise(sigma: float):
     assert pixel_noise(VP(), time_of_noise(VP(), sigma)) == pytest.approx(sigma, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "schedule", [Discrete(), Discrete(100), Discrete(1000, "scaled_linear", 0.85, 12.0)]
+)
+def test_noise_of_a_step_leads_back_to_that_step(schedule):
+    steps = range(1, schedule.steps + 1)
+    found = [time_of_noise(schedule, pixel_noise(schedule, n / schedule.steps)) for n in steps]
+    assert found == [n / schedule.steps for n in steps]
+
+
 def test_noise_outside_the_schedule_is_refused():
     for sigma in (0.0, -1.0, 77.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"above 0 and at most 76\.08"):

@@ -10,6 +10,7 @@ import torch
 from unfool.cli.main import run
 from unfool.diffusion.gradient import keep_graphs
 from unfool.evaluation.call_cost import CALLS, TimedCalls
+from unfool.evaluation.dry_run import Call, dry_run
 from unfool.evaluation.forecast import forecast, plan, quick_forecast, seconds_of
 from unfool.evaluation.prepare import prepare
 from unfool.evaluation.spec import check
@@ -28,6 +29,7 @@ ATTACKS = [
     "{name: pgd, view: per-step, steps: 2}",
     "{name: square, queries: 5}",
     "{name: random-search, tries: 2}",
+    "{name: transfer, source: bayes, attack: {name: pgd, steps: 3}}",
 ]
 EXACT = {
     "attacks": [f"attacks=[{', '.join(ATTACKS)}]"],
@@ -57,6 +59,16 @@ def test_forecast_calls_equal_those_of_the_run(elsewhere, changes):
     found = took(elsewhere / "run")
     assert sum(found.values()) > 0
     assert {key: told.total.calls.get(key, 0) for key in CALLS} == pytest.approx(found)
+
+
+def test_forecast_includes_the_time_of_the_source_of_a_transfer_attack():
+    source = "{name: transfer, label: t, source: bayes, attack: {name: pgd, steps: 3, eot: 2}}"
+    spec = check(load("blobs", [*SMALL, f"attacks=[{source}]"]))
+    told = forecast(spec, prepared=(prepared := prepare(spec)))
+    assert told.per_image["t"].seconds > 0
+    assert not any(told.per_image["t"].calls.values()), "these are calls of the model"
+    dry = dry_run(spec, prepared, 256)
+    assert dry.calls["t"][Call("source of t: classifier", "gradient")] == 3 * 2
 
 
 @pytest.mark.parametrize(

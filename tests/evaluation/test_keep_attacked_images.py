@@ -237,6 +237,30 @@ def test_precomputed_attack_without_a_data_set_is_refused(kept):
         )
 
 
+def test_file_with_an_image_twice_is_refused_and_equal_images_share_one(tmp_path):
+    x = torch.tensor([0.5, 0.5, 0.25]).view(3, 1, 1, 1).expand(-1, 1, 4, 4)
+    y = torch.tensor([0, 0, 1])
+
+    class Data:
+        classes = ("a", "b")
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index: int):
+            return x[index], int(y[index])
+
+    def stored(indices: list[int]) -> PrecomputedAttack:
+        np.savez(tmp_path / "made.npz", images=x_adv.numpy(), indices=np.array(indices))
+        return PrecomputedAttack(tmp_path / "made.npz").over(Data(), range(3))
+
+    x_adv = x + torch.linspace(0.1, 0.2, 3).view(3, 1, 1, 1)
+    with pytest.raises(ValueError, match="has image 0 of the data set several times"):
+        stored([0, 1, 0])
+    found = stored([0, 1, 2])(lambda x, _: x, x, y, Threat("linf", 1), Noise.of(0, range(3)))
+    assert torch.equal(found, x_adv[[1, 1, 2]])
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l0"])
 def test_rounding_toward_the_clean_image_stays_within_the_threat(norm):
     noise = Noise.of(0, range(40))

@@ -18,11 +18,12 @@ from unfool.cli.main import run
 from unfool.data import fetch
 from unfool.data.digits import digits
 from unfool.data.sample import cifar10_sample
-from unfool.diffusion.denoiser import NetworkDenoiser
+from unfool.diffusion.denoiser import Mixture, NetworkDenoiser
 from unfool.diffusion.denoising_error import better_setting, clean_images, denoising_errors, ratios
 from unfool.diffusion.schedule import Discrete
 from unfool.models.identify import identify
 from unfool.networks.wide_resnet import WideResNet
+from unfool.noise import Noise
 from unfool.toy.blobs import Blobs, mixture
 
 CLASSIFIERS = Path(__file__).parents[1] / "fixtures" / "classifiers"
@@ -169,6 +170,14 @@ def test_wrong_setting_is_found_and_right_one_is_named(wrong, told):
     assert f"with {told}" in finding.what
     for name, value in wrong.items():
         assert getattr(denoiser, name) == value, "the doctor leaves the denoiser as it was"
+
+
+def test_times_before_the_first_step_of_a_chain_are_left_out():
+    model = Mixture(torch.zeros(2, 1, 4, 4), 0.3, Discrete(20))
+    x = Noise.of(0, range(8)).uniform(torch.empty(8, 1, 4, 4))
+    errors = denoising_errors(model, clean_images(model, x), (0.02, 0.05, 0.2))
+    assert [error.t for error in errors] == [0.05, 0.2]
+    assert all(ratio > 0 for ratio in ratios(errors))
 
 
 def test_wrong_schedule_is_found_and_right_one_is_named():

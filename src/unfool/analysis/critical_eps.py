@@ -49,7 +49,10 @@ class CriticalEps:
         return np.where(np.isinf(self.high), np.inf, (self.low + self.high) / 2)
 
     def summary(self) -> dict[str, Any]:
-        """Return the quartiles (None above the largest budget), and shares with 95 % intervals."""
+        """Return the quartiles (None above the largest budget), and shares with 95 % intervals.
+
+        The share at the spec's eps, `at_eps`, is None if all budgets tried are below it.
+        """
         estimates, count = self.estimates, len(self.high)
         ordered = np.sort(estimates)
         quartiles = {
@@ -65,7 +68,9 @@ class CriticalEps:
             "quartiles": quartiles,
             "wrong": share_entry(wilson(int((self.high == 0).sum()), count)),
             "unbroken": share_entry(wilson(int(np.isinf(self.high).sum()), count)),
-            "at_eps": share_entry(wilson(int((estimates > self.eps).sum()), count)),
+            "at_eps": None
+            if self.largest < self.eps
+            else share_entry(wilson(int((estimates > self.eps).sum()), count)),
             "brackets": [
                 {"low": float(low), "high": None if np.isinf(high) else float(high)}
                 for low, high in zip(self.low, self.high, strict=True)

@@ -42,8 +42,9 @@ class Purification:
         correct: Row to 1 where the classifier is right, else 0 (B, D); on purified images, this is the
             defense's answer.
         remaining: The l2 length of the perturbation after purification over that before, with the same
-            draw (B, D).
-        noise_std: The standard deviation of the forward noise in [0, 1] pixels; None if there is none.
+            draw (B, D); NaN for images that the attack left unchanged.
+        noise_std: The standard deviation of the forward noise in [0, 1] pixels, of clean images if each
+            image has its own; None if there is none.
         images: The first images of each row, for the first draw: row to (N, C, H, W).
     """
 
@@ -70,13 +71,15 @@ class Purification:
                 gain = before.mean(1) - after.mean(1)
                 gain = -gain if metric == "ssim" else gain
                 closer[metric] = share_entry(wilson(int((gain > 0).sum()), len(gain)))
+        remaining = self.remaining[np.isfinite(self.remaining).all(1)].mean(1)
         return {
             "images": len(self.remaining),
+            "changed": len(remaining),
             "draws": self.remaining.shape[1],
             "pixel_noise": self.noise_std,
             "rows": rows,
             "closer": closer,
-            "remaining": bounded_mean_interval(self.remaining.mean(1), 0),
+            "remaining": bounded_mean_interval(remaining, 0) if len(remaining) > 1 else None,
         }
 
 
@@ -123,6 +126,9 @@ def purification(
         check_perceptual(x[0])  # report a missing package before the work starts
     sigma = getattr(defended.purifier, "pixel_noise", None)
     purify = Batched(defended.purifier, model.batch_size)
+    add_noise = getattr(defended.purifier, "add_noise", None)
+    if add_noise is not None:  # also with a noise level and a shaping
+        add_noise = Batched(add_noise, model.batch_size)
     classify = Batched(defended.classifier, model.batch_size)
     with torch.no_grad(), progress("purifying", draws + 1, 0, quiet) as show:
         with torch.enable_grad():
@@ -139,6 +145,8 @@ def purification(
             forward_noise = stream.child("purify").child("forward").normal(x)
             for name, start in starts.items():
                 versions = {NOISED: start + sigma * forward_noise} if sigma else {}
+                if add_noise is not None:
+                    versions = {NOISED: add_noise(start, stream.child("purify"))}
                 versions[PURE] = purify(start, stream.child("purify"))
                 for kind, image in versions.items():
                     row = f"{name}, {kind}"
@@ -155,7 +163,11 @@ def purification(
                 images[f"{ATTACKED}, {PURE}"], images[f"{CLEAN}, {PURE}"], strict=True
             )
         ]
-    before = (starts[ATTACKED] - x).flatten(1).norm(dim=1).clamp(min=1e-12)
+    if getattr(defended.purifier, "noise_level", None) is not None:  # every image has its own noise
+        noises = torch.stack(images[f"{CLEAN}, {NOISED}"]) - x
+        sigma = noises.double().square().mean().sqrt()
+    before = (starts[ATTACKED] - x).flatten(1).norm(dim=1)
+    before = torch.where(before > 0, before, torch.nan)
     return Purification(
         distances,
         {row: torch.stack(by_draw, 1).double().cpu().numpy() for row, by_draw in correct.items()},

@@ -30,7 +30,8 @@ class PrecomputedAttack:
             `x_adv` (N, C, H, W) or (N, H, W, C), uint8 or in [0, 1]; or a folder of image files,
             sorted by name. Their positions in the data set are `indices` (N,) in the file; without
             these, images must be in the order of the run's images. `labels` and `clean_blake2b`
-            (`digests`) are compared with the data set if the file has them.
+            (`digests`) are compared with the data set if the file has them. Equal images of the
+            data set with the same label all get the adversarial image of the last of them.
 
     Raises:
         ValueError: The file or folder cannot be read, or has no images.
@@ -55,7 +56,8 @@ class PrecomputedAttack:
         """Return this attack for the images at `indices` of `data`.
 
         Raises:
-            ValueError: The file lacks some of these images, or was made from others.
+            ValueError: The file lacks some of these images, has one several times, or was made from
+                others.
         """
         x_adv, stored_indices = self._images(len(data[indices[0]][0]) == 1), self._array("indices")
         if stored_indices is None and len(x_adv) != len(indices):
@@ -66,6 +68,11 @@ class PrecomputedAttack:
             )
         order = list(indices) if stored_indices is None else [int(i) for i in stored_indices]
         row = {index: i for i, index in enumerate(order)}
+        if repeated := [index for i, index in enumerate(order) if row[index] != i]:
+            raise ValueError(
+                f"{self.path} has image {repeated[0]} of the data set several times: keep one "
+                "adversarial image of each image"
+            )
         if missing := [index for index in indices if index not in row]:
             raise ValueError(
                 f"{self.path} lacks {len(missing)} of the run's {len(indices)} images (the first: "

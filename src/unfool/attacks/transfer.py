@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unfool.argument_checks import checked_attack
-from unfool.attacks.views import without_elimination
+from unfool.attacks.views import batched_like, without_elimination
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat
@@ -20,8 +20,8 @@ class Transfer:
     it directly.
 
     Attributes:
-        source: The classifier that is attacked; a diffusion classifier is attacked without
-            elimination (`views.no_elimination`).
+        source: The classifier that is attacked, in calls of at most the model's `batch_size`; a
+            diffusion classifier is attacked without elimination (`views.no_elimination`).
         attack: The attack on the source.
     """
 
@@ -36,4 +36,5 @@ class Transfer:
         source = self.source
         if isinstance(source, nn.Module):
             source.eval().requires_grad_(False).to(x.device)
-        return self.attack(without_elimination(source), x, y, threat, Noise(noise.keys))
+        source = without_elimination(batched_like(model, source))
+        return self.attack(source, x, y, threat, Noise(noise.keys))

@@ -26,7 +26,7 @@ def exact(model: Classifier) -> Classifier:
 def bpda(model: Classifier) -> Classifier:
     """The model, with the identity in place of the purifier's gradient (Athalye et al., 2018)."""
     defended = _require_defended(model)
-    return _batched_like(model, defended.with_purifier(straight_through(defended.purifier)))
+    return batched_like(model, defended.with_purifier(straight_through(defended.purifier)))
 
 
 def adjoint(model: Classifier) -> Classifier:
@@ -40,7 +40,7 @@ def adjoint(model: Classifier) -> Classifier:
             "the view `adjoint` needs the purifier diffpure with the sampler sde: use the view "
             "`exact`"
         )
-    return _batched_like(model, defended.with_purifier(defended.purifier.adjoint()))  # pyright: ignore
+    return batched_like(model, defended.with_purifier(defended.purifier.adjoint()))  # pyright: ignore
 
 
 def bfloat16(model: Classifier) -> Classifier:
@@ -62,7 +62,7 @@ def bfloat16(model: Classifier) -> Classifier:
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             return model(x, noise).to(x)
 
-    return _batched_like(model, in_bfloat16)
+    return batched_like(model, in_bfloat16)
 
 
 def surrogate(model: Classifier, steps: Count | None = None) -> Classifier:
@@ -122,12 +122,12 @@ def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
             )
         return logits
 
-    return _batched_like(model, deviated)
+    return batched_like(model, deviated)
 
 
 def classifier_only(model: Classifier) -> Classifier:
     """The classifier alone, for an attacker who does not know of the defense (transfer attack)."""
-    return _batched_like(model, _require_defended(model).classifier)
+    return batched_like(model, _require_defended(model).classifier)
 
 
 def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
@@ -240,7 +240,8 @@ class Batched:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _batched_like(model: Classifier, view: Classifier) -> Classifier:
+def batched_like(model: Classifier, view: Classifier) -> Classifier:
+    """Return `view`, called with at most as many images at a time as `model`, if that has a limit."""
     limit = _limit_of(model)
     return view if limit is None else Batched(view, limit)
 
@@ -257,7 +258,7 @@ def _with_fewer_steps(model: Classifier, steps: int | None, matched: bool) -> Cl
             "this purifier does not support: use the view `bpda` or `exact`"
         )
     shorter = defended.purifier.with_fewer_steps(steps, matched)  # pyright: ignore
-    return _batched_like(model, defended.with_purifier(shorter))
+    return batched_like(model, defended.with_purifier(shorter))
 
 
 def _require_defended(model: Classifier) -> Defended:

@@ -12,7 +12,7 @@ from unfool.diffusion.adjoint import check_torchsde, reverse_adjoint
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.protocols import Correction, Guide, ImageGuide, NoiseLevel, Shaping, Step
 from unfool.diffusion.reverse import Heun, euler_maruyama, reverse, walk
-from unfool.diffusion.schedule import Discrete, pixel_noise, scales_of_images
+from unfool.diffusion.schedule import Discrete, Scales, pixel_noise, scales_of_images
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, Share, Time, check_arguments
@@ -85,8 +85,13 @@ class DiffPure(nn.Module):
 
     @property
     def pixel_noise(self) -> float:
-        """The noise put on the image, in units of [0, 1] pixels."""
+        """The noise put on an image that is noised to `t`, in units of [0, 1] pixels."""
         return pixel_noise(self._noising, self.t)
+
+    def add_noise(self, x: Tensor, noise: Noise) -> Tensor:
+        """Images with the forward noise that `forward` adds, not scaled by alpha."""
+        z, eps, _, scales = self._forward_process(x, noise)
+        return self.denoiser.decode(z + scales.sigma / scales.alpha * eps)
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
@@ -144,7 +149,14 @@ class DiffPure(nn.Module):
 
     def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor | None, Noise]:
         """The encoded images, x_t at t*, the t* of each, and the noise for the reverse process."""
-        z, reverse_noise = self.denoiser.encode(x), noise.child("reverse")
+        z, eps, start_times, scales = self._forward_process(x, noise)
+        return z, scales.alpha * z + scales.sigma * eps, start_times, noise.child("reverse")
+
+    def _forward_process(
+        self, x: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor, Tensor | None, Scales]:
+        """The encoded images, the noise in x_t, and the t* of each with its scales."""
+        z = self.denoiser.encode(x)
         eps = noise.child("forward").normal(z)
         if self.shaping is not None:
             eps = self.shaping(eps, z)
@@ -154,7 +166,7 @@ class DiffPure(nn.Module):
             if start_times is None
             else scales_of_images(self._noising, start_times)
         )
-        return z, scales.alpha * z + scales.sigma * eps, start_times, reverse_noise
+        return z, eps, start_times, scales
 
     def _start_times(self, z: Tensor, noise: Noise) -> Tensor | None:
         """The t* of each image (B,), or None if all have the same."""

@@ -12,7 +12,7 @@ from unfool.defenses.fewer_steps import on_independent_noise, on_same_noise
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.matched_noise import coarse_times
 from unfool.diffusion.reverse import reverse, walk
-from unfool.diffusion.schedule import Scales
+from unfool.diffusion.schedule import Scales, first_time
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, NotNegative, Positive, Time, check_arguments
@@ -40,7 +40,8 @@ class Langevin(nn.Module):
             the image. None turns the anchor off.
         weight: lambda, the size of a step.
         eta: The scale of the noise.
-        score_t: The time at which the score is evaluated, in (0, 1].
+        score_t: The time at which the score is evaluated, in (0, 1]. A time before the first step
+            of a chain is raised to that step.
 
     Raises:
         ValueError: An option is out of range, or a step would overshoot the anchor.
@@ -114,7 +115,8 @@ class Langevin(nn.Module):
 
     def _times(self) -> Tensor:
         """The times of the steps, which are all `score_t`."""
-        return torch.full((self.steps + 1,), self.score_t, dtype=torch.float64)
+        time = max(self.score_t, first_time(self.denoiser.schedule))
+        return torch.full((self.steps + 1,), time, dtype=torch.float64)
 
     def _step(self, anchor: Tensor) -> "_AnchoredStep":
         return _AnchoredStep(anchor, self.t / self.steps, self.sigma2, self.weight, self.eta)

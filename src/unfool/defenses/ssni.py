@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from unfool.argument_checks import check_images
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.gradient import chain
+from unfool.diffusion.schedule import first_time
 from unfool.noise import Noise
 from unfool.ranges import Count, Positive, Share, Time, check_arguments
 
@@ -18,19 +19,21 @@ class ScoreNorm(nn.Module):
     """A noise level that is larger for images with a larger norm of the expected score (SSNI).
 
     The expected score is the mean of the scores at `levels` even times up to `up_to`, each of the
-    image noised to that time (the expected perturbation score of Zhang et al., 2023). Its norm is
-    the root mean square over pixels and channels in [-1, 1], so it does not depend on the size of
-    images. With s = (norm - center) / width, the time is (t* + bias) / (1 + exp(-s)) for the shape
-    `"sigmoid"`, and t* times (s + 1/2 clipped to [0, 1]) plus the bias for `"linear"`
-    (arXiv 2506.06027, its two reweighting functions). It is never below 0.0001 or above 1.
+    image noised to that time (the expected perturbation score of Zhang et al., 2023). A time before
+    the first step of a chain is raised to that step. The norm is the root mean square over pixels
+    and channels in [-1, 1], so it does not depend on the size of images. With s = (norm - center) /
+    width, the time is (t* + bias) / (1 + exp(-s)) for the shape `"sigmoid"`, and t* times (s + 1/2
+    clipped to [0, 1]) plus the bias for `"linear"` (arXiv 2506.06027, its two reweighting
+    functions). It is never below 0.0001 or above 1.
 
     `center` and `width` describe clean images: measure them with `score_norms`. They hold for one
     denoiser, one `levels`, and one `up_to`.
 
     The attacker can influence t*, so the gradient goes through it and through the scores, at the
     cost of one call of the network for each level and the memory of one. For a denoiser with
-    discrete steps, this gradient is 0, as in any code that counts steps. Level i draws from the
-    stream i below its noise.
+    discrete steps, t* jumps from step to step. So with `"ddpm"` and `"ddim"`, this gradient is 0,
+    as in any code that counts steps; with `"sde"` and `"ode"`, it goes only through the lengths of
+    the reverse steps. Level i draws from the stream i below its noise.
 
     Args:
         denoiser: The diffusion model.
@@ -98,7 +101,8 @@ def score_norms(
 def _norms(denoiser: Denoiser, z: Tensor, noise: Noise, levels: int, up_to: float) -> Tensor:
     def advance(i: int, state: Tensor) -> Tensor:
         z, total = state.chunk(2, 1)
-        t = torch.tensor(up_to * (i + 1) / levels, dtype=torch.float64)
+        t = max(up_to * (i + 1) / levels, first_time(denoiser.schedule))
+        t = torch.tensor(t, dtype=torch.float64)
         now = denoiser.schedule(t)
         x_t = denoiser.perturb(z, t, noise.child(i))
         score = (now.alpha * denoiser(x_t, t) - x_t) / now.sigma**2

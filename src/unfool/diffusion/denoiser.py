@@ -12,7 +12,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from unfool.diffusion.schedule import VP, Scales, Schedule, chain_length
+from unfool.diffusion.schedule import VP, Discrete, Scales, Schedule, chain_length
 from unfool.noise import Noise
 from unfool.runtime.text import html_repr, short_repr
 
@@ -97,7 +97,8 @@ class NetworkDenoiser(Denoiser):
             for a continuous one) and s = sigma / alpha. `"scaled"` is n - 1, `"index"` is n - 1 as
             an integer, `"rescaled"` is the index in a schedule of 1000 steps, `"score_sde"` 999 t,
             `"edm"` ln(s) / 4, `"consistency"` 250 ln(s), `"ve"` ln(s / 2), `"subvp"` 999 times the
-            time of the sub-VP SDE. Or a function from scales to the time input.
+            time of the sub-VP SDE. Or a function from scales to the time input. For a time between
+            two steps of a chain, it is that of the nearest step, whose noise x_t has.
         clip_x0: Whether x_hat is clipped to [-1, 1], as many DDPM samplers do. Clipped pixels have
             no gradient.
         null: Whether the network has a null class. If not, it needs labels.
@@ -226,10 +227,14 @@ class NetworkDenoiser(Denoiser):
         return x_t * _subvp_alpha(scales) / alpha if self.predicts == "subvp" else x_t
 
     def _time(self, scales: Scales) -> Tensor:
+        steps = chain_length(self.schedule)
+        n = steps * scales.t
+        if isinstance(self.schedule, Discrete):  # the step whose noise x_t has
+            n = (steps * scales.t.detach().double()).round().clamp(max=steps)
+            scales = scales._replace(t=n / steps)
         if callable(self.time):
             return self.time(scales)
-        steps = chain_length(self.schedule)
-        number = (steps * scales.t - 1).clamp(min=0)
+        number = (n - 1).clamp(min=0)
         log_noise = (scales.sigma / scales.alpha).log()
         return {
             "scaled": lambda: number,

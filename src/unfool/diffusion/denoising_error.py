@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unfool.diffusion.denoiser import Denoiser, NetworkDenoiser, Prediction, Time
-from unfool.diffusion.schedule import VP, Discrete, Schedule
+from unfool.diffusion.schedule import VP, Discrete, Schedule, first_time
 from unfool.noise import Noise
 
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3)
@@ -99,12 +99,13 @@ def denoising_errors(
     Args:
         denoiser: The denoiser, in evaluation mode.
         clean: The images, from `clean_images`.
-        times: Times of the denoiser's schedule, in (0, 1]; those above its `t_max` are left out.
+        times: Times of the denoiser's schedule, in (0, 1]; those before the first step of a chain and
+            those above its `t_max` are left out.
         seed: The seed of the noise.
     """
     noise = Noise.of(seed, range(len(clean.z))).child("denoising")
     results: list[DenoisingError] = []
-    for t in [t for t in times if t <= denoiser.t_max]:
+    for t in [t for t in times if first_time(denoiser.schedule) <= t <= denoiser.t_max]:
         time = torch.tensor(t, dtype=torch.float64)
         _, alpha, sigma, _ = (float(value) for value in denoiser.schedule(time))
         x_t = alpha * clean.z + sigma * noise.normal(clean.z)

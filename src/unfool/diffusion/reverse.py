@@ -22,7 +22,7 @@ from unfool.diffusion.schedule import (
     Scales,
     Schedule,
     TimesOfImages,
-    chain_length,
+    first_time,
     pixel_noise,
     time_of_noise,
 )
@@ -259,8 +259,7 @@ def karras(schedule: Schedule, start: float, steps: int) -> Tensor:
     In between, (sigma / alpha)^(1 / 7) falls evenly. On a discrete chain, each time is the first
     step with at least that noise, and none is below the chain's first step.
     """
-    first = 1 / chain_length(schedule) if isinstance(schedule, Discrete) else 0.0
-    smallest = max(SMALLEST_NOISE, 2 * pixel_noise(schedule, first))
+    smallest = max(SMALLEST_NOISE, 2 * pixel_noise(schedule, first_time(schedule)))
     largest, end = (2 * pixel_noise(schedule, start)) ** (1 / RHO), smallest ** (1 / RHO)
     parts = [i / max(steps - 1, 1) for i in range(1, steps)]
     sizes = [(largest + part * (end - largest)) ** RHO for part in parts]

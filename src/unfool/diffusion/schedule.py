@@ -117,9 +117,7 @@ def scales_of_images(schedule: Schedule, times: Tensor) -> Scales:
     A time before the first step of a discrete chain is raised to that step, which has the least
     noise.
     """
-    exact = times.double().cpu().view(-1, 1, 1, 1)
-    if isinstance(schedule, Discrete):
-        exact = exact.clamp(min=1 / schedule.steps)
+    exact = times.double().cpu().view(-1, 1, 1, 1).clamp(min=first_time(schedule))
     return Scales(*(value.to(times) for value in schedule(exact)))
 
 
@@ -152,6 +150,11 @@ def chain_length(schedule: Schedule) -> int:
     return schedule.steps if isinstance(schedule, Discrete) else 1000
 
 
+def first_time(schedule: Schedule) -> float:
+    """The time of a chain's first step, which has the least noise; 0 for a continuous schedule."""
+    return 1 / schedule.steps if isinstance(schedule, Discrete) else 0.0
+
+
 def pixel_noise(schedule: Schedule, t: float) -> float:
     """The noise that x_t carries, in units of [0, 1] pixels: sigma / alpha / 2."""
     scales = schedule(torch.tensor(t, dtype=torch.float64))
@@ -178,7 +181,8 @@ def time_of_noise(schedule: Schedule, sigma: float) -> float:
             f"units of [0, 1] pixels; not {sigma}"
         )
     if isinstance(schedule, Discrete):
-        noise = torch.sqrt((1 - schedule.abar) / schedule.abar) / 2
+        # as in `pixel_noise`, to the bit, so that the noise of a step leads back to it
+        noise = (1 - schedule.abar).sqrt() / schedule.abar.sqrt() / 2
         return int(torch.searchsorted(noise, sigma)) / schedule.steps
     low, high = 0.0, 1.0
     for _ in range(53):  # the binary digits of a float64

@@ -1,21 +1,22 @@
 """Dry run of an evaluation: counts the calls of a model's parts without making them.
 
-Stand-ins replace the parts, answer immediately, and count how they are called. So a dry run works
-for any attack, including attacks from outside the library. The classifier's stand-in is always
-right. So where broken images are skipped, the dry run shows the cost of an image that no attack
-breaks. A stand-in draws noise if the real part does, which is tested by calling each part once:
-attacks spend fewer draws on a model without noise.
+Stand-ins replace the parts, and those of the sources of transfer attacks. They answer immediately,
+and count how they are called. So a dry run works for any attack, including attacks from outside the
+library. The classifier's stand-in is always right. So where broken images are skipped, the dry run
+shows the cost of an image that no attack breaks. A stand-in draws noise if the real part does,
+which is tested by calling each part once: attacks spend fewer draws on a model without noise.
 """
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfool.attacks.transfer import Transfer
 from unfool.attacks.views import Batched
 from unfool.data import fetch
 from unfool.defenses.aggregate import Aggregated
@@ -25,7 +26,7 @@ from unfool.evaluation.attack_runner import AttackRunner
 from unfool.evaluation.evaluate import Judge
 from unfool.evaluation.prepare import Prepared
 from unfool.noise import Noise, drawn_so_far
-from unfool.protocols import Classifier, Defended
+from unfool.protocols import Attack, Classifier, Defended
 from unfool.results.spec import EvaluationSpec
 from unfool.runtime.progress import ticking
 from unfool.threat import Threat
@@ -163,12 +164,19 @@ def dry_run(spec: EvaluationSpec, prepared: Prepared, batch_size: int) -> DryRun
     real_parts: dict[str, Any] = {}
     options, indices = spec["evaluation"], prepared.indices[:1]
     x, y = (part.to(prepared.device) for part in fetch(prepared.data, indices))
-    model = _stand_in(
-        prepared.model, _make_right_answer(x, y, len(prepared.data.classes)), count, real_parts
-    )
+    right = _make_right_answer(x, y, len(prepared.data.classes))
+    model = _stand_in(prepared.model, right, count, real_parts)
+    attacks: dict[str, Attack] = {}
+    for name, attack in prepared.attacks.items():
+        attacks[name] = attack
+        if isinstance(transfer := attack.attack, Transfer):
+            if isinstance(source := transfer.source, nn.Module):
+                source.eval().requires_grad_(False).to(prepared.device)
+            source = _stand_in(source, right, count, real_parts, f"source of {name}: ")
+            attacks[name] = replace(attack, attack=replace(transfer, source=source))
     runner = AttackRunner(
         Batched(model, batch_size),
-        prepared.attacks,
+        attacks,
         Threat(**spec["threat"]),
         options["seed"],
         options["draws"],
@@ -216,13 +224,14 @@ def _purified(x: Tensor, random: Tensor) -> Tensor:
 
 
 def _stand_in(
-    model: Any, right: Answer, count: CallCount, real_parts: dict[str, Any]
+    model: Any, right: Answer, count: CallCount, real_parts: dict[str, Any], prefix: str = ""
 ) -> Classifier:
+    """Make a stand-in for each part of a model; their names begin with `prefix`."""
     if isinstance(model, Aggregated):
-        inner: Any = _stand_in(model.model, right, count, real_parts)
+        inner: Any = _stand_in(model.model, right, count, real_parts, prefix)
         return Aggregated(inner, paths=model.paths, by=model.by)
     if not isinstance(model, Defended):
-        return StandIn(model, "classifier", right, count, real_parts)
-    classifier = StandIn(model.classifier, "classifier", right, count, real_parts)
-    purifier = StandIn(model.purifier, "purifier", _purified, count, real_parts)
+        return StandIn(model, f"{prefix}classifier", right, count, real_parts)
+    classifier = StandIn(model.classifier, f"{prefix}classifier", right, count, real_parts)
+    purifier = StandIn(model.purifier, f"{prefix}purifier", _purified, count, real_parts)
     return Purified(classifier, purifier)

@@ -41,7 +41,8 @@ class Forecast:
         images: The number of images.
         per_image: By condition; also `verdict` for judging all of them, and `distances` for how far
             images are from the clean ones.
-        is_upper_bound: Whether it is an upper bound, because attacks or verdicts may stop early.
+        is_upper_bound: Whether it is an upper bound, because attacks or verdicts may stop early. It
+            leaves out the fresh draws of `early_stop` that do not end a search.
         batch_size: Images in the largest timed call; 0 if it is based on finished images.
         low, high: The 95 % interval of an accuracy of one half on that many images, with one draw
             each. No interval of the report will be much wider.

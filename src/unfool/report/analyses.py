@@ -122,7 +122,8 @@ def write_purification(folder: Path, result: Purification, about: About) -> Docu
         ),
         Paragraph(
             "Length of the perturbation after purification with the same draw, if it was 1 before: "
-            f"{mean(summary['remaining'], '.3f')}."
+            f"{mean(summary['remaining'], '.3f')}. (The attack changed {summary['changed']} of the "
+            f"{summary['images']} images.)"
         ),
         Figure(
             "purification.png",

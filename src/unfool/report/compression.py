@@ -104,9 +104,11 @@ def write_critical_eps(folder: Path, result: CriticalEps, about: About) -> Docum
     )
     rows = [
         ["wrong without an attack", cell(summary["wrong"])],
-        [f"robust at the spec's eps, {_budget(result, result.eps)}", cell(summary["at_eps"])],
         [f"robust at the largest, {_budget(result, result.largest)}", cell(summary["unbroken"])],
     ]
+    if summary["at_eps"] is not None:
+        at_eps = f"robust at the spec's eps, {_budget(result, result.eps)}"
+        rows.insert(1, [at_eps, cell(summary["at_eps"])])
     quartiles = [
         [f"{share} % of images", "above the largest" if at is None else _budget(result, at)]
         for share, at in summary["quartiles"].items()

@@ -747,6 +747,26 @@ def test_transfer_attack_uses_the_source_without_elimination():
     assert torch.equal(found, made(behind.with_classifier(source.without_elimination())))
 
 
+@pytest.mark.parametrize("elimination", [None, "paired"])
+def test_transfer_attack_calls_the_source_with_the_batch_size_of_the_model(elimination):
+    world, x = worlds(8)
+    rows, x, y, threat = [], x.clamp(0, 1), torch.arange(8), Threat("linf", 0.1)
+
+    class Source(DiffusionClassifier):
+        def forward(self, x, noise=None):
+            rows.append(len(x))
+            return super().forward(x, noise)
+
+    transfer = Transfer(Source(world, draws=4, elimination=elimination), PGD(2, eot=4))
+    model = views.Batched(world, 6)
+    found = transfer(model, x, y, threat, keys(8))
+    assert max(rows) == 6
+    rows.clear()
+    assert torch.allclose(transfer(world, x, y, threat, keys(8)), found)
+    assert max(rows) == 32
+    assert model.batch_size == 6
+
+
 def test_early_exit_attack_gets_the_true_class_eliminated():
     """Five classes must beat the true one in the first stage; the loss uses the fifth of them."""
     model = DiffusionClassifier(

@@ -11,6 +11,7 @@ from unfool.cli.main import run
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier
 from unfool.defenses.diffusion_classifier.noised import NoisedDiffusionClassifier
 from unfool.diffusion.denoiser import Denoiser, Mixture
+from unfool.diffusion.schedule import Discrete
 from unfool.errors import SpecError
 from unfool.noise import Noise
 from unfool.toy.blobs import SPREAD, mixture
@@ -70,6 +71,28 @@ def test_approximate_posterior_matches_explicit_computation():
             total[:, c] += model.weight[k] * miss.square().flatten(1).mean(1)
     torch.testing.assert_close(model(x, noise), -total / model.weight.sum())
     assert model.scales.sigma[0] / model.scales.alpha[0] == pytest.approx(0.4, abs=1e-6)
+
+
+@pytest.mark.parametrize("posterior", ["approximate", "exact"])
+@pytest.mark.parametrize("steps", [1000, 100, 20])
+def test_noise_on_a_chain_is_raised_from_that_of_the_image(posterior, steps):
+    """No step of a chain has just the noise of the image, and x_s must have the noise of a step."""
+    asked = []
+
+    class Recording(Mixture):
+        def forward(self, x_t, t, label=None):
+            if label is not None:
+                asked.append((x_t, self.schedule(t.double())))
+            return super().forward(x_t, t, label)
+
+    world = Recording(torch.zeros(2, 1, 64, 64), 0.3, Discrete(steps))
+    x, sigma = torch.full((1, 1, 64, 64), 0.5), 0.25
+    model = NoisedDiffusionClassifier(world, sigma=sigma, posterior=posterior, draws=3)
+    logits = model(x + sigma * keys(1, 7).normal(x), keys(1))
+    assert float(logits.abs().max()) < 1e5
+    assert asked
+    for x_t, now in asked:
+        assert torch.allclose(x_t.std((1, 2, 3)), now.sigma.flatten().float(), rtol=0.03)
 
 
 @pytest.mark.parametrize("posterior", ["approximate", "exact"])

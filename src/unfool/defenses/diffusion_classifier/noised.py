@@ -101,7 +101,8 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
     def errors(self, eps: Noise) -> ClassErrors:
         """The errors of the classes on the draws of `eps`."""
         options = self.denoiser, self.scales, eps, self.loss, self.row_limit
-        return _NoisedErrors(*options, start=self.start, exact=self.posterior == "exact")
+        exact = self.posterior == "exact"
+        return _NoisedErrors(*options, s_0=2 * self.sigma, start=self.start, exact=exact)
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,12 @@ class _NoisedErrors(ClassErrors):
     """Errors on images that carry noise.
 
     Attributes:
-        start: The scales of that noise.
+        s_0: The standard deviation of that noise, in [-1, 1].
+        start: The scales at the time of that noise: on a chain, of the first step with at least it.
         exact: Whether the target is that of the exact posterior.
     """
 
+    s_0: float = field(kw_only=True)
     start: Scales = field(kw_only=True)
     exact: bool = field(kw_only=True)
 
@@ -120,8 +123,8 @@ class _NoisedErrors(ClassErrors):
         self, z: Tensor, image: Tensor, alpha: Tensor, sigma: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor]:
         """x_t and the target of x_hat."""
-        s, s_0 = sigma / alpha, float(self.start.sigma / self.start.alpha)
-        more = (s**2 - s_0**2).clamp(min=0).sqrt()
+        s = sigma / alpha
+        more = (s**2 - self.s_0**2).clamp(min=0).sqrt()
         x_s = z[image] + more * eps
         if self.exact:
             return alpha * x_s, x_s - s**2 / more * eps
