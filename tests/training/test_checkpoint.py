@@ -21,6 +21,7 @@ from unfool.cli.main import run
 from unfool.data.arrays import Arrays
 from unfool.errors import SpecError
 from unfool.models import card
+from unfool.networks.cifar_resnet import cifar_resnet
 from unfool.noise import Noise
 from unfool.spec import Part
 from unfool.toy.blobs import Blobs
@@ -279,6 +280,27 @@ def test_classifier_training_starts_from_a_weights_file(elsewhere):
     network: Any = card.trained_classifier(str(folder)).network
     assert torch.equal(network.whitening, whitening)
     assert card.read_card(str(folder))[1]["began_as"] == "own.pt"
+
+
+def test_training_from_a_cifar_file_keeps_its_network_and_input(elsewhere):
+    """Both are read from the file, whose stated accuracy is not that of the trained model."""
+    torch.save(cifar_resnet(20).state_dict(), "resnet20-12fca82f.th")
+    part = {"name": "cifar-network", "weights": "resnet20-12fca82f.th"}
+    start = specs.build("classifier", specs.check("classifier", part))
+    spec = {
+        "data": "cifar10-sample",
+        "classifier": part,
+        "objective": "cross-entropy",
+        "training": {"steps": 1, "batch_size": 2, "warmup": 0, "ema_decay": 0},
+    }
+    folder = training.run(check(specs.load(spec)), elsewhere / "run", quiet=True)
+    loaded = card.trained_classifier(str(folder))
+    assert torch.equal(loaded.mean, start.mean)
+    assert torch.equal(loaded.std, start.std)
+    before, after = (model.state_dict()["network.conv1.weight"] for model in (start, loaded))
+    assert not torch.equal(before, after)
+    assert start.reported is not None
+    assert loaded.reported is None
 
 
 def test_initial_weights_with_other_predictions_or_bytes_are_refused(elsewhere):

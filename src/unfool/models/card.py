@@ -29,6 +29,7 @@ from unfool.spec.menu import find, hint
 
 VERSION = 1
 MERGED = 20_000_000  # bytes of a model up to which the merged weights are saved with an adapter
+READ_FROM_WEIGHTS = ("cifar-network",)  # the network, mean, and std are read from its weights
 
 
 @final
@@ -145,7 +146,8 @@ def network_of(kind: str, part: Part) -> tuple[Part, dict[str, Any]]:
         check_trust(folder, card["part"], part.get("trust", False))
         return network_of(kind, card["part"])[0], {"began_as": part["weights"]}
     weights = inspect.signature(find(kind, part["name"])).parameters.get("weights")
-    if part.get("weights") and weights and weights.default is None:  # `weights` is optional
+    optional = weights and weights.default is None and part["name"] not in READ_FROM_WEIGHTS
+    if part.get("weights") and optional:
         return {**part, "weights": None}, {"began_as": part["weights"]}
     return part, {}
 
@@ -210,10 +212,12 @@ def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifie
     """
     model, (_, card) = _load("classifier", weights, trust), read_card(weights)
     accuracy = card.get("metrics", {}).get("accuracy")
-    if isinstance(model, NormalizedClassifier) and accuracy is not None and "data" in card:
-        model.reported = ReportedAccuracy(
-            accuracy, card["data"]["name"], f"the card of {Path(weights).name}"
-        )
+    if isinstance(model, NormalizedClassifier):
+        model.reported = None  # that of the weights from which training started
+        if accuracy is not None and "data" in card:
+            model.reported = ReportedAccuracy(
+                accuracy, card["data"]["name"], f"the card of {Path(weights).name}"
+            )
     return model
 
 
