@@ -324,6 +324,18 @@ def test_label_dropout_replaces_labels_with_the_null_class():
         assert torch.equal(told[told != 2], y[told != 2])
 
 
+def test_label_dropout_without_a_null_class_is_refused():
+    """The conditional networks of OpenAI have no row for the label `classes`."""
+    model = specs.build("denoiser", specs.check("denoiser", TINY["denoiser"] | {"classes": 2}))
+    model.null = False
+    x, y = torch.zeros(4, 1, 4, 4), torch.arange(4) % 2
+    noise = Noise.of(0, range(4))
+    with pytest.raises(ValueError, match=r"no null class.*label_dropout: 0"):
+        time_and_label(Denoising(), model, x, y, noise)
+    _, told = time_and_label(Denoising(label_dropout=0.0), model, x, y, noise)
+    assert torch.equal(told, y)
+
+
 def test_each_epoch_is_a_new_permutation_of_all_images():
     x = torch.zeros(50, 1, 1, 1)
     data = Arrays(x, torch.arange(50), [str(i) for i in range(50)])

@@ -101,9 +101,17 @@ def label_or_null(model: NetworkDenoiser, y: Tensor, dropout: float, noise: Nois
         y: The classes of the images (B,).
         dropout: The probability of replacing a label.
         noise: The randomness that selects which labels are replaced.
+
+    Raises:
+        ValueError: Labels are to be replaced, and the denoiser has no null class.
     """
     if not model.classes:
         return y
+    if dropout and not getattr(model, "null", True):
+        raise ValueError(
+            f"the network has {model.classes} classes and no null class, so no label can be "
+            "replaced: set objective.label_dropout: 0"
+        )
     dropped = noise.child("drop").uniform(torch.empty(y.shape, device=y.device)) < dropout
     return torch.where(dropped, model.classes, y)
 
