@@ -185,6 +185,20 @@ def test_wrong_schedule_is_found_and_right_one_is_named():
     assert found[1] == pytest.approx(good, rel=0.2)
 
 
+def test_denoiser_is_not_compared_with_statistics_of_one_image():
+    denoiser, x, y = digits_denoiser()
+    (finding,) = check_denoiser(denoiser, x[:1], y[:1], 10)
+    assert finding.mark == "note"
+    assert "it takes 2 images or more" in finding.what
+
+
+def test_denoiser_of_little_noise_is_tested_at_its_largest_time():
+    denoiser, x, y = digits_denoiser()
+    denoiser.t_max = 0.01
+    (finding,) = check_denoiser(denoiser, x, y, 10)
+    assert "at t = 0.01 its error is" in finding.what
+
+
 def test_random_weights_fail_without_a_suggested_setting():
     denoiser, x, y = digits_denoiser()
     with torch.no_grad():

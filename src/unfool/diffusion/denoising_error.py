@@ -99,12 +99,13 @@ def denoising_errors(
     Args:
         denoiser: The denoiser, in evaluation mode.
         clean: The images, from `clean_images`.
-        times: Times of the denoiser's schedule, in (0, 1]; those above its `t_max` are left out.
+        times: Times of the denoiser's schedule, in (0, 1]; those above its `t_max` are left out,
+            and `t_max` is taken if none is left.
         seed: The seed of the noise.
     """
     noise = Noise.of(seed, range(len(clean.z))).child("denoising")
     results: list[DenoisingError] = []
-    for t in [t for t in times if t <= denoiser.t_max]:
+    for t in [t for t in times if t <= denoiser.t_max] or [denoiser.t_max]:
         time = torch.tensor(t, dtype=torch.float64)
         _, alpha, sigma, _ = (float(value) for value in denoiser.schedule(time))
         x_t = alpha * clean.z + sigma * noise.normal(clean.z)
