@@ -104,6 +104,23 @@ def test_doctor_identifies_imagenet_resnet_by_its_timm_name(elsewhere, capsys):
     assert "{name: timm, weights: r.pth, model: resnet50}" in told
 
 
+@pytest.mark.parametrize(
+    ("blocks", "kernel", "name"),
+    [
+        (6, (64, 64, 3, 3), "resnet50"),
+        (6, (128, 128, 3, 3), "wide_resnet50_2"),
+        (6, (128, 4, 3, 3), "resnext50_32x4d"),
+        (23, (256, 8, 3, 3), "resnext101_32x8d"),
+        (23, (256, 4, 3, 3), "resnext101_64x4d"),
+    ],
+)
+def test_bottleneck_networks_differ_in_the_shape_of_a_kernel(elsewhere, blocks, kernel, name):
+    state = {"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.conv3.weight": torch.zeros(1)}
+    state |= {f"layer3.{block}.conv1.weight": torch.zeros(1) for block in range(blocks)}
+    torch.save(state | {"layer1.0.conv2.weight": torch.zeros(kernel)}, "r.pth")
+    assert (identify(Path("r.pth")).part or {}).get("model") == name
+
+
 def test_doctor_lists_weight_names_of_unknown_network(elsewhere, capsys):
     save_file({"secret.weight": torch.zeros(3)}, "n.safetensors")
     code, told = said(capsys, "n.safetensors")
