@@ -39,6 +39,9 @@ ASKED = {"purifier": "blur"}
 class Blur:
     calls = 0
 
+    def __init__(self, weight: float = 0.0):
+        self.weight = torch.tensor(weight)
+
     def __call__(self, x, noise):
         self.calls += 1
         return (x + 0.1 * noise.normal(x)).clamp(0, 1)
@@ -107,6 +110,7 @@ def test_cache_key_covers_what_the_copies_depend_on(elsewhere):
         key(made(copies=2), copies=2),
         key(made(seed=1), seed=1),
         key(made(images=9), images=9),
+        key(PurifiedCopies(None, Blur(weight=1.0))),
         key(made(smoothing=0.3), smoothing=0.3),
     ]
     assert keys[-1] == keys[0], "what the images do not depend on"

@@ -69,7 +69,7 @@ def make_adversarial_images(
 
     options = {key: part.get(key) for key in OPTIONS}
     folder = fill_cache(
-        home, data, indices, len(indices), make, [objective.source], options,
+        home, data, indices, len(indices), make, [objective.source, objective.attack], options,
         doing="attacking", device=device, quiet=quiet,
     )  # fmt: skip
     return AdversarialImages(folder, len(indices), data.classes)

@@ -114,7 +114,7 @@ def with_purified_copies(
 
     options = {key: part.get(key) for key in OPTIONS}
     folder = fill_cache(
-        home, data, indices, size, make, [objective.denoiser], options,
+        home, data, indices, size, make, [objective.denoiser, objective.purifier], options,
         doing="purifying", device=device, quiet=quiet,
     )  # fmt: skip
     return CleanAndPurified(data, indices, CachedImages(folder, size, data.classes))
