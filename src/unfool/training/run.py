@@ -37,6 +37,7 @@ from unfool.training.objectives.truth_maximization import TruthMaximization
 from unfool.training.spec import TrainingSection, TrainingSpec, kind_of, loop_options
 from unfool.training.train import train
 
+MEASURED_AT_ONCE = 250  # test images in one call, or as many as in training if these are fewer
 # objectives whose images are made before training, by the name of the folder that caches them
 PRECOMPUTED: dict[str, tuple[type, Callable[..., Dataset]]] = {
     "adversaries": (TruthMaximization, make_adversarial_images),
@@ -144,7 +145,8 @@ def _run(job: Job) -> Path:
         processes=processes,
     )
     if processes.first:
-        _finish(job, trained, facts, test, data, getattr(objective, "t_max", 1.0))
+        at_once = min(MEASURED_AT_ONCE, largest_batch // parts)  # which fits into memory
+        _finish(job, trained, facts, test, data, getattr(objective, "t_max", 1.0), at_once)
     processes.broadcast(None)  # wait until everything is written
     return folder
 
@@ -241,6 +243,7 @@ def _finish(
     test: Dataset | None,
     data: Dataset,
     t_max: float,
+    at_once: int,
 ) -> None:
     """Save the model, read it back, measure it, and save sample images."""
     folder = job.folder
@@ -248,7 +251,7 @@ def _finish(
     load = card.trained_denoiser if job.kind == "denoiser" else card.trained_classifier
     loaded = load(str(folder), trust=True)  # the spec named its code
     if test is not None:
-        metrics = _measure(loaded.to(job.device), test, t_max)
+        metrics = _measure(loaded.to(job.device), test, t_max, at_once)
         job.save(folder, trained, facts, metrics=metrics)
     if isinstance(loaded, NetworkDenoiser):
         _draw(loaded, test or data, folder, t_max)
@@ -307,10 +310,10 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 
 
 @torch.inference_mode()
-def _measure(model: Any, test: Dataset, t_max: float) -> Metrics:
-    """Measure the model for its card, on at most 2,000 test images."""
+def _measure(model: Any, test: Dataset, t_max: float, at_once: int) -> Metrics:
+    """Measure the model for its card, on at most 2,000 test images, `at_once` in one call."""
     size, device = min(len(test), 2000), next(model.parameters()).device
-    blocks = [range(i, min(i + 250, size)) for i in range(0, size, 250)]
+    blocks = [range(i, min(i + at_once, size)) for i in range(0, size, at_once)]
     if not isinstance(model, NetworkDenoiser):
         hits = 0
         for block in blocks:
