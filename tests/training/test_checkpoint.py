@@ -18,6 +18,7 @@ from torch import nn
 from stopped_training import stopped
 from unfool import spec as specs
 from unfool.cli.main import run
+from unfool.compatibility import check_test, check_trainable
 from unfool.data.arrays import Arrays
 from unfool.errors import SpecError
 from unfool.models import card
@@ -232,6 +233,22 @@ def test_incompatible_test_set_is_refused_before_the_first_step(elsewhere, monke
     asks = check(specs.load("digits-classifier") | {"test": test})
     with pytest.raises(SpecError, match=said):
         training.run(asks, elsewhere / "run", quiet=True)
+
+
+def test_classes_in_another_order_are_refused():
+    images, labels = torch.zeros(2, 1, 8, 8), torch.tensor([0, 1])
+    data = Arrays(images, labels, ["cat", "dog"])
+    test = Arrays(images, labels, ["dog", "cat"])
+    model = card.trained_classifier("digits-classifier")
+    part = {"name": "small-cnn"}
+    check_test("classifier", part, model, data, data)
+    with pytest.raises(SpecError, match="test: its class 0 is 'dog', and that of data is 'cat'"):
+        check_test("classifier", part, model, data, test)
+    denoiser = card.trained_denoiser("digits-denoiser")
+    check_test("denoiser", {"name": "unet"}, denoiser, data, test)
+    model.class_names = ["dog", "cat"]
+    with pytest.raises(SpecError, match="the classifier's class 0 is 'dog'"):
+        check_trainable("classifier", part, model, data)
 
 
 def test_network_too_large_for_memory_is_refused_before_it_is_built(elsewhere):
