@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-from stopped_training import stopped
+from stopped_training import assert_same_weights, stopped
 from unfool import spec as specs
 from unfool.cli.main import run
 from unfool.compatibility import check_test, check_trainable
@@ -161,9 +161,20 @@ def test_weights_that_overflow_in_half_precision_are_not_saved(tmp_path):
     with torch.no_grad():
         next(model.parameters()).fill_(1e5)
     card.save(tmp_path / "whole", "classifier", part, model)
-    with pytest.raises(ValueError, match="not finite in float16"):
+    with pytest.raises(ValueError, match=r"0.weight is too large for float16.*save_half: false"):
         card.save(tmp_path / "half", "classifier", part, model, half=True)
     assert not (tmp_path / "half").exists()
+
+
+def test_options_of_what_is_saved_may_change_when_training_is_resumed(elsewhere):
+    """Weights too large for float16 are not lost, nor is a run that is to end before a saved step."""
+    options = {"steps": 9, "batch_size": 4, "warmup": 0, "lr_schedule": "linear", "decay_from": 4}
+    saved = {"save_half": True, "save_steps": [9]}
+    folder = stopped(started(training=options | saved), elsewhere / "run", 3)
+    training.run(started(training=options | {"steps": 6}), folder, quiet=True)
+    assert card.read_card(str(folder))[1]["dtype"] == "float32"
+    whole = training.run(started(training=options | {"steps": 6}), elsewhere / "whole", quiet=True)
+    assert_same_weights(whole, folder)
 
 
 def test_folder_with_a_model_but_no_checkpoint_is_left_unchanged(elsewhere, mistake):

@@ -88,21 +88,25 @@ def save(
         facts: Other entries of the card: data, command, metrics, ...
 
     Raises:
-        ValueError: A weight is not finite; nothing is written.
+        ValueError: A weight is not finite, or too large for float16; nothing is written.
     """
     from safetensors.torch import save as to_bytes
 
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise ValueError(
+            f"the weights are not finite, and were not saved in {folder}: train with a lower "
+            "learning rate"
+        )
     if half:
         state = {n: t.half() if t.dtype == torch.float32 else t for n, t in state.items()}
-    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-        where = " in float16" if half else ""
-        raise ValueError(
-            f"the weights are not finite{where}, and were not saved in {folder}: train with a "
-            "lower learning rate"
-        )
+        if large := [n for n, t in state.items() if not bool(t.isfinite().all())]:
+            raise ValueError(
+                f"{large[0]} is too large for float16, so the weights were not saved in {folder}: "
+                "set training.save_half: false, and run the command again"
+            )
     path = folder / "model.safetensors"
     write_bytes(path, to_bytes(state))
     facts = {"dtype": "float16" if half else "float32", "sha256": sha256(path), **facts}
