@@ -268,6 +268,16 @@ def test_network_too_large_for_memory_is_refused_before_it_is_built(elsewhere):
         training.run(wide, elsewhere / "run", quiet=True)
 
 
+def test_lack_of_memory_in_a_step_names_options_of_training(elsewhere, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "train", full)
+    said = r"out of memory.*training.batch_size.*training.accumulate.*checkpoint is none yet"
+    with pytest.raises(RuntimeError, match=said):
+        training.run(started(), elsewhere / "run", quiet=True)
+
+
 def test_memory_error_suggests_a_batch_size_and_parts_that_fit(elsewhere, monkeypatch):
     """The suggested batch fits, and so does the requested batch in the suggested number of parts."""
     _, each = memory_forecast.forecast(*forecasted())

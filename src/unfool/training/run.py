@@ -25,6 +25,7 @@ from unfool.models.weights_hash import weights_hash
 from unfool.noise import Noise, seed_torch
 from unfool.protocols import Dataset
 from unfool.runtime.device import bfloat16_costs, pick_device
+from unfool.runtime.memory import lack_of_memory
 from unfool.spec import Part
 from unfool.statistics import percent_interval, wilson
 from unfool.training import checkpoint
@@ -59,13 +60,22 @@ def run(spec: TrainingSpec, folder: Path, quiet: bool = False, command: str = ""
 
     Raises:
         SpecError: A part refuses its options.
-        RuntimeError: The folder holds another training run, or the loss is NaN or infinite.
+        RuntimeError: The folder holds another training run, the loss is NaN or infinite, or memory
+            ran out.
         ValueError: The batch cannot be split evenly over the processes.
     """
     device = pick_device(spec["machine"]["device"])
     with together(device) as processes:
         job = Job(spec, folder, device, processes, quiet or not processes.first, command)
-        return _run(job)
+        try:
+            return _run(job)
+        except (RuntimeError, MemoryError) as error:
+            if lack := lack_of_memory(error):
+                raise RuntimeError(
+                    f"{lack}: lower training.batch_size, or raise training.accumulate; the last "
+                    f"good checkpoint is {checkpoint.last(folder)}"
+                ) from error
+            raise
 
 
 @dataclass(frozen=True)
