@@ -100,6 +100,19 @@ def test_copy_does_not_depend_on_its_block(elsewhere, monkeypatch):
     assert torch.equal(whole, parts)
 
 
+def test_copies_are_made_in_parts_that_fit_into_memory(elsewhere, capsys):
+    class Large(Blur):
+        def __call__(self, x, noise):
+            if len(x) > 20:
+                raise torch.OutOfMemoryError
+            return super().__call__(x, noise)
+
+    whole, _ = fetch(of(made(copies=2), elsewhere / "whole"), range(200))
+    parts = of(PurifiedCopies(None, Large(), copies=2), elsewhere / "parts")
+    assert torch.equal(whole, fetch(parts, range(200))[0])
+    assert capsys.readouterr().err.count("out of memory") == 2, "64, then 32, and only once"
+
+
 def test_cache_key_covers_what_the_copies_depend_on(elsewhere):
     def key(objective=None, **asked):
         return of(objective or made(), elsewhere, **asked).purified.folder.name
