@@ -117,10 +117,13 @@ def scales_of_images(schedule: Schedule, times: Tensor) -> Scales:
     A time before the first step of a discrete chain is raised to that step, which has the least
     noise.
     """
-    exact = times.double().cpu().view(-1, 1, 1, 1)
-    if isinstance(schedule, Discrete):
-        exact = exact.clamp(min=1 / schedule.steps)
+    exact = with_noise(schedule, times.double().cpu().view(-1, 1, 1, 1))
     return Scales(*(value.to(times) for value in schedule(exact)))
+
+
+def with_noise(schedule: Schedule, t: Tensor) -> Tensor:
+    """The times `t`, raised to the first step of a discrete chain, before which there is no noise."""
+    return t.clamp(min=1 / schedule.steps) if isinstance(schedule, Discrete) else t
 
 
 class TimesOfImages:

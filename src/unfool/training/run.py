@@ -16,7 +16,7 @@ from unfool.data.image_files import grid
 from unfool.defenses.purified_classifier import predict
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.reverse import Ancestral, reverse, strided
-from unfool.diffusion.schedule import chain_length
+from unfool.diffusion.schedule import chain_length, with_noise
 from unfool.errors import SpecError
 from unfool.models import card, lora
 from unfool.models.card import Metrics
@@ -341,7 +341,8 @@ def _measure(model: Any, test: Dataset, t_max: float, at_once: int) -> Metrics:
         for block in blocks:
             x, y = (tensor.to(device) for tensor in fetch(test, block))
             z = model.encode(x)
-            loss = denoising_loss(model, z, torch.tensor(t), y, _noise(block).normal(z))
+            time = with_noise(model.schedule, torch.tensor(t))
+            loss = denoising_loss(model, z, time, y, _noise(block).normal(z))
             total += float(loss.sum())
         losses[f"{t:.3f}"] = round(total / size, 5)
     return {"test_images": size, "denoising_loss": losses}
