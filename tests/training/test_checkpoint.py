@@ -268,6 +268,13 @@ def test_network_too_large_for_memory_is_refused_before_it_is_built(elsewhere):
         training.run(wide, elsewhere / "run", quiet=True)
 
 
+def test_forecast_for_a_part_with_trained_weights_does_not_warn(recwarn):
+    denoiser = {"name": "trained", "weights": "digits-conditional"}
+    part = specs.check("classifier", {"name": "diffusion", "denoiser": denoiser})
+    memory_forecast.check_weights(lambda: specs.build("classifier", part), "cpu")
+    assert not recwarn.list
+
+
 def test_lack_of_memory_in_a_step_names_options_of_training(elsewhere, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
