@@ -91,7 +91,8 @@ def check_trainable(kind: str, part: Part, model: Any, data: Dataset) -> None:
         data: The data to train the model on.
 
     Raises:
-        SpecError: The model does not accept the images, or lacks a class.
+        SpecError: The model does not accept the images, lacks a class, or names them in another
+            order.
     """
     x, _ = fetch(data, [0])
     if isinstance(model, Denoiser) and not model.resizes:
@@ -103,6 +104,7 @@ def check_trainable(kind: str, part: Part, model: Any, data: Dataset) -> None:
         )
     else:
         known, reason = logits_of(model, x, Noise.of(0, [0])).shape[1], "what it returns"
+        check_class_names(undefended(model), data)
     if known and known < len(data.classes):
         raise SpecError(
             f"the data set has {len(data.classes)} classes (the last is {data.classes[-1]!r}), and "
@@ -149,6 +151,14 @@ def check_test(kind: str, part: Part, model: nn.Module, data: Dataset, test: Dat
         raise SpecError(
             f"test: it has {len(test.classes)} classes, and data has {len(data.classes)}: both "
             "must have the same classes"
+        )
+    labeled = kind == "classifier" or getattr(model, "classes", 0)
+    names, test_names = ([_plain(name) for name in dataset.classes] for dataset in (data, test))
+    if labeled and names != test_names and sorted(names) == sorted(test_names):
+        first = next(i for i, name in enumerate(names) if name != test_names[i])
+        raise SpecError(
+            f"test: its class {first} is {test.classes[first]!r}, and that of data is "
+            f"{data.classes[first]!r}: both must have their classes in the same order"
         )
     try:
         check_trainable(kind, part, model, test)

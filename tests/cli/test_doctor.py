@@ -86,6 +86,7 @@ def test_sound_model_has_no_faults():
     findings = doctor.examine(Noisy().eval(), X, Y, 2)
     assert not [f for f in findings if f.mark == "FAIL"]
     assert any("random" in f.what for f in findings)
+    assert not [f for f in doctor.examine(Noisy().eval(), X[:1], Y[:1], 2) if f.mark == "FAIL"]
 
 
 class Few(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from unfool.data import fetch, imagenet, tiny_imagenet
+from unfool.data.image_files import resize_and_crop
 from unfool.spec.identity import identity
 
 WNIDS = [f"n{i:08}" for i in range(1000)]
@@ -118,6 +119,14 @@ def test_images_are_resized_by_shorter_side_and_cropped(tmp_path):
     assert whole[:, 0, 0].sum() == 0
     with pytest.raises(ValueError, match=r"size .* not 50"):
         imagenet(tmp_path, size=50, shorter=40, **given)
+
+
+def test_longer_side_is_rounded_down_as_in_torchvision():
+    """40 / 24 x 31 is 51.67; torchvision takes 51, and cuts from round((51 - 20) / 2) = 16."""
+    picture = Image.fromarray(np.arange(24 * 31, dtype=np.uint8).reshape(24, 31))
+    resized = picture.resize((51, 40), Image.Resampling.BICUBIC)
+    wanted = resized.crop((16, 10, 36, 30))
+    assert np.array_equal(resize_and_crop(picture, 20, 20, 40), wanted)
 
 
 def test_invalid_options_and_indices_are_refused(three, tmp_path):

@@ -134,7 +134,8 @@ def averages(network: nn.Sequential) -> list[Any]:
     average = {name: value + 1 for name, value in network.state_dict().items()}
     raw = network.state_dict()
     averaged = {"n_averaged": torch.tensor(3)} | {f"module.{n}": v for n, v in average.items()}
-    trained = [average[name] for name, _ in network.named_parameters()]
+    shadow = {name: average[name] for name, _ in network.named_parameters()}
+    trained = list(shadow.values())
     return [
         {"model": raw, "ema": average, "step": 3},
         {"state_dict": raw, "state_dict_ema": average},
@@ -142,11 +143,12 @@ def averages(network: nn.Sequential) -> list[Any]:
         {"net": raw, "ema_state_dict": average},
         {"model": raw, "ema": {"decay": 0.999, "module": average}},
         {"model": raw, "ema": {"decay": 0.999, "shadow_params": trained}},
+        {"model": raw, "ema": {"decay": 0.999, "shadow": shadow}},
         [raw, {"state": {}}, 1, 2, average],
     ]
 
 
-@pytest.mark.parametrize("form", range(7))
+@pytest.mark.parametrize("form", range(8))
 def test_ema_weights_are_loaded_with_a_message(
     tmp_path: Path, network: nn.Sequential, form: int, capsys: pytest.CaptureFixture[str]
 ):

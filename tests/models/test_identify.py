@@ -105,6 +105,23 @@ def test_doctor_identifies_imagenet_resnet_by_its_timm_name(elsewhere, capsys):
     assert "{name: timm, weights: r.pth, model: resnet50}" in told
 
 
+@pytest.mark.parametrize(
+    ("blocks", "kernel", "name"),
+    [
+        (6, (64, 64, 3, 3), "resnet50"),
+        (6, (128, 128, 3, 3), "wide_resnet50_2"),
+        (6, (128, 4, 3, 3), "resnext50_32x4d"),
+        (23, (256, 8, 3, 3), "resnext101_32x8d"),
+        (23, (256, 4, 3, 3), "resnext101_64x4d"),
+    ],
+)
+def test_bottleneck_networks_differ_in_the_shape_of_a_kernel(elsewhere, blocks, kernel, name):
+    state = {"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.conv3.weight": torch.zeros(1)}
+    state |= {f"layer3.{block}.conv1.weight": torch.zeros(1) for block in range(blocks)}
+    torch.save(state | {"layer1.0.conv2.weight": torch.zeros(kernel)}, "r.pth")
+    assert (identify(Path("r.pth")).part or {}).get("model") == name
+
+
 def test_doctor_lists_weight_names_of_unknown_network(elsewhere, capsys):
     save_file({"secret.weight": torch.zeros(3)}, "n.safetensors")
     code, told = said(capsys, "n.safetensors")
@@ -192,6 +209,20 @@ def test_wrong_schedule_is_found_and_right_one_is_named():
     assert found is not None
     assert found[0] in ("schedule: vp", "schedule: discrete")
     assert found[1] == pytest.approx(good, rel=0.2)
+
+
+def test_denoiser_is_not_compared_with_statistics_of_one_image():
+    denoiser, x, y = digits_denoiser()
+    (finding,) = check_denoiser(denoiser, x[:1], y[:1], 10)
+    assert finding.mark == "note"
+    assert "it takes 2 images or more" in finding.what
+
+
+def test_denoiser_of_little_noise_is_tested_at_its_largest_time():
+    denoiser, x, y = digits_denoiser()
+    denoiser.t_max = 0.01
+    (finding,) = check_denoiser(denoiser, x, y, 10)
+    assert "at t = 0.01 its error is" in finding.what
 
 
 def test_random_weights_fail_without_a_suggested_setting():

@@ -49,6 +49,11 @@ def test_denoiser_is_the_posterior_mean(spread, time):
     torch.testing.assert_close(found.softmax(1), each / each.sum(1, keepdim=True))
 
 
+def test_null_class_has_all_points():
+    model, t = Empirical(POINTS, LABELS, 0.4), torch.tensor(0.5).double()
+    torch.testing.assert_close(model(X_T, t, torch.full((4,), 3)), model(X_T, t))
+
+
 def test_one_point_per_class_equals_a_mixture():
     model, mixture = Empirical(POINTS, torch.arange(6), 0.3), Mixture(POINTS, 0.3)
     for label in (None, torch.tensor([5, 0, 2, 2])):

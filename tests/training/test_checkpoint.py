@@ -15,12 +15,14 @@ import torch
 import yaml
 from torch import nn
 
-from stopped_training import stopped
+from stopped_training import assert_same_weights, stopped
 from unfool import spec as specs
 from unfool.cli.main import run
+from unfool.compatibility import check_test, check_trainable
 from unfool.data.arrays import Arrays
 from unfool.errors import SpecError
 from unfool.models import card
+from unfool.networks.cifar_resnet import cifar_resnet
 from unfool.noise import Noise
 from unfool.spec import Part
 from unfool.toy.blobs import Blobs
@@ -159,9 +161,20 @@ def test_weights_that_overflow_in_half_precision_are_not_saved(tmp_path):
     with torch.no_grad():
         next(model.parameters()).fill_(1e5)
     card.save(tmp_path / "whole", "classifier", part, model)
-    with pytest.raises(ValueError, match="not finite in float16"):
+    with pytest.raises(ValueError, match=r"0.weight is too large for float16.*save_half: false"):
         card.save(tmp_path / "half", "classifier", part, model, half=True)
     assert not (tmp_path / "half").exists()
+
+
+def test_options_of_what_is_saved_may_change_when_training_is_resumed(elsewhere):
+    """Weights too large for float16 are not lost, nor is a run that is to end before a saved step."""
+    options = {"steps": 9, "batch_size": 4, "warmup": 0, "lr_schedule": "linear", "decay_from": 4}
+    saved = {"save_half": True, "save_steps": [9]}
+    folder = stopped(started(training=options | saved), elsewhere / "run", 3)
+    training.run(started(training=options | {"steps": 6}), folder, quiet=True)
+    assert card.read_card(str(folder))[1]["dtype"] == "float32"
+    whole = training.run(started(training=options | {"steps": 6}), elsewhere / "whole", quiet=True)
+    assert_same_weights(whole, folder)
 
 
 def test_folder_with_a_model_but_no_checkpoint_is_left_unchanged(elsewhere, mistake):
@@ -233,10 +246,43 @@ def test_incompatible_test_set_is_refused_before_the_first_step(elsewhere, monke
         training.run(asks, elsewhere / "run", quiet=True)
 
 
+def test_classes_in_another_order_are_refused():
+    images, labels = torch.zeros(2, 1, 8, 8), torch.tensor([0, 1])
+    data = Arrays(images, labels, ["cat", "dog"])
+    test = Arrays(images, labels, ["dog", "cat"])
+    model = card.trained_classifier("digits-classifier")
+    part = {"name": "small-cnn"}
+    check_test("classifier", part, model, data, data)
+    with pytest.raises(SpecError, match="test: its class 0 is 'dog', and that of data is 'cat'"):
+        check_test("classifier", part, model, data, test)
+    denoiser = card.trained_denoiser("digits-denoiser")
+    check_test("denoiser", {"name": "unet"}, denoiser, data, test)
+    model.class_names = ["dog", "cat"]
+    with pytest.raises(SpecError, match="the classifier's class 0 is 'dog'"):
+        check_trainable("classifier", part, model, data)
+
+
 def test_network_too_large_for_memory_is_refused_before_it_is_built(elsewhere):
     wide = started("denoiser.widths=[262144,262144]")
     with pytest.raises(SpecError, match=r"[\d,]+ weights .*network"):
         training.run(wide, elsewhere / "run", quiet=True)
+
+
+def test_forecast_for_a_part_with_trained_weights_does_not_warn(recwarn):
+    denoiser = {"name": "trained", "weights": "digits-conditional"}
+    part = specs.check("classifier", {"name": "diffusion", "denoiser": denoiser})
+    memory_forecast.check_weights(lambda: specs.build("classifier", part), "cpu")
+    assert not recwarn.list
+
+
+def test_lack_of_memory_in_a_step_names_options_of_training(elsewhere, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "train", full)
+    said = r"out of memory.*training.batch_size.*training.accumulate.*checkpoint is none yet"
+    with pytest.raises(RuntimeError, match=said):
+        training.run(started(), elsewhere / "run", quiet=True)
 
 
 def test_memory_error_suggests_a_batch_size_and_parts_that_fit(elsewhere, monkeypatch):
@@ -281,6 +327,27 @@ def test_classifier_training_starts_from_a_weights_file(elsewhere):
     assert card.read_card(str(folder))[1]["began_as"] == "own.pt"
 
 
+def test_training_from_a_cifar_file_keeps_its_network_and_input(elsewhere):
+    """Both are read from the file, whose stated accuracy is not that of the trained model."""
+    torch.save(cifar_resnet(20).state_dict(), "resnet20-12fca82f.th")
+    part = {"name": "cifar-network", "weights": "resnet20-12fca82f.th"}
+    start = specs.build("classifier", specs.check("classifier", part))
+    spec = {
+        "data": "cifar10-sample",
+        "classifier": part,
+        "objective": "cross-entropy",
+        "training": {"steps": 1, "batch_size": 2, "warmup": 0, "ema_decay": 0},
+    }
+    folder = training.run(check(specs.load(spec)), elsewhere / "run", quiet=True)
+    loaded = card.trained_classifier(str(folder))
+    assert torch.equal(loaded.mean, start.mean)
+    assert torch.equal(loaded.std, start.std)
+    before, after = (model.state_dict()["network.conv1.weight"] for model in (start, loaded))
+    assert not torch.equal(before, after)
+    assert start.reported is not None
+    assert loaded.reported is None
+
+
 def test_initial_weights_with_other_predictions_or_bytes_are_refused(elsewhere):
     first = training.run(started(), elsewhere / "first", quiet=True)
     options = {"steps": 1, "batch_size": 4, "init_from": str(first)}
@@ -300,6 +367,18 @@ def test_label_dropout_replaces_labels_with_the_null_class():
         share = float((told == 2).float().mean())
         assert share == pytest.approx(drop, abs=0.1)
         assert torch.equal(told[told != 2], y[told != 2])
+
+
+def test_label_dropout_without_a_null_class_is_refused():
+    """The conditional networks of OpenAI have no row for the label `classes`."""
+    model = specs.build("denoiser", specs.check("denoiser", TINY["denoiser"] | {"classes": 2}))
+    model.null = False
+    x, y = torch.zeros(4, 1, 4, 4), torch.arange(4) % 2
+    noise = Noise.of(0, range(4))
+    with pytest.raises(ValueError, match=r"no null class.*label_dropout: 0"):
+        time_and_label(Denoising(), model, x, y, noise)
+    _, told = time_and_label(Denoising(label_dropout=0.0), model, x, y, noise)
+    assert torch.equal(told, y)
 
 
 def test_each_epoch_is_a_new_permutation_of_all_images():

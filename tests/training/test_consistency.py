@@ -159,6 +159,17 @@ def test_incompatible_networks_are_refused(model, options, said):
         ConsistencyDistillation(teacher(), **options)(model, X, Y, NOISE)
 
 
+def test_teacher_gets_its_own_null_class(monkeypatch):
+    """The null class has another number in a network with another number of classes."""
+    model = unet(channels=1, size=4, widths=(8,), groups=4, classes=2)
+    asked, drawn = unet(channels=1, size=4, widths=(8,), groups=4, classes=5), []
+    monkeypatch.setattr(
+        asked, "forward", lambda x, t, label: drawn.append(label) or torch.zeros_like(x)
+    )
+    ConsistencyDistillation(asked, solver="euler", label_dropout=0.5)(model, X, Y, NOISE)
+    assert set(drawn[0].tolist()) == {0, 5}
+
+
 def test_more_levels_than_discrete_times_are_refused():
     chain = Discrete(1000)
     with pytest.raises(ValueError, match="levels = 50"):

@@ -76,6 +76,14 @@ def test_plan_of_completed_steps_cannot_be_changed(elsewhere, changed):
         training.run(started(**changed), folder, quiet=True)
 
 
+def test_plan_that_ends_before_the_completed_steps_is_refused():
+    """While the rate rises, it does not depend on the number of steps."""
+    saved = Plan(steps=9, warmup=20, lr_schedule="linear").state()
+    Plan(steps=6, warmup=20, lr_schedule="linear").check_same(saved, 6)
+    with pytest.raises(RuntimeError, match=r"6 steps are done, .* only 5"):
+        Plan(steps=5, warmup=20, lr_schedule="linear").check_same(saved, 6)
+
+
 def test_changed_learning_rate_is_not_resumed(elsewhere):
     folder = stopped(started(), elsewhere / "run", 7)
     with pytest.raises(RuntimeError, match="belongs to another spec"):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from unfool.diffusion.denoiser import SIGMA_DATA, NetworkDenoiser, Prediction
-from unfool.diffusion.schedule import VP
+from unfool.diffusion.schedule import VP, Discrete
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.models.unet import unet
 from unfool.noise import Noise, permutation
@@ -88,6 +88,16 @@ def test_lognormal_times_follow_the_truncated_lognormal_distribution():
     low, high = ((math.log(s.sigma / s.alpha) + 1.2) / 1.2 for s in ends)
     found = (sigma / alpha).log().flatten().numpy()
     assert kstest(found, truncnorm(low, high, loc=-1.2, scale=1.2).cdf).statistic < 0.01
+
+
+def test_no_time_of_a_short_chain_is_without_noise():
+    """Times round to steps, and EDM's network takes the logarithm of the noise."""
+    model = perfect("edm")
+    model.schedule, model.time, noise = Discrete(100), "edm", Noise.of(0, range(400))
+    x = X.repeat(100, 1, 1, 1)
+    t, _ = time_and_label(Denoising(), model, x, Y.repeat(100), noise)
+    assert float(model.schedule(t).sigma.min()) > 0
+    assert float(t.min()) == pytest.approx(0.01)
 
 
 def test_min_snr_weights_match_the_paper():

@@ -39,6 +39,9 @@ ASKED = {"purifier": "blur"}
 class Blur:
     calls = 0
 
+    def __init__(self, weight: float = 0.0):
+        self.weight = torch.tensor(weight)
+
     def __call__(self, x, noise):
         self.calls += 1
         return (x + 0.1 * noise.normal(x)).clamp(0, 1)
@@ -97,6 +100,19 @@ def test_copy_does_not_depend_on_its_block(elsewhere, monkeypatch):
     assert torch.equal(whole, parts)
 
 
+def test_copies_are_made_in_parts_that_fit_into_memory(elsewhere, capsys):
+    class Large(Blur):
+        def __call__(self, x, noise):
+            if len(x) > 20:
+                raise torch.OutOfMemoryError
+            return super().__call__(x, noise)
+
+    whole, _ = fetch(of(made(copies=2), elsewhere / "whole"), range(200))
+    parts = of(PurifiedCopies(None, Large(), copies=2), elsewhere / "parts")
+    assert torch.equal(whole, fetch(parts, range(200))[0])
+    assert capsys.readouterr().err.count("out of memory") == 2, "64, then 32, and only once"
+
+
 def test_cache_key_covers_what_the_copies_depend_on(elsewhere):
     def key(objective=None, **asked):
         return of(objective or made(), elsewhere, **asked).purified.folder.name
@@ -107,6 +123,7 @@ def test_cache_key_covers_what_the_copies_depend_on(elsewhere):
         key(made(copies=2), copies=2),
         key(made(seed=1), seed=1),
         key(made(images=9), images=9),
+        key(PurifiedCopies(None, Blur(weight=1.0))),
         key(made(smoothing=0.3), smoothing=0.3),
     ]
     assert keys[-1] == keys[0], "what the images do not depend on"

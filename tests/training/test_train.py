@@ -60,6 +60,20 @@ def test_denoiser_learns_and_its_card_states_the_loss(elsewhere):
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_test_images_are_measured_in_parts_as_small_as_those_of_training(elsewhere, monkeypatch):
+    """The memory for those is known to be enough."""
+    sizes, real = [], training.denoising_loss
+
+    def measured(model, z, *rest):
+        sizes.append(len(z))
+        return real(model, z, *rest)
+
+    monkeypatch.setattr(training, "denoising_loss", measured)
+    options = {"steps": 1, "batch_size": 12, "accumulate": 2}
+    training.run(started(training=options), elsewhere / "run", quiet=True)
+    assert sizes == [6, 6, 4] * 8
+
+
 def test_classifier_learns(elsewhere):
     spec = {
         "data": {"name": "digits", "split": "train"},

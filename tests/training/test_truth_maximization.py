@@ -239,6 +239,22 @@ def test_killed_attack_resumes_where_it_stopped(elsewhere, monkeypatch):
         assert torch.equal(whole[index][0], resumed[index][0])
 
 
+def test_images_are_attacked_in_parts_that_fit_into_memory(elsewhere, capsys):
+    class Large(Bright):
+        def forward(self, x, noise):
+            if len(x) > 20:
+                raise torch.OutOfMemoryError
+            return super().forward(x, noise)
+
+    whole = cache.make_adversarial_images(DATA, made(), ASKED, elsewhere / "whole", quiet=True)
+    large = made(source=Large())
+    parts = cache.make_adversarial_images(DATA, large, ASKED, elsewhere / "parts", quiet=True)
+    for index in (0, 15, 16, 63, 69):
+        assert torch.equal(whole[index][0], parts[index][0])
+    assert whole.facts()["source_wrong_after"] == parts.facts()["source_wrong_after"]
+    assert capsys.readouterr().err.count("out of memory") == 2, "64, then 32, and only once"
+
+
 def test_cache_key_covers_all_that_the_images_depend_on(elsewhere):
     def key(data=DATA, source=None, images=None, **asked):
         objective = made(images=images, source=source or Bright())

@@ -39,6 +39,8 @@ def check_denoiser(
         actual, expected = (" x ".join(map(str, size)) for size in (x.shape[1:], shape))
         what = f"its denoising was not tested: the images are {actual}, and it expects {expected}"
         return [Finding("note", what)]
+    if len(x) < 2:
+        return [Finding("note", "its denoising was not tested: it takes 2 images or more")]
     count = next((n for height, n in _IMAGES if x.shape[2] <= height), _LARGE)
     conditional = denoiser.classes == classes > 0
     cases: list[tuple[str, Tensor | None]] = []

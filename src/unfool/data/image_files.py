@@ -101,12 +101,12 @@ def resize_and_crop(
         image: The image.
         height: The height of the crop in pixels.
         width: The width of the crop in pixels.
-        shorter: The length of the shorter side after resizing; None resizes the image to just cover
-            the crop.
+        shorter: The length of the shorter side after resizing, at least that of the crop; the other
+            side is rounded down, as in torchvision. None resizes the image to just cover the crop.
     """
     if shorter is not None:
-        scale = shorter / min(image.width, image.height)
-        resized = max(round(image.width * scale), width), max(round(image.height * scale), height)
+        short = min(image.width, image.height)
+        resized = shorter * image.width // short, shorter * image.height // short
     elif image.width * height <= image.height * width:
         resized = width, image.height * width // image.width
     else:

@@ -100,12 +100,13 @@ def denoising_errors(
         denoiser: The denoiser, in evaluation mode.
         clean: The images, from `clean_images`.
         times: Times of the denoiser's schedule, in (0, 1]; those before the first step of a chain and
-            those above its `t_max` are left out.
+            those above its `t_max` are left out, and `t_max` is taken if none is left.
         seed: The seed of the noise.
     """
     noise = Noise.of(seed, range(len(clean.z))).child("denoising")
     results: list[DenoisingError] = []
-    for t in [t for t in times if first_time(denoiser.schedule) <= t <= denoiser.t_max]:
+    first, last = first_time(denoiser.schedule), denoiser.t_max
+    for t in [t for t in times if first <= t <= last] or [last]:
         time = torch.tensor(t, dtype=torch.float64)
         _, alpha, sigma, _ = (float(value) for value in denoiser.schedule(time))
         x_t = alpha * clean.z + sigma * noise.normal(clean.z)

@@ -29,6 +29,7 @@ from unfool.spec.menu import find, hint
 
 VERSION = 1
 MERGED = 20_000_000  # bytes of a model up to which the merged weights are saved with an adapter
+READ_FROM_WEIGHTS = ("cifar-network",)  # the network, mean, and std are read from its weights
 
 
 @final
@@ -87,21 +88,25 @@ def save(
         facts: Other entries of the card: data, command, metrics, ...
 
     Raises:
-        ValueError: A weight is not finite; nothing is written.
+        ValueError: A weight is not finite, or too large for float16; nothing is written.
     """
     from safetensors.torch import save as to_bytes
 
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise ValueError(
+            f"the weights are not finite, and were not saved in {folder}: train with a lower "
+            "learning rate"
+        )
     if half:
         state = {n: t.half() if t.dtype == torch.float32 else t for n, t in state.items()}
-    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-        where = " in float16" if half else ""
-        raise ValueError(
-            f"the weights are not finite{where}, and were not saved in {folder}: train with a "
-            "lower learning rate"
-        )
+        if large := [n for n, t in state.items() if not bool(t.isfinite().all())]:
+            raise ValueError(
+                f"{large[0]} is too large for float16, so the weights were not saved in {folder}: "
+                "set training.save_half: false, and run the command again"
+            )
     path = folder / "model.safetensors"
     write_bytes(path, to_bytes(state))
     facts = {"dtype": "float16" if half else "float32", "sha256": sha256(path), **facts}
@@ -145,7 +150,8 @@ def network_of(kind: str, part: Part) -> tuple[Part, dict[str, Any]]:
         check_trust(folder, card["part"], part.get("trust", False))
         return network_of(kind, card["part"])[0], {"began_as": part["weights"]}
     weights = inspect.signature(find(kind, part["name"])).parameters.get("weights")
-    if part.get("weights") and weights and weights.default is None:  # `weights` is optional
+    optional = weights and weights.default is None and part["name"] not in READ_FROM_WEIGHTS
+    if part.get("weights") and optional:
         return {**part, "weights": None}, {"began_as": part["weights"]}
     return part, {}
 
@@ -210,10 +216,12 @@ def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifie
     """
     model, (_, card) = _load("classifier", weights, trust), read_card(weights)
     accuracy = card.get("metrics", {}).get("accuracy")
-    if isinstance(model, NormalizedClassifier) and accuracy is not None and "data" in card:
-        model.reported = ReportedAccuracy(
-            accuracy, card["data"]["name"], f"the card of {Path(weights).name}"
-        )
+    if isinstance(model, NormalizedClassifier):
+        model.reported = None  # that of the weights from which training started
+        if accuracy is not None and "data" in card:
+            model.reported = ReportedAccuracy(
+                accuracy, card["data"]["name"], f"the card of {Path(weights).name}"
+            )
     return model
 
 

@@ -79,7 +79,8 @@ def find_state(content: object, path: Path) -> tuple[dict[str, Tensor], str | No
                 f"{path} has averaged weights under {name!r}, in an unknown form: save them as a "
                 "state dict"
             )
-        return _without_prefixes(average), repr(name)
+        average = _without_prefixes(average)
+        return _with_buffers(average, _without_prefixes(raw)) if raw else average, repr(name)
     tables = [t for part in content if (t := _state_of(part))] if isinstance(content, list) else []
     if len(tables) > 1 and tables[-1].keys() == tables[0].keys():
         return _without_prefixes(tables[-1]), "the last table of its list"
@@ -249,6 +250,12 @@ def _with_averages(raw: Mapping[str, Tensor], average: object) -> dict[str, Tens
         if isinstance(values, list) and _shapes(raw[n] for n in names) == _shapes(values):
             return dict(raw) | dict(zip(names, values, strict=True))
     return None
+
+
+def _with_buffers(average: dict[str, Tensor], raw: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the buffers that a table of averaged parameters lacks, if `raw` has the same names."""
+    buffers = {n: v for n, v in raw.items() if n not in average and n.endswith(_NOT_TRAINED)}
+    return average | buffers if average.keys() <= raw.keys() else average
 
 
 def _shapes(values: Iterable[Any]) -> list[Any]:

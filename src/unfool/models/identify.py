@@ -35,6 +35,14 @@ _FAMILY_NAMES = {
 }
 _BASIC = {2: "resnet18", 6: "resnet34"}  # by the number of blocks of the third stage
 _DEEP = {6: "resnet50", 23: "resnet101", 36: "resnet152"}
+# By the number of blocks of the third stage, and the groups of the first 3x3 convolution and the
+# channels of each.
+_GROUPED = {
+    (6, 32, 4): "resnext50_32x4d",
+    (23, 32, 4): "resnext101_32x4d",
+    (23, 32, 8): "resnext101_32x8d",
+    (23, 64, 4): "resnext101_64x4d",
+}
 
 
 class Identified(NamedTuple):
@@ -229,12 +237,15 @@ def _of_robustbench(path: Path, classes: int) -> Part | None:
 
 
 def _of_torchvision(state: Mapping[str, Tensor]) -> str | None:
-    """Return the name of an ImageNet ResNet by its names and shapes; None for other networks."""
+    """Return the name of an ImageNet ResNet or ResNeXt by its names and shapes, or None."""
     first = state.get("conv1.weight")
     if first is None or first.shape[-1] != 7 or "layer3.0.conv1.weight" not in state:
         return None
     blocks = len({name.split(".")[1] for name in state if name.startswith("layer3.")})
     if "layer1.0.conv3.weight" not in state:
         return _BASIC.get(blocks)
-    wide = state["layer1.0.conv2.weight"].shape[0] == 128
+    outputs, inputs, *_ = state["layer1.0.conv2.weight"].shape
+    if inputs < outputs:
+        return _GROUPED.get((blocks, outputs // inputs, inputs))
+    wide = outputs == 128
     return {6: "wide_resnet50_2", 23: "wide_resnet101_2"}.get(blocks) if wide else _DEEP.get(blocks)

@@ -64,7 +64,9 @@ class Empirical(Denoiser):
         alpha, variance = self._scales(x_t, t)
         log = self._log(x_t, alpha, variance)
         if label is not None:
-            log = log.masked_fill(label[:, None] != self.labels, -torch.inf)
+            label = label[:, None]
+            of_others = (label != self.labels) & (label != self.classes)  # the null class has all
+            log = log.masked_fill(of_others, -torch.inf)
         flat = (log.softmax(1).to(self.points) @ self.points.flatten(1)).view_as(x_t).to(x_t)
         share = (alpha * self.spread**2 / variance).to(x_t)[..., None, None]
         return flat + share * (x_t - alpha.to(x_t)[..., None, None] * flat)

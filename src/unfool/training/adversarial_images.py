@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unfool.batching import BatchLimit, in_parts
 from unfool.data import fetch
 from unfool.data.subset import choose_indices
 from unfool.defenses.purified_classifier import predict
 from unfool.noise import Noise
 from unfool.protocols import Dataset
 from unfool.threat import Threat
-from unfool.training.image_cache import CachedImages, fill_cache
+from unfool.training.image_cache import BLOCK, CachedImages, fill_cache
 from unfool.training.objectives.truth_maximization import TruthMaximization
 
 # options of the objective on which the images depend
@@ -64,26 +65,42 @@ def make_adversarial_images(
         len(data), objective.images, objective.seed, stream="images", option="objective.images"
     )
 
+    limit = BatchLimit(BLOCK)
+
     def make(numbers: range) -> dict[str, Tensor]:
-        return attack_block(data, [indices[number] for number in numbers], objective, device)
+        chosen = [indices[number] for number in numbers]
+        return attack_block(data, chosen, objective, device, limit)
 
     options = {key: part.get(key) for key in OPTIONS}
     folder = fill_cache(
-        home, data, indices, len(indices), make, [objective.source], options,
+        home, data, indices, len(indices), make, [objective.source, objective.attack], options,
         doing="attacking", device=device, quiet=quiet,
     )  # fmt: skip
     return AdversarialImages(folder, len(indices), data.classes)
 
 
 def attack_block(
-    data: Dataset, indices: Sequence[int], objective: TruthMaximization, device: str
+    data: Dataset,
+    indices: Sequence[int],
+    objective: TruthMaximization,
+    device: str,
+    limit: BatchLimit,
 ) -> dict[str, Tensor]:
-    """Attack the images at `indices`, and return them as one block of the cache."""
-    x, y = (tensor.to(device) for tensor in fetch(data, indices))
-    noise = Noise.of(objective.seed, indices).child("adversaries")
-    x_adv = objective.attacked(x, y, noise).detach()
-    model, heldout = objective.attacked_model(), noise.child("verdict")
-    with torch.no_grad():
-        wrong = [predict(model, images, heldout) != y for images in (x, x_adv)]
-    size = Threat(objective.norm, objective.eps).size(x_adv - x)
-    return {"images": x_adv, "labels": y, "before": wrong[0], "after": wrong[1], "size": size}
+    """Attack the images at `indices`, and return them as one block of the cache.
+
+    When memory runs out, the `limit` of the images in one attack is halved.
+    """
+    threat = Threat(objective.norm, objective.eps)
+
+    def attack(span: slice) -> dict[str, Tensor]:
+        x, y = (tensor.to(device) for tensor in fetch(data, indices[span]))
+        noise = Noise.of(objective.seed, indices[span]).child("adversaries")
+        x_adv = objective.attacked(x, y, noise).detach()
+        model, heldout = objective.attacked_model(), noise.child("verdict")
+        with torch.no_grad():
+            before, after = (predict(model, images, heldout) != y for images in (x, x_adv))
+        size = threat.size(x_adv - x)
+        return {"images": x_adv, "labels": y, "before": before, "after": after, "size": size}
+
+    parts = in_parts(attack, len(indices), limit)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

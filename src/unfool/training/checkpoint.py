@@ -18,6 +18,7 @@ from unfool.training.spec import TrainingSpec
 
 NAME, LOG = "latest.pt", "log.jsonl"
 HASHED_IMAGES = 256  # images whose hash identifies the data set
+OF_FILES = ("save_half", "save_steps")  # options of what is saved, not of the training itself
 MISMATCHES = {
     "spec": "another spec",
     "data": "other data",
@@ -30,8 +31,9 @@ def run_identity(spec: TrainingSpec, data: Dataset, weights: str = "") -> dict[s
     """Identify a training run by hashes of its spec, its data, the user's own code, and fixed weights.
 
     The hash of the data covers their size, their classes, and at most 256 images spread over them.
-    With `lr_schedule: linear`, the hash of the spec leaves out the options in `CHANGEABLE`, which may
-    change as long as the steps already done stay the same (`Plan.check_same`).
+    The hash of the spec leaves out the options in `OF_FILES`. With `lr_schedule: linear`, it also
+    leaves out those in `CHANGEABLE`, which may change as long as the steps already done stay the same
+    (`Plan.check_same`).
 
     Args:
         spec: A checked training spec.
@@ -43,9 +45,9 @@ def run_identity(spec: TrainingSpec, data: Dataset, weights: str = "") -> dict[s
     digest = hashlib.sha256(json.dumps([size, list(data.classes)]).encode())
     digest.update(x.numpy().tobytes() + y.numpy().tobytes())
     options = spec["training"]
-    if options.get("lr_schedule") == "linear":
-        fixed = {key: value for key, value in options.items() if key not in CHANGEABLE}
-        spec = {**spec, "training": fixed}
+    free = OF_FILES + (CHANGEABLE if options.get("lr_schedule") == "linear" else ())
+    fixed = {key: value for key, value in options.items() if key not in free}
+    spec = {**spec, "training": fixed}
     return {
         "spec": specs.identity(spec),
         "data": digest.hexdigest(),

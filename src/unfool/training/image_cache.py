@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unfool import spec as specs
 from unfool.data.subset import hash_images
+from unfool.models.weights_hash import weights_hash
 from unfool.protocols import Dataset
 from unfool.runtime.files import raise_system_error, write_bytes
 from unfool.runtime.progress import progress
@@ -76,8 +77,8 @@ def fill_cache(
         size: The number of images to make.
         make: Takes a range of image numbers and returns `images` (B, C, H, W), `labels` (B,), and any
             other tensors with one row per image.
-        models: The models whose weights the images depend on; they move to `device`, and to the CPU
-            afterwards.
+        models: The models, purifiers or attacks whose weights the images depend on; modules move to
+            `device`, and to the CPU afterwards.
         options: The options, of the spec part that needs the images, on which the images depend.
         doing: The name of the work in the progress display.
         device: Device on which the images are made.
@@ -114,10 +115,7 @@ def _cache_key(
     digest = hash_images(data, indices)
     digest.update(specs.identity(options).encode() + specs.code_hash(options).encode())
     digest.update(repr(indices).encode())  # an image's index determines its noise
-    for model in models:
-        if isinstance(model, nn.Module):
-            for name, value in model.state_dict().items():
-                digest.update(name.encode() + value.float().cpu().contiguous().numpy().tobytes())
+    digest.update(weights_hash(*models).encode())
     return digest.hexdigest()[:16]
 
 

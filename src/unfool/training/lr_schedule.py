@@ -84,7 +84,7 @@ class Plan:
         """Check that the first `step` steps are the same under this plan and a checkpoint's plan.
 
         Raises:
-            RuntimeError: They differ.
+            RuntimeError: They differ, or this plan ends before `step`.
         """
         saved_plan = Plan(**saved)
         for done in range(step):
@@ -94,3 +94,8 @@ class Plan:
                     f"than this spec asks for: change only what comes after step {step} "
                     f"({', '.join(CHANGEABLE)}), or name another folder with --out"
                 )
+        if step > self.steps:
+            raise RuntimeError(
+                f"{step} steps are done, and this spec asks for only {self.steps}: set "
+                f"training.steps to {step} or more, or name another folder with --out"
+            )

@@ -1,5 +1,6 @@
 """Estimate the memory that a training run needs before it starts."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,8 @@ def check_weights(build: Callable[[], nn.Module], device: str) -> None:
         SpecError: The network needs more memory than is free.
     """
     try:
-        with torch.device("meta"):
+        # torch warns of every weight in a file, because it is not loaded on this device.
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             weights = list(build().parameters())
     except Exception:  # a user's own network may raise anything
         return

@@ -16,7 +16,7 @@ from unfool.data.image_files import grid
 from unfool.defenses.purified_classifier import predict
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.reverse import Ancestral, reverse, strided
-from unfool.diffusion.schedule import chain_length
+from unfool.diffusion.schedule import chain_length, first_time
 from unfool.errors import SpecError
 from unfool.models import card, lora
 from unfool.models.card import Metrics
@@ -25,6 +25,7 @@ from unfool.models.weights_hash import weights_hash
 from unfool.noise import Noise, seed_torch
 from unfool.protocols import Dataset
 from unfool.runtime.device import bfloat16_costs, pick_device
+from unfool.runtime.memory import lack_of_memory
 from unfool.spec import Part
 from unfool.statistics import percent_interval, wilson
 from unfool.training import checkpoint
@@ -37,6 +38,7 @@ from unfool.training.objectives.truth_maximization import TruthMaximization
 from unfool.training.spec import TrainingSection, TrainingSpec, kind_of, loop_options
 from unfool.training.train import train
 
+MEASURED_AT_ONCE = 250  # test images in one call, or as many as in training if these are fewer
 # objectives whose images are made before training, by the name of the folder that caches them
 PRECOMPUTED: dict[str, tuple[type, Callable[..., Dataset]]] = {
     "adversaries": (TruthMaximization, make_adversarial_images),
@@ -58,13 +60,22 @@ def run(spec: TrainingSpec, folder: Path, quiet: bool = False, command: str = ""
 
     Raises:
         SpecError: A part refuses its options.
-        RuntimeError: The folder holds another training run, or the loss is NaN or infinite.
+        RuntimeError: The folder holds another training run, the loss is NaN or infinite, or memory
+            ran out.
         ValueError: The batch cannot be split evenly over the processes.
     """
     device = pick_device(spec["machine"]["device"])
     with together(device) as processes:
         job = Job(spec, folder, device, processes, quiet or not processes.first, command)
-        return _run(job)
+        try:
+            return _run(job)
+        except (RuntimeError, MemoryError) as error:
+            if lack := lack_of_memory(error):
+                raise RuntimeError(
+                    f"{lack}: lower training.batch_size, or raise training.accumulate; the last "
+                    f"good checkpoint is {checkpoint.last(folder)}"
+                ) from error
+            raise
 
 
 @dataclass(frozen=True)
@@ -144,7 +155,8 @@ def _run(job: Job) -> Path:
         processes=processes,
     )
     if processes.first:
-        _finish(job, trained, facts, test, data, getattr(objective, "t_max", 1.0))
+        at_once = min(MEASURED_AT_ONCE, largest_batch // parts)  # which fits into memory
+        _finish(job, trained, facts, test, data, getattr(objective, "t_max", 1.0), at_once)
     processes.broadcast(None)  # wait until everything is written
     return folder
 
@@ -241,6 +253,7 @@ def _finish(
     test: Dataset | None,
     data: Dataset,
     t_max: float,
+    at_once: int,
 ) -> None:
     """Save the model, read it back, measure it, and save sample images."""
     folder = job.folder
@@ -248,7 +261,7 @@ def _finish(
     load = card.trained_denoiser if job.kind == "denoiser" else card.trained_classifier
     loaded = load(str(folder), trust=True)  # the spec named its code
     if test is not None:
-        metrics = _measure(loaded.to(job.device), test, t_max)
+        metrics = _measure(loaded.to(job.device), test, t_max, at_once)
         job.save(folder, trained, facts, metrics=metrics)
     if isinstance(loaded, NetworkDenoiser):
         _draw(loaded, test or data, folder, t_max)
@@ -307,10 +320,10 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 
 
 @torch.inference_mode()
-def _measure(model: Any, test: Dataset, t_max: float) -> Metrics:
-    """Measure the model for its card, on at most 2,000 test images."""
+def _measure(model: Any, test: Dataset, t_max: float, at_once: int) -> Metrics:
+    """Measure the model for its card, on at most 2,000 test images, `at_once` in one call."""
     size, device = min(len(test), 2000), next(model.parameters()).device
-    blocks = [range(i, min(i + 250, size)) for i in range(0, size, 250)]
+    blocks = [range(i, min(i + at_once, size)) for i in range(0, size, at_once)]
     if not isinstance(model, NetworkDenoiser):
         hits = 0
         for block in blocks:
@@ -328,7 +341,8 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Metrics:
         for block in blocks:
             x, y = (tensor.to(device) for tensor in fetch(test, block))
             z = model.encode(x)
-            loss = denoising_loss(model, z, torch.tensor(t), y, _noise(block).normal(z))
+            time = torch.tensor(t).clamp(min=first_time(model.schedule))
+            loss = denoising_loss(model, z, time, y, _noise(block).normal(z))
             total += float(loss.sum())
         losses[f"{t:.3f}"] = round(total / size, 5)
     return {"test_images": size, "denoising_loss": losses}

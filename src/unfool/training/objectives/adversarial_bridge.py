@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unfool.diffusion.denoiser import NetworkDenoiser
-from unfool.diffusion.schedule import Schedule
+from unfool.diffusion.schedule import Schedule, first_time
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import NotNegative, Share, ShareAboveZero, checked_dataclass
@@ -91,6 +91,7 @@ class AdversarialBridge:
         label = label_or_null(model, y, self.label_dropout, noise)
         z = model.encode(x)
         t, end = self._times(model.schedule, noise, x[:, :1, :1, :1])
+        t = t.clamp(min=first_time(model.schedule))
         state = _State(self.path, z, noise.child("noise").normal(z), t, end, label)
         x_adv = self._attacked(model, x, y, noise, state)
         return denoising_loss(model, z, t, label, state.noise_of(model, model.encode(x_adv)))

@@ -42,7 +42,7 @@ class ConsistencyDistillation:
 
     Attributes:
         denoiser: The teacher, with the same schedule as the network; its weights do not change. It
-            gets labels if the network does.
+            gets labels if the network does, and its own null class where the network gets one.
         levels: The number of times, including `t_max` and excluding 0; 18 as published.
         t_max: The largest time; a purifier cannot use the model at a larger one.
         solver: The solver of the teacher's step: `"heun"` (two calls of the teacher; published) or
@@ -68,13 +68,15 @@ class ConsistencyDistillation:
                 has fewer than `levels` noise levels, or images are too small for `"lpips"`.
         """
         times = self._times(model).to(x)
-        label = label_or_null(model, y, self.label_dropout, noise)
+        label, told = (
+            label_or_null(which, y, self.label_dropout, noise) for which in (model, self.denoiser)
+        )
         level = (noise.child("time").uniform(x[:, :1, :1, :1]) * self.levels).long()
         now, then = model.schedule(times[level]), model.schedule(times[level + 1])
         z = model.encode(x)
         x_t = now.alpha * z + now.sigma * noise.child("noise").normal(z)
         with torch.no_grad(), frozen(model):
-            x_u = self._step(x_t, now, then, label if model.classes else None)
+            x_u = self._step(x_t, now, then, told if model.classes else None)
             at_end = then.sigma == 0  # there, networks that take the logarithm of the noise fail
             target = model.estimate(x_u, torch.where(at_end, now.t, then.t), label).to(x_u)
             target = torch.where(at_end, x_u, target)

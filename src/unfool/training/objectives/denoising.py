@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.diffusion.denoiser import NetworkDenoiser
-from unfool.diffusion.schedule import Schedule
+from unfool.diffusion.schedule import Schedule, first_time
 from unfool.noise import Noise
 from unfool.ranges import NotNegative, Positive, Share, ShareAboveZero, checked_dataclass
 
@@ -20,7 +20,8 @@ class Denoising:
     """Denoising score matching: the squared error of the prediction (Ho et al., 2020, equation 14).
 
     Attributes:
-        t_min: The smallest time of training, above 0.
+        t_min: The smallest time of training, above 0; on a discrete chain, times before its first
+            step are raised to it.
         t_max: The largest time of training, at most 1; a purifier at t* never needs more than t*.
         label_dropout: The probability of replacing a label by the null class, for a conditional
             denoiser.
@@ -89,7 +90,7 @@ def time_and_label(
     probability = noise.child("time").uniform(x[:, :1, :1, :1])
     if objective.stratified:
         probability = stratified(probability, noise.child("stratum").uniform(probability))
-    t = objective.quantile(probability, model.schedule)
+    t = objective.quantile(probability, model.schedule).clamp(min=first_time(model.schedule))
     return t, label_or_null(model, y, objective.label_dropout, noise)
 
 
@@ -101,9 +102,17 @@ def label_or_null(model: NetworkDenoiser, y: Tensor, dropout: float, noise: Nois
         y: The classes of the images (B,).
         dropout: The probability of replacing a label.
         noise: The randomness that selects which labels are replaced.
+
+    Raises:
+        ValueError: Labels are to be replaced, and the denoiser has no null class.
     """
     if not model.classes:
         return y
+    if dropout and not getattr(model, "null", True):
+        raise ValueError(
+            f"the network has {model.classes} classes and no null class, so no label can be "
+            "replaced: set objective.label_dropout: 0"
+        )
     dropped = noise.child("drop").uniform(torch.empty(y.shape, device=y.device)) < dropout
     return torch.where(dropped, model.classes, y)
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unfool.batching import BatchLimit, in_parts
 from unfool.data import fetch
 from unfool.data.subset import choose_indices
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, ShareBelowOne, checked_dataclass
-from unfool.training.image_cache import CachedImages, fill_cache
+from unfool.training.image_cache import BLOCK, CachedImages, fill_cache
 from unfool.training.objectives.cross_entropy import CrossEntropy
 
 # options of the objective on which the copies depend
@@ -109,12 +110,14 @@ def with_purified_copies(
     )
     size = len(indices) * objective.copies
 
+    limit = BatchLimit(BLOCK)
+
     def make(numbers: range) -> dict[str, Tensor]:
-        return purify_block(data, indices, numbers, objective, device)
+        return purify_block(data, indices, numbers, objective, device, limit)
 
     options = {key: part.get(key) for key in OPTIONS}
     folder = fill_cache(
-        home, data, indices, size, make, [objective.denoiser], options,
+        home, data, indices, size, make, [objective.denoiser, objective.purifier], options,
         doing="purifying", device=device, quiet=quiet,
     )  # fmt: skip
     return CleanAndPurified(data, indices, CachedImages(folder, size, data.classes))
@@ -122,11 +125,17 @@ def with_purified_copies(
 
 @torch.no_grad()
 def purify_block(
-    data: Dataset, indices: Sequence[int], numbers: range, objective: PurifiedCopies, device: str
+    data: Dataset,
+    indices: Sequence[int],
+    numbers: range,
+    objective: PurifiedCopies,
+    device: str,
+    limit: BatchLimit,
 ) -> dict[str, Tensor]:
     """Make the copies `numbers`: images in float16, labels, and root-mean-square distances moved.
 
     The images are clipped to [0, 1] like those of a data set, although a defense does not do that.
+    When memory runs out, the `limit` of the images in one call of the purifier is halved.
     """
     chosen = [indices[number % len(indices)] for number in numbers]
     x, y = (tensor.to(device) for tensor in fetch(data, chosen))
@@ -134,7 +143,11 @@ def purify_block(
     keys = [Noise.of(objective.seed, [i]).child("purified", copy).keys[0] for i, copy in pairs]
     if isinstance(objective.purifier, nn.Module):
         objective.purifier.eval().requires_grad_(False)
-    purified = objective.purifier(x, Noise(tuple(keys)))
+
+    def purify(span: slice) -> Tensor:
+        return objective.purifier(x[span], Noise(tuple(keys[span])))
+
+    purified = torch.cat(in_parts(purify, len(x), limit))
     if purified.shape != x.shape:
         raise ValueError(
             f"the purifier must return images of the shape {tuple(x.shape)} that it was given, and "
