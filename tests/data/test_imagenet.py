@@ -126,7 +126,7 @@ def test_longer_side_is_rounded_down_as_in_torchvision():
     picture = Image.fromarray(np.arange(24 * 31, dtype=np.uint8).reshape(24, 31))
     resized = picture.resize((51, 40), Image.Resampling.BICUBIC)
     wanted = resized.crop((16, 10, 36, 30))
-    assert np.array_equal(resize_and_crop(picture, 20, 20, 40), wanted)
+    assert resize_and_crop(picture, 20, 20, 40).tobytes() == wanted.tobytes()
 
 
 def test_invalid_options_and_indices_are_refused(three, tmp_path):

@@ -251,7 +251,7 @@ def test_classes_in_another_order_are_refused():
     data = Arrays(images, labels, ["cat", "dog"])
     test = Arrays(images, labels, ["dog", "cat"])
     model = card.trained_classifier("digits-classifier")
-    part = {"name": "small-cnn"}
+    part: Part = {"name": "small-cnn"}
     check_test("classifier", part, model, data, data)
     with pytest.raises(SpecError, match="test: its class 0 is 'dog', and that of data is 'cat'"):
         check_test("classifier", part, model, data, test)
