@@ -26,6 +26,9 @@ STYLES: dict[str, dict[str, Any]] = {
     "adversarial": {"marker": "s", "color": RUST},
 }
 
+LEAST_RATE_ON_LOG_SCALE = 0.02
+RATE_TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20)
+
 
 def rates(summaries: Mapping[str, Mapping[str, Any]]) -> Drawing:
     """Draw the rates of each defense against perturbation size, with 95 % intervals."""
@@ -69,12 +72,15 @@ def rates(summaries: Mapping[str, Mapping[str, Any]]) -> Drawing:
 def against_robustness(points: Sequence[Mapping[str, Any]]) -> Drawing:
     """Draw each run's accuracies under attack against the rate of its purifier.
 
+    Rates are on a logarithmic scale, unless one is near 0.
+
     Args:
         points: For each run, the mean `rates` by kind of direction, its `robust` share, and its share
             under DW-box as `known`, or None.
     """
-    figure = blank(WIDTH + 1.6, 3.9)
+    figure = blank(WIDTH + 1.6, 4.6)
     panels = np.asarray(figure.subplots(1, 2, sharey=True), dtype=object)
+    highest = max(p[key]["high"] for p in points for key in ("robust", "known") if p[key])
     styles = {
         "robust": {"marker": "o", "color": BLUE, "label": "robust (noise unknown)"},
         "known": {"marker": "s", "color": RUST, "label": "DW-box (noise known)"},
@@ -91,15 +97,25 @@ def against_robustness(points: Sequence[Mapping[str, Any]]) -> Drawing:
                 panel.plot([rate, rate], ends, color=style["color"], linewidth=1, alpha=0.5)
             panel.plot(x, y, linestyle="", markersize=6, zorder=3, clip_on=False, **style)
         for number, point in enumerate(points, 1):
-            position = point["rates"][kind], 100 * point["robust"]["accuracy"]
+            position = point["rates"][kind], 100 * point["robust"]["high"]
             panel.annotate(
-                str(number), position, (5, 4), textcoords="offset points", fontsize=8, color=INK
-            )
+                str(number), position, (0, 3), textcoords="offset points", fontsize=8, color=INK,
+                ha="center",
+            )  # fmt: skip
         panel.axvline(1, color=GRAY, linewidth=0.8, linestyle="--", zorder=1)
-        panel.set_xlim(0, 1.1 * max(1.0, *(point["rates"][kind] for point in points)))
-        panel.set_ylim(0, 100)
-        left = panel is panels[0]
-        ground(panel, f"compression rate, {kind}", "accuracy under attack, %" if left else "")
+        ends = [1.0, *(point["rates"][kind] for point in points)]
+        left, right = min(ends), max(ends)
+        if left > LEAST_RATE_ON_LOG_SCALE:
+            panel.set_xscale("log")
+            panel.set_xlim(0.9 * left, 1.1 * right)
+            panel.set_xticks([t for t in RATE_TICKS if 0.9 * left <= t <= 1.1 * right])
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.minorticks_off()
+        else:
+            panel.set_xlim(0, 1.1 * right)
+        panel.set_ylim(0, min(100 * highest + 5, 100))
+        name = "accuracy under attack, %" if panel is panels[0] else ""
+        ground(panel, f"compression rate, {kind}", name)
     legend(figure, panels[0], 2)
     return draw(figure)
 
