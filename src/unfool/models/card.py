@@ -198,8 +198,11 @@ def trained_denoiser(weights: str, trust: bool = False) -> Denoiser:
         ValueError: There is no such card, the file of weights does not match it, or the card names
             code and is not trusted.
     """
-    model = _load("denoiser", weights, trust)
-    model.t_max = read_card(weights)[1].get("objective", {"name": ""}).get("t_max", 1.0)
+    model, (_, card) = _load("denoiser", weights, trust), read_card(weights)
+    if not card.get("training", {"lora": None}).get(
+        "lora"
+    ):  # an adapter keeps what the model knows
+        model.t_max = card.get("objective", {"name": ""}).get("t_max", 1.0)
     return model
 
 
