@@ -199,9 +199,8 @@ def trained_denoiser(weights: str, trust: bool = False) -> Denoiser:
             code and is not trusted.
     """
     model, (_, card) = _load("denoiser", weights, trust), read_card(weights)
-    if not card.get("training", {"lora": None}).get(
-        "lora"
-    ):  # an adapter keeps what the model knows
+    adapted = card.get("training", {"lora": None}).get("lora")
+    if not adapted:  # an adapter keeps what the model knew before
         model.t_max = card.get("objective", {"name": ""}).get("t_max", 1.0)
     return model
 
