@@ -7,6 +7,7 @@ removed; and what remains of the perturbation with the same draw of the noise.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,9 +127,8 @@ def purification(
         check_perceptual(x[0])  # report a missing package before the work starts
     sigma = getattr(defended.purifier, "pixel_noise", None)
     purify = Batched(defended.purifier, model.batch_size)
-    add_noise = getattr(defended.purifier, "add_noise", None)
-    if add_noise is not None:  # also with a noise level and a shaping
-        add_noise = Batched(add_noise, model.batch_size)
+    white = partial(_add_white_noise, sigma) if sigma else None
+    add_noise = getattr(defended.purifier, "add_noise", white)
     classify = Batched(defended.classifier, model.batch_size)
     with torch.no_grad(), progress("purifying", draws + 1, 0, quiet) as show:
         with torch.enable_grad():
@@ -142,12 +142,12 @@ def purification(
         }
         for draw in range(draws):
             stream = noise.child("held", draw)
-            forward_noise = stream.child("purify").child("forward").normal(x)
             for name, start in starts.items():
-                versions = {NOISED: start + sigma * forward_noise} if sigma else {}
+                key = stream.child("purify")
+                versions: dict[str, Tensor] = {}
                 if add_noise is not None:
-                    versions = {NOISED: add_noise(start, stream.child("purify"))}
-                versions[PURE] = purify(start, stream.child("purify"))
+                    versions[NOISED] = Batched(add_noise, model.batch_size)(start, key)
+                versions[PURE] = purify(start, key)
                 for kind, image in versions.items():
                     row = f"{name}, {kind}"
                     images.setdefault(row, []).append(image)
@@ -175,6 +175,10 @@ def purification(
         None if sigma is None else float(sigma),
         {row: by_draw[0][:shown].cpu().numpy() for row, by_draw in images.items()},
     )
+
+
+def _add_white_noise(sigma: float, x: Tensor, noise: Noise) -> Tensor:
+    return x + sigma * noise.child("forward").normal(x)
 
 
 def _distances(images: list[Tensor], x: Tensor, lpips: bool) -> dict[str, np.ndarray]:

@@ -198,7 +198,7 @@ def trained_denoiser(weights: str, trust: bool = False) -> Denoiser:
         ValueError: There is no such card, the file of weights does not match it, or the card names
             code and is not trusted.
     """
-    model, (_, card) = _load("denoiser", weights, trust), read_card(weights)
+    model, card = _load("denoiser", weights, trust)
     adapted = card.get("training", {"lora": None}).get("lora")
     if not adapted:  # an adapter keeps what the model knew before
         model.t_max = card.get("objective", {"name": ""}).get("t_max", 1.0)
@@ -216,7 +216,7 @@ def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifie
         ValueError: There is no such card, the file of weights does not match it, or the card names
             code and is not trusted.
     """
-    model, (_, card) = _load("classifier", weights, trust), read_card(weights)
+    model, card = _load("classifier", weights, trust)
     accuracy = card.get("metrics", {}).get("accuracy")
     if isinstance(model, NormalizedClassifier):
         model.reported = None  # that of the weights from which training started
@@ -326,7 +326,7 @@ def _tables(value: Any) -> Iterator[dict[str, Any]]:
             yield from _tables(inner)
 
 
-def _load(kind: str, weights: str, trust: bool) -> Any:
+def _load(kind: str, weights: str, trust: bool) -> tuple[Any, Card]:
     folder, card = read_card(weights)
     if card["kind"] != kind:
         raise ValueError(
@@ -340,10 +340,11 @@ def _load(kind: str, weights: str, trust: bool) -> Any:
     model = specs.build(kind, specs.check(kind, part))
     if "base" in card:
         lora.load(model, path, card["base"], precision)
-        return model.eval().requires_grad_(False)
-    state = {n: t.float() if t.is_floating_point() else t for n, t in read_state(path).items()}
-    load_state(model, state, str(path))
-    return model.eval().requires_grad_(False)
+    else:
+        raw = read_state(path).items()
+        state = {name: t.float() if t.is_floating_point() else t for name, t in raw}
+        load_state(model, state, str(path))
+    return model.eval().requires_grad_(False), card
 
 
 def _renamed(part: Part) -> Part:
