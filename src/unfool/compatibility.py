@@ -174,6 +174,8 @@ def logits_of(model: Any, x: Tensor, noise: Noise) -> Tensor:
     """
     try:
         logits = model(x, noise)
+    except SpecError:  # it says what to do
+        raise
     except Exception as error:  # a user's model may raise anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if isinstance(error, TypeError) and _takes_images_alone(model):

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from unfool import spec as specs
+from unfool.compatibility import logits_of
 from unfool.defenses.denoised_smoothing import OneStep
+from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.denoising_error import TIMES, clean_images, denoising_errors
+from unfool.errors import SpecError
 from unfool.models import card
 from unfool.noise import Noise
 from unfool.training import spec as training
@@ -147,3 +150,10 @@ def test_times_beyond_those_of_the_training_are_refused():
     assert [error.t for error in denoising_errors(denoiser, clean_images(denoiser, x))] == [
         t for t in TIMES if t <= 0.15
     ]
+
+
+def test_evaluation_beyond_the_times_of_the_training_says_what_to_do():
+    purifier = OneStep(card.trained_denoiser("cifar10-consistency-small"), t=0.2)
+    model = Purified(card.trained_classifier("cifar10-classifier"), purifier)
+    with pytest.raises(SpecError, match=r"^the denoiser was trained for times up to 0\.15"):
+        logits_of(model, torch.full((1, 3, 32, 32), 0.4), Noise.of(0, [0]))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool.diffusion.schedule import VP, Discrete, Scales, Schedule, chain_length
+from unfool.errors import SpecError
 from unfool.noise import Noise
 from unfool.runtime.text import html_repr, short_repr
 
@@ -132,10 +133,11 @@ class NetworkDenoiser(Denoiser):
         """E[x_0 | x_t].
 
         Raises:
-            ValueError: The network was not trained for such large times, or needs a label.
+            SpecError: The network was not trained for such large times.
+            ValueError: The network needs a label.
         """
         if self.t_max < 1 and float(t.max()) > self.t_max + TIME_TOLERANCE:
-            raise ValueError(
+            raise SpecError(
                 f"the denoiser was trained for times up to {self.t_max:g}, not for "
                 f"{float(t.max()):.3g}: add less noise (a smaller t or sigma), or take a denoiser "
                 "that was trained for it"
